@@ -1,0 +1,184 @@
+//! What a driver asks for: one descriptor chain, read once.
+
+use crate::queue::QueueError;
+use smallvec::SmallVec;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::GuestAddress;
+use xen_virtio_guest_mapping::{CopyOp, Direction};
+
+/// A piece of guest memory that a descriptor names. Its address is judged when it is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestBuffer {
+    pub address: GuestAddress,
+    pub len: u32,
+}
+
+/// The device-readable or the device-writable buffers of a request, in order.
+///
+/// Their total fits in 32 bits: a longer chain is malformed (virtio 1.3, 2.7.5.2).
+#[derive(Clone, Debug, Default)]
+pub struct Buffers {
+    buffers: SmallVec<[GuestBuffer; 4]>,
+    len: u32,
+}
+
+impl Buffers {
+    /// Bytes in all buffers together.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn push(&mut self, buffer: GuestBuffer) -> Option<()> {
+        self.len = self.len.checked_add(buffer.len)?;
+        if buffer.len > 0 {
+            self.buffers.push(buffer);
+        }
+        Some(())
+    }
+
+    /// Adds to `operations` what copies `len` bytes, from byte `skip` of these buffers on, to or from the
+    /// local buffer at `local`. Bytes past the end are left out.
+    pub fn copies(
+        &self,
+        direction: Direction,
+        mut skip: usize,
+        mut len: usize,
+        mut local: usize,
+        operations: &mut Vec<CopyOp>,
+    ) {
+        for buffer in &self.buffers {
+            let here = buffer.len as usize;
+            if skip >= here {
+                skip -= here;
+                continue;
+            }
+            let count = (here - skip).min(len);
+            if count == 0 {
+                return;
+            }
+            // The sum may wrap for a hostile descriptor; the policy judges the whole range of the copy.
+            let address = GuestAddress(buffer.address.0.wrapping_add(skip as u64));
+            operations.push(CopyOp::new(direction, address, local..local + count));
+            skip = 0;
+            len -= count;
+            local += count;
+        }
+    }
+}
+
+/// A descriptor chain that the driver made available. It is finished by value: no other way leads to the
+/// used ring.
+#[derive(Debug)]
+#[must_use = "a request that is not finished is never returned to the driver"]
+pub struct Request {
+    head: u16,
+    pub readable: Buffers,
+    pub writable: Buffers,
+}
+
+impl Request {
+    pub(crate) fn new(head: u16) -> Self {
+        Self {
+            head,
+            readable: Buffers::default(),
+            writable: Buffers::default(),
+        }
+    }
+
+    /// Takes the chain's next descriptor in.
+    pub(crate) fn add(&mut self, descriptor: Descriptor) -> Result<(), QueueError> {
+        let buffer = GuestBuffer {
+            address: descriptor.addr(),
+            len: descriptor.len(),
+        };
+        let side = if descriptor.is_write_only() {
+            &mut self.writable
+        } else if self.writable.buffers.is_empty() && self.writable.len == 0 {
+            &mut self.readable
+        } else {
+            // virtio 1.3, 2.7.4.2: device-readable descriptors come first.
+            return Err(QueueError::ReadableAfterWritable { head: self.head });
+        };
+        side.push(buffer)
+            .ok_or(QueueError::ChainTooLong { head: self.head })?;
+        match self.readable.len.checked_add(self.writable.len) {
+            Some(_) => Ok(()),
+            None => Err(QueueError::ChainTooLong { head: self.head }),
+        }
+    }
+
+    /// Ends the request: `written` bytes from the start of its writable buffers were filled.
+    pub fn finish(self, written: usize) -> Completion {
+        debug_assert!(written <= self.writable.len());
+        Completion {
+            head: self.head,
+            written: u32::try_from(written).unwrap_or(self.writable.len),
+        }
+    }
+}
+
+/// A finished request, for [`VirtQueue::complete`](crate::VirtQueue::complete).
+#[derive(Debug)]
+#[must_use = "a completion belongs on the used ring"]
+pub struct Completion {
+    pub(crate) head: u16,
+    pub(crate) written: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffers(lens: &[u32]) -> Buffers {
+        let mut buffers = Buffers::default();
+        for (index, &len) in lens.iter().enumerate() {
+            buffers
+                .push(GuestBuffer {
+                    address: GuestAddress(0x1000 * (index as u64 + 1)),
+                    len,
+                })
+                .unwrap();
+        }
+        buffers
+    }
+
+    fn copies(buffers: &Buffers, skip: usize, len: usize) -> Vec<(u64, std::ops::Range<usize>)> {
+        let mut operations = Vec::new();
+        buffers.copies(Direction::FromGuest, skip, len, 100, &mut operations);
+        operations
+            .into_iter()
+            .map(|operation| (operation.guest.0, operation.local))
+            .collect()
+    }
+
+    #[test]
+    fn a_part_of_the_buffers_is_copied_in_order() {
+        let buffers = buffers(&[16, 0, 8, 4]);
+        assert_eq!(copies(&buffers, 0, 16), [(0x1000, 100..116)]);
+        assert_eq!(
+            copies(&buffers, 10, 10),
+            [(0x100a, 100..106), (0x3000, 106..110)]
+        );
+        assert_eq!(copies(&buffers, 24, 4), [(0x4000, 100..104)]);
+        assert_eq!(copies(&buffers, 27, 99), [(0x4003, 100..101)]);
+        assert_eq!(copies(&buffers, 28, 1), []);
+        assert_eq!(copies(&buffers, 0, 0), []);
+    }
+
+    #[test]
+    fn four_gibibytes_in_one_chain_are_too_many() {
+        let mut buffers = buffers(&[u32::MAX]);
+        assert!(
+            buffers
+                .push(GuestBuffer {
+                    address: GuestAddress(0),
+                    len: 1
+                })
+                .is_none()
+        );
+    }
+}

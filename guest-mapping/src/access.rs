@@ -1,0 +1,192 @@
+//! The one way to a guest's memory.
+
+use crate::address::{AddressError, Page, Segment};
+use crate::policy::AddressMode;
+use crate::ring::RingMemory;
+use std::io;
+use std::ops::Range;
+use vm_memory::{GuestAddress, Permissions};
+
+/// A device's access to the memory of its guest.
+///
+/// Rings are mapped, because both sides poll them. Everything else is copied, so that nothing of a
+/// request is mapped once the request is done.
+pub trait GuestAccess {
+    /// Maps `len` bytes from `address` until the returned [`RingMemory`] is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError`] if the policy refuses the address or the hypervisor the mapping.
+    fn map_ring(
+        &mut self,
+        address: GuestAddress,
+        len: usize,
+        permissions: Permissions,
+    ) -> Result<RingMemory, AccessError>;
+
+    /// Carries out every operation, in any order, and sets its `result`.
+    ///
+    /// # Panics
+    ///
+    /// If an operation's range lies outside `buffer`: the ranges are the device's own, not the guest's.
+    fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]);
+
+    /// The guest's memory map changed (`IOREQ_TYPE_INVALIDATE`): forget what was cached of it.
+    fn invalidate(&mut self) {}
+
+    fn counters(&self) -> AccessCounters;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    FromGuest,
+    ToGuest,
+}
+
+/// One copy between the guest, at `guest`, and the range `local` of the buffer given to
+/// [`GuestAccess::copy`]; the range's length is the copy's.
+#[derive(Clone, Debug)]
+pub struct CopyOp {
+    pub direction: Direction,
+    pub guest: GuestAddress,
+    pub local: Range<usize>,
+    pub result: Result<(), CopyFault>,
+}
+
+impl CopyOp {
+    pub fn new(direction: Direction, guest: GuestAddress, local: Range<usize>) -> Self {
+        Self {
+            direction,
+            guest,
+            local,
+            result: Ok(()),
+        }
+    }
+}
+
+/// Why one copy of a batch failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CopyFault {
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("{}", refusal(*.address, *.mode))]
+    Refused { address: u64, mode: AddressMode },
+    /// `status` is a `GNTST_*` code (`xen/grant_table.h`).
+    #[error("Xen refused to copy by grant {} (GNTST {status}): revoked, read-only, or never granted", .reference.0)]
+    Grant { reference: crate::Gref, status: i16 },
+    #[error("frame {:#x} of the guest could not be mapped (errno {errno})", .gfn.0)]
+    Frame { gfn: crate::Gfn, errno: i32 },
+    #[error("the copy call itself failed (errno {errno})")]
+    Call { errno: i32 },
+}
+
+impl From<AccessError> for CopyFault {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Address(error) => Self::Address(error),
+            AccessError::Refused { address, mode } => Self::Refused { address, mode },
+            AccessError::RingTooLarge { address, len } => {
+                Self::Address(AddressError::PastTheEnd { address, len })
+            }
+            AccessError::Map { source, .. } => Self::Call {
+                errno: source.raw_os_error().unwrap_or(0),
+            },
+        }
+    }
+}
+
+/// Why a mapping was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("{}", refusal(*.address, *.mode))]
+    Refused { address: u64, mode: AddressMode },
+    #[error("a ring of {len} bytes at {address:#x} is empty or larger than any virtqueue needs")]
+    RingTooLarge { address: u64, len: usize },
+    #[error("mapping {len} bytes at {address:#x} of the guest failed")]
+    Map {
+        address: u64,
+        len: usize,
+        source: io::Error,
+    },
+}
+
+fn refusal(address: u64, mode: AddressMode) -> String {
+    match mode {
+        AddressMode::Grants => format!(
+            "address {address:#x} is not a grant, and this device may touch only granted pages \
+             (does the guest's kernel have CONFIG_XEN_VIRTIO? else set grant_usage=0)"
+        ),
+        AddressMode::Frames => format!(
+            "address {address:#x} is a grant, and this device was configured for guest-physical addresses \
+             (set grant_usage=1)"
+        ),
+    }
+}
+
+/// Plain counts since the device's access was made; `*_mapped` are what is mapped now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccessCounters {
+    /// Pages of the rings, by grant.
+    pub grants_mapped: u64,
+    /// Frames mapped by number: rings and the cache for data.
+    pub frames_mapped: u64,
+    /// Addresses of the wrong kind, see [`AddressMode`].
+    pub refused: u64,
+    /// Calls of [`GuestAccess::copy`] with something to copy.
+    pub copy_batches: u64,
+    pub copy_segments: u64,
+    pub copy_bytes: u64,
+}
+
+impl AccessCounters {
+    pub(crate) fn count_copy(&mut self, segments: usize, bytes: usize) {
+        self.copy_batches += 1;
+        self.copy_segments += segments as u64;
+        self.copy_bytes += bytes as u64;
+    }
+}
+
+/// Admits every operation, and hands each of its segments on with the part of the buffer it is for.
+/// An operation that is refused gets its fault here. Returns the bytes admitted.
+pub(crate) fn each_segment(
+    policy: crate::Policy,
+    counters: &mut AccessCounters,
+    operations: &mut [CopyOp],
+    mut segment: impl FnMut(usize, Direction, Segment, Range<usize>),
+) -> usize {
+    let mut bytes = 0;
+    for (index, operation) in operations.iter_mut().enumerate() {
+        operation.result = Ok(());
+        match policy.admit(operation.guest, operation.local.len()) {
+            Ok(segments) => {
+                bytes += operation.local.len();
+                let mut start = operation.local.start;
+                for piece in segments {
+                    segment(index, operation.direction, piece, start..start + piece.len);
+                    start += piece.len;
+                }
+            }
+            Err(error) => {
+                counters.refused += u64::from(matches!(error, AccessError::Refused { .. }));
+                operation.result = Err(error.into());
+            }
+        }
+    }
+    bytes
+}
+
+pub(crate) fn gref(page: Page) -> crate::Gref {
+    match page {
+        Page::Grant(reference) => reference,
+        Page::Frame(_) => unreachable!("the policy for grants admits no frame"),
+    }
+}
+
+pub(crate) fn gfn(page: Page) -> crate::Gfn {
+    match page {
+        Page::Frame(gfn) => gfn,
+        Page::Grant(_) => unreachable!("the policy for frames admits no grant"),
+    }
+}

@@ -1,0 +1,224 @@
+//! Access by grant: rings mapped, data copied by the hypervisor (`/dev/xen/gntdev`).
+
+use super::abi::{
+    self, GntdevGrantCopySegment, GntdevGrantRef, GrantCopyForeign, GrantCopyPointer,
+};
+use super::{Domid, Mapping};
+use crate::access::{
+    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gref,
+};
+use crate::{AddressMode, Gref, MAX_RING_PAGES, PAGE_SIZE, Policy, RingMemory};
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use vm_memory::{GuestAddress, Permissions};
+
+const POLICY: Policy = Policy {
+    mode: AddressMode::Grants,
+};
+
+/// The memory that one guest granted to this domain.
+pub struct GrantAccess {
+    gntdev: Rc<File>,
+    domid: Domid,
+    mapped: Rc<Cell<u64>>,
+    counters: AccessCounters,
+    /// Scratch space of [`GrantAccess::copy`]: the segments, and which operation each belongs to.
+    segments: Vec<GntdevGrantCopySegment>,
+    owners: Vec<usize>,
+}
+
+impl GrantAccess {
+    /// `gntdev` is an open `/dev/xen/gntdev`.
+    pub fn new(gntdev: Rc<File>, domid: Domid) -> Self {
+        Self {
+            gntdev,
+            domid,
+            mapped: Rc::default(),
+            counters: AccessCounters::default(),
+            segments: Vec::new(),
+            owners: Vec::new(),
+        }
+    }
+
+    fn map(&self, references: &[Gref], permissions: Permissions) -> io::Result<GrantMapping> {
+        let mut request = abi::GntdevMapGrantRef {
+            count: references
+                .len()
+                .try_into()
+                .expect("bounded by MAX_RING_PAGES"),
+            pad: 0,
+            index: 0,
+            refs: [GntdevGrantRef {
+                domid: self.domid.0.into(),
+                reference: 0,
+            }; MAX_RING_PAGES],
+        };
+        for (slot, Gref(reference)) in request.refs.iter_mut().zip(references) {
+            slot.reference = *reference;
+        }
+        // SAFETY: the kernel reads `count` references, which `refs` has room for, and writes `index`.
+        unsafe { abi::gntdev_map_grant_ref(self.gntdev.as_raw_fd(), &raw mut request) }?;
+        let reserved = Reservation {
+            gntdev: Rc::clone(&self.gntdev),
+            index: request.index,
+            count: request.count,
+            mapped: Rc::clone(&self.mapped),
+        };
+        let offset = request.index.try_into().map_err(io::Error::other)?;
+        let mapping = Mapping::new(
+            &self.gntdev,
+            offset,
+            references.len() * PAGE_SIZE,
+            permissions,
+        )?;
+        self.mapped
+            .set(self.mapped.get() + u64::from(reserved.count));
+        Ok(GrantMapping {
+            mapping,
+            _reserved: reserved,
+        })
+    }
+}
+
+impl GuestAccess for GrantAccess {
+    fn map_ring(
+        &mut self,
+        address: GuestAddress,
+        len: usize,
+        permissions: Permissions,
+    ) -> Result<RingMemory, AccessError> {
+        let segments = POLICY.admit_ring(address, len).inspect_err(|error| {
+            self.counters.refused += u64::from(matches!(error, AccessError::Refused { .. }));
+        })?;
+        let mut offset = 0;
+        let references: Vec<Gref> = segments
+            .enumerate()
+            .map(|(index, segment)| {
+                if index == 0 {
+                    offset = segment.offset;
+                }
+                gref(segment.page)
+            })
+            .collect();
+        let grants = self
+            .map(&references, permissions)
+            .map_err(|source| AccessError::Map {
+                address: address.0,
+                len,
+                source,
+            })?;
+        let start = grants.mapping.slice(offset, len).ptr_guard_mut();
+        let start = std::ptr::NonNull::new(start.as_ptr()).expect("a mapping is not at 0");
+        // SAFETY: the slice was just checked to lie in the mapping, which the ring memory now owns.
+        Ok(unsafe { RingMemory::new(address, start, len, permissions, Box::new(grants)) })
+    }
+
+    fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
+        self.segments.clear();
+        self.owners.clear();
+        let bytes = each_segment(
+            POLICY,
+            &mut self.counters,
+            operations,
+            |owner, direction, segment, local| {
+                let virt = GrantCopyPointer {
+                    virt: buffer[local].as_mut_ptr().cast(),
+                };
+                let foreign = GrantCopyPointer {
+                    foreign: GrantCopyForeign {
+                        reference: gref(segment.page).0,
+                        offset: segment.offset.try_into().expect("below PAGE_SIZE"),
+                        domid: self.domid.0,
+                    },
+                };
+                let (source, dest, flags) = match direction {
+                    Direction::FromGuest => (foreign, virt, abi::GNTCOPY_SOURCE_GREF),
+                    Direction::ToGuest => (virt, foreign, abi::GNTCOPY_DEST_GREF),
+                };
+                let len = segment.len.try_into().expect("at most PAGE_SIZE");
+                self.segments.push(GntdevGrantCopySegment {
+                    source,
+                    dest,
+                    len,
+                    flags,
+                    status: abi::GNTST_OKAY,
+                });
+                self.owners.push(owner);
+            },
+        );
+        if self.segments.is_empty() {
+            return;
+        }
+        self.counters.count_copy(self.segments.len(), bytes);
+        let mut request = abi::GntdevGrantCopy {
+            count: self
+                .segments
+                .len()
+                .try_into()
+                .expect("a batch is far below 2^32 segments"),
+            segments: self.segments.as_mut_ptr(),
+        };
+        // SAFETY: every segment's local side lies in `buffer`, borrowed mutably for this call; the kernel
+        // writes only there and in the segments' status.
+        let called = unsafe { abi::gntdev_grant_copy(self.gntdev.as_raw_fd(), &raw mut request) };
+        for (segment, &owner) in self.segments.iter().zip(&self.owners) {
+            if let Err(errno) = called {
+                operations[owner].result = Err(CopyFault::Call {
+                    errno: errno as i32,
+                });
+            } else if segment.status != abi::GNTST_OKAY {
+                // SAFETY: `flags` says which side was written as the foreign one.
+                let foreign = unsafe {
+                    if segment.flags == abi::GNTCOPY_SOURCE_GREF {
+                        segment.source.foreign
+                    } else {
+                        segment.dest.foreign
+                    }
+                };
+                let reference = Gref(foreign.reference);
+                operations[owner].result = Err(CopyFault::Grant {
+                    reference,
+                    status: segment.status,
+                });
+            }
+        }
+    }
+
+    fn counters(&self) -> AccessCounters {
+        AccessCounters {
+            grants_mapped: self.mapped.get(),
+            ..self.counters
+        }
+    }
+}
+
+/// Grants in this process's memory. The memory goes first, then gntdev's record of it.
+struct GrantMapping {
+    mapping: Mapping,
+    _reserved: Reservation,
+}
+
+/// What `IOCTL_GNTDEV_MAP_GRANT_REF` made: a place in gntdev's offset space.
+struct Reservation {
+    gntdev: Rc<File>,
+    index: u64,
+    count: u32,
+    mapped: Rc<Cell<u64>>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut request = abi::GntdevUnmapGrantRef {
+            index: self.index,
+            count: self.count,
+            pad: 0,
+        };
+        // SAFETY: the kernel only reads the request. It fails only for an index that it did not give.
+        let _ = unsafe { abi::gntdev_unmap_grant_ref(self.gntdev.as_raw_fd(), &raw mut request) };
+        self.mapped
+            .set(self.mapped.get().saturating_sub(self.count.into()));
+    }
+}

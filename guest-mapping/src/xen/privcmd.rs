@@ -1,0 +1,303 @@
+//! Access by frame number, for guests that grant nothing (`/dev/xen/privcmd`).
+
+use super::abi;
+use super::{Domid, Mapping};
+use crate::access::{
+    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gfn,
+};
+use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory, Segment};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use vm_memory::{GuestAddress, Permissions};
+
+const POLICY: Policy = Policy {
+    mode: AddressMode::Frames,
+};
+
+/// Frames that stay mapped for data, a device: 4 MiB.
+pub const MAX_CACHED_FRAMES: usize = 1024;
+
+/// An open `/dev/xen/privcmd`, for one guest.
+#[derive(Debug)]
+pub struct Privcmd {
+    file: File,
+    domid: Domid,
+}
+
+impl Privcmd {
+    /// Restricts `file`, an open `/dev/xen/privcmd`, to `domid` for good: no other domain can be touched
+    /// through it any more.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, for a file that is not privcmd or is restricted to another domain already.
+    pub fn restricted(file: File, domid: Domid) -> io::Result<Self> {
+        // SAFETY: the kernel reads a domid.
+        unsafe { abi::privcmd_restrict(file.as_raw_fd(), &raw const domid.0) }?;
+        Ok(Self { file, domid })
+    }
+
+    pub fn domid(&self) -> Domid {
+        self.domid
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Maps the page of an ioreq server that holds the vCPUs' requests (`XENMEM_acquire_resource`).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's or Xen's: no such server, or the domain is gone.
+    pub fn map_ioreq_page(&self, server: u16) -> io::Result<Mapping> {
+        let mapping = Mapping::new(&self.file, 0, PAGE_SIZE, Permissions::ReadWrite)?;
+        let mut request = abi::PrivcmdMmapResource {
+            dom: self.domid.0,
+            kind: abi::RESOURCE_IOREQ_SERVER,
+            id: server.into(),
+            idx: abi::IOREQ_SERVER_FRAME_IOREQ,
+            num: 1,
+            addr: mapping.start().as_ptr() as u64,
+        };
+        // SAFETY: the kernel puts one page where `mapping` reserved one.
+        unsafe { abi::privcmd_mmap_resource(self.file.as_raw_fd(), &raw mut request) }?;
+        Ok(mapping)
+    }
+
+    /// Maps guest frames side by side. A frame that could not be mapped has its errno in the second
+    /// result, and touching its page raises SIGBUS: it must not be used.
+    fn map_frames(
+        &self,
+        frames: &[Gfn],
+        permissions: Permissions,
+    ) -> io::Result<(Mapping, Vec<i32>)> {
+        let mapping = Mapping::new(&self.file, 0, frames.len() * PAGE_SIZE, permissions)?;
+        let numbers: Vec<xen_sys::xen_pfn_t> = frames.iter().map(|Gfn(gfn)| *gfn as _).collect();
+        let mut errors = vec![0; frames.len()];
+        let mut request = abi::PrivcmdMmapbatchV2 {
+            num: frames.len().try_into().map_err(io::Error::other)?,
+            dom: self.domid.0,
+            addr: mapping.start().as_ptr() as u64,
+            arr: numbers.as_ptr(),
+            err: errors.as_mut_ptr(),
+        };
+        // SAFETY: `arr` and `err` have `num` elements each, and `mapping` as many pages.
+        let called = unsafe { abi::privcmd_mmapbatch_v2(self.file.as_raw_fd(), &raw mut request) };
+        match called {
+            Err(errno) if errors.iter().all(|&error| error == 0) => Err(errno.into()),
+            _ => Ok((mapping, errors.into_iter().map(|error| -error).collect())),
+        }
+    }
+}
+
+/// The frames of one guest, mapped when a descriptor first names them.
+pub struct FrameAccess {
+    privcmd: Rc<Privcmd>,
+    ring_frames: Rc<Cell<u64>>,
+    cache: FrameCache,
+    counters: AccessCounters,
+    pieces: Vec<Piece>,
+}
+
+/// One segment of one copy operation.
+struct Piece {
+    owner: usize,
+    direction: Direction,
+    segment: Segment,
+    local: Range<usize>,
+}
+
+impl FrameAccess {
+    pub fn new(privcmd: Rc<Privcmd>) -> Self {
+        Self {
+            privcmd,
+            ring_frames: Rc::default(),
+            cache: FrameCache::default(),
+            counters: AccessCounters::default(),
+            pieces: Vec::new(),
+        }
+    }
+}
+
+impl GuestAccess for FrameAccess {
+    fn map_ring(
+        &mut self,
+        address: GuestAddress,
+        len: usize,
+        permissions: Permissions,
+    ) -> Result<RingMemory, AccessError> {
+        let segments: Vec<Segment> = POLICY
+            .admit_ring(address, len)
+            .inspect_err(|error| {
+                self.counters.refused += u64::from(matches!(error, AccessError::Refused { .. }));
+            })?
+            .collect();
+        let offset = segments[0].offset;
+        let frames: Vec<Gfn> = segments.iter().map(|segment| gfn(segment.page)).collect();
+        let failed = |source| AccessError::Map {
+            address: address.0,
+            len,
+            source,
+        };
+        let (mapping, errors) = self
+            .privcmd
+            .map_frames(&frames, permissions)
+            .map_err(failed)?;
+        if let Some(&errno) = errors.iter().find(|&&errno| errno != 0) {
+            return Err(failed(io::Error::from_raw_os_error(errno)));
+        }
+        let start = mapping.slice(offset, len).ptr_guard_mut();
+        let start = std::ptr::NonNull::new(start.as_ptr()).expect("a mapping is not at 0");
+        let held = Counted::new(mapping, frames.len() as u64, &self.ring_frames);
+        // SAFETY: the slice was just checked to lie in the mapping, which the ring memory now owns.
+        Ok(unsafe { RingMemory::new(address, start, len, permissions, Box::new(held)) })
+    }
+
+    fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
+        self.pieces.clear();
+        let bytes = each_segment(
+            POLICY,
+            &mut self.counters,
+            operations,
+            |owner, direction, segment, local| {
+                self.pieces.push(Piece {
+                    owner,
+                    direction,
+                    segment,
+                    local,
+                });
+            },
+        );
+        if self.pieces.is_empty() {
+            return;
+        }
+        self.counters.count_copy(self.pieces.len(), bytes);
+        for batch in self.pieces.chunks(MAX_CACHED_FRAMES) {
+            self.cache.fill(
+                &self.privcmd,
+                batch.iter().map(|piece| gfn(piece.segment.page)),
+            );
+            for piece in batch {
+                let gfn = gfn(piece.segment.page);
+                match self.cache.get(gfn) {
+                    Ok((mapping, page)) => {
+                        let slice = mapping.slice(page + piece.segment.offset, piece.segment.len);
+                        match piece.direction {
+                            Direction::FromGuest => {
+                                slice.copy_to(&mut buffer[piece.local.clone()]);
+                            }
+                            Direction::ToGuest => slice.copy_from(&buffer[piece.local.clone()]),
+                        }
+                    }
+                    Err(errno) => {
+                        operations[piece.owner].result = Err(CopyFault::Frame { gfn, errno })
+                    }
+                }
+            }
+        }
+    }
+
+    fn invalidate(&mut self) {
+        self.cache = FrameCache::default();
+    }
+
+    fn counters(&self) -> AccessCounters {
+        let frames_mapped = self.ring_frames.get() + self.cache.places.len() as u64;
+        AccessCounters {
+            frames_mapped,
+            ..self.counters
+        }
+    }
+}
+
+/// The frames mapped so far, all forgotten when full: privcmd maps an area once, and only whole.
+#[derive(Default)]
+struct FrameCache {
+    /// Where each frame is: in which mapping, at which byte.
+    places: HashMap<Gfn, (usize, usize)>,
+    mappings: Vec<Mapping>,
+    /// The errno of each frame of the last [`FrameCache::fill`] that could not be mapped.
+    failed: HashMap<Gfn, i32>,
+}
+
+impl FrameCache {
+    /// Maps those of `wanted`, at most [`MAX_CACHED_FRAMES`], that are not cached yet.
+    fn fill(&mut self, privcmd: &Privcmd, wanted: impl Iterator<Item = Gfn> + Clone) {
+        self.failed.clear();
+        let missing = |places: &HashMap<_, _>| {
+            let mut frames: Vec<Gfn> = wanted
+                .clone()
+                .filter(|gfn| !places.contains_key(gfn))
+                .collect();
+            frames.sort_unstable();
+            frames.dedup();
+            frames
+        };
+        let mut frames = missing(&self.places);
+        if self.places.len() + frames.len() > MAX_CACHED_FRAMES {
+            self.places.clear();
+            self.mappings.clear();
+            frames = missing(&self.places);
+        }
+        if frames.is_empty() {
+            return;
+        }
+        let (mapping, errors) = match privcmd.map_frames(&frames, Permissions::ReadWrite) {
+            Ok(mapped) => mapped,
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.failed
+                    .extend(frames.into_iter().map(|gfn| (gfn, errno)));
+                return;
+            }
+        };
+        if errors.contains(&0) {
+            self.mappings.push(mapping);
+        }
+        for (index, (&gfn, errno)) in frames.iter().zip(errors).enumerate() {
+            if errno == 0 {
+                self.places
+                    .insert(gfn, (self.mappings.len() - 1, index * PAGE_SIZE));
+            } else {
+                self.failed.insert(gfn, errno);
+            }
+        }
+    }
+
+    fn get(&self, gfn: Gfn) -> Result<(&Mapping, usize), i32> {
+        match self.places.get(&gfn) {
+            Some(&(mapping, offset)) => Ok((&self.mappings[mapping], offset)),
+            None => Err(self.failed.get(&gfn).copied().unwrap_or(libc::EFAULT)),
+        }
+    }
+}
+
+/// A mapping that is counted while it lives.
+struct Counted {
+    _mapping: Mapping,
+    pages: u64,
+    count: Rc<Cell<u64>>,
+}
+
+impl Counted {
+    fn new(mapping: Mapping, pages: u64, count: &Rc<Cell<u64>>) -> Self {
+        count.set(count.get() + pages);
+        Self {
+            _mapping: mapping,
+            pages,
+            count: Rc::clone(count),
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.count.set(self.count.get() - self.pages);
+    }
+}

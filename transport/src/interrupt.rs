@@ -1,0 +1,51 @@
+//! A device's interrupt: the cause in its status register, then the line.
+
+use crate::hypervisor::InterruptLine;
+use crate::register_file::RegisterFile;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use xen_virtio_backend::LogLimit;
+
+/// Why the driver is interrupted: a bit of `InterruptStatus` (virtio 1.3, 4.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    UsedBuffer = VIRTIO_MMIO_INT_VRING as isize,
+    Configuration = VIRTIO_MMIO_INT_CONFIG as isize,
+}
+
+impl Cause {
+    pub(crate) fn bit(self) -> u32 {
+        self as u32
+    }
+}
+
+pub(crate) struct Interrupt {
+    line: Box<dyn InterruptLine>,
+    raised: u64,
+    log_limit: LogLimit,
+}
+
+impl Interrupt {
+    pub(crate) fn new(line: Box<dyn InterruptLine>) -> Self {
+        Self {
+            line,
+            raised: 0,
+            log_limit: LogLimit::default(),
+        }
+    }
+
+    /// Raises the line even if an earlier cause is not yet acknowledged: a driver may look at its rings
+    /// before it acknowledges.
+    pub(crate) fn raise(&mut self, cause: Cause, registers: &mut RegisterFile) {
+        registers.set_interrupt(cause);
+        self.raised += 1;
+        if let Err(error) = self.line.raise() {
+            if self.log_limit.allow() {
+                tracing::warn!("the guest's interrupt cannot be raised: {error}");
+            }
+        }
+    }
+
+    pub(crate) fn raised(&self) -> u64 {
+        self.raised
+    }
+}

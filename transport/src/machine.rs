@@ -1,0 +1,137 @@
+//! One guest: its devices, and the loop body that serves them.
+
+use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest};
+use crate::mmio_device::MmioDevice;
+use std::io;
+
+/// Traps answered before the devices have a turn: a guest that does nothing but trap must not starve its
+/// own queues.
+const TRAPS_PER_TURN: usize = 64;
+
+/// Why a device cannot be given to a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error(
+        "the pages {base:#x}+{len:#x} of the device overlap those of another device of the guest"
+    )]
+    Overlap { base: u64, len: u64 },
+    #[error("the guest's accesses to {base:#x}+{len:#x} cannot be claimed from Xen")]
+    Claim {
+        base: u64,
+        len: u64,
+        source: io::Error,
+    },
+}
+
+/// Names a device of a [`Machine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slot(usize);
+
+/// A guest and its devices.
+pub struct Machine<H> {
+    hypervisor: H,
+    slots: Vec<(MmioRange, Option<MmioDevice>)>,
+}
+
+impl<H: Hypervisor> Machine<H> {
+    pub fn new(hypervisor: H) -> Self {
+        Self {
+            hypervisor,
+            slots: Vec::new(),
+        }
+    }
+
+    pub fn hypervisor(&mut self) -> &mut H {
+        &mut self.hypervisor
+    }
+
+    /// Claims `range` for `device`. The claim outlives the device: an access that nobody answers would
+    /// end in a data abort in the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`], with nothing changed.
+    pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, MachineError> {
+        let MmioRange { base, len } = range;
+        if self.slots.iter().any(|(other, _)| other.overlaps(&range)) {
+            return Err(MachineError::Overlap { base, len });
+        }
+        self.hypervisor
+            .claim(range)
+            .map_err(|source| MachineError::Claim { base, len, source })?;
+        self.slots.push((range, Some(device)));
+        Ok(Slot(self.slots.len() - 1))
+    }
+
+    /// Takes a device away. What the driver still reads there is zero: no virtio device.
+    pub fn remove(&mut self, Slot(slot): Slot) {
+        self.slots[slot].1 = None;
+    }
+
+    /// A device, unless it was removed.
+    pub fn device(&self, Slot(slot): Slot) -> Option<&MmioDevice> {
+        self.slots[slot].1.as_ref()
+    }
+
+    /// Answers the traps that wait, then gives each device a turn. True if there is more to do at once.
+    pub fn turn(&mut self) -> bool {
+        let mut more = true;
+        for _ in 0..TRAPS_PER_TURN {
+            if !self.answer_trap() {
+                more = false;
+                break;
+            }
+        }
+        for device in self
+            .slots
+            .iter_mut()
+            .filter_map(|(_, device)| device.as_mut())
+        {
+            more |= device.process();
+        }
+        more
+    }
+
+    fn answer_trap(&mut self) -> bool {
+        let Some(trap) = self.hypervisor.next_trap() else {
+            return false;
+        };
+        let slots = &mut self.slots;
+        match trap.request() {
+            TrapRequest::Read { address, width } => {
+                let value =
+                    find(slots, address).map_or(0, |(device, offset)| device.read(offset, width));
+                trap.answer(value);
+            }
+            TrapRequest::Write {
+                address,
+                width,
+                value,
+            } => {
+                if let Some((device, offset)) = find(slots, address) {
+                    device.write(offset, width, value);
+                }
+                trap.done();
+            }
+            TrapRequest::Invalidate => {
+                for device in slots.iter_mut().filter_map(|(_, device)| device.as_mut()) {
+                    device.invalidate();
+                }
+                trap.done();
+            }
+            TrapRequest::Unknown => trap.done(),
+        }
+        true
+    }
+}
+
+/// The device that answers for `address`, and the offset in its page.
+fn find(
+    slots: &mut [(MmioRange, Option<MmioDevice>)],
+    address: u64,
+) -> Option<(&mut MmioDevice, u64)> {
+    slots.iter_mut().find_map(|(range, device)| {
+        let offset = range.offset_of(address)?;
+        device.as_mut().map(|device| (device, offset))
+    })
+}

@@ -1,0 +1,252 @@
+//! A device behind its registers: performs what the driver's accesses ask for.
+
+use crate::hypervisor::{InterruptLine, Width};
+use crate::interrupt::{Cause, Interrupt};
+use crate::register_file::{Effect, Offer, RegisterFile};
+use crate::registers::{Location, Register};
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use xen_virtio_backend::{Device, DeviceError, LogLimit, QueueIndex, Turn};
+use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
+
+/// One virtio-mmio device of a guest.
+pub struct MmioDevice {
+    registers: RegisterFile,
+    device: Box<dyn Device>,
+    access: Box<dyn GuestAccess>,
+    interrupt: Interrupt,
+    /// Queues that have, or may have, something to do.
+    pending: Vec<bool>,
+    failure: Option<String>,
+    traps: u64,
+    refused_accesses: u64,
+    kicks: u64,
+    log_limit: LogLimit,
+}
+
+/// What [`MmioDevice::report`] tells of a device, in plain numbers, for `xen-virtioctl`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    pub device_type: u32,
+    /// The status register (virtio 1.3, 2.1).
+    pub status: u32,
+    pub features: u64,
+    pub queues: usize,
+    pub ready_queues: usize,
+    pub grants_mapped: u64,
+    pub frames_mapped: u64,
+    pub refused_addresses: u64,
+    pub copy_batches: u64,
+    pub copy_segments: u64,
+    pub copy_bytes: u64,
+    pub requests: u64,
+    pub request_errors: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub traps: u64,
+    pub refused_accesses: u64,
+    pub kicks: u64,
+    pub interrupts: u64,
+    /// Why the device needs a reset, until it gets one.
+    pub failure: Option<String>,
+}
+
+impl MmioDevice {
+    /// A device whose driver names its memory as `mode` says, through `access`.
+    pub fn new(
+        device: Box<dyn Device>,
+        mode: AddressMode,
+        access: Box<dyn GuestAccess>,
+        line: Box<dyn InterruptLine>,
+    ) -> Self {
+        let required_features = match mode {
+            // A driver that does not accept ACCESS_PLATFORM would send addresses that were never granted.
+            AddressMode::Grants => 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM,
+            AddressMode::Frames => 1 << VIRTIO_F_VERSION_1,
+        };
+        let offer = Offer {
+            device_type: device.device_type(),
+            features: device.features() | required_features,
+            required_features,
+            queue_sizes: device.queue_sizes().to_vec(),
+        };
+        Self {
+            pending: vec![false; offer.queue_sizes.len()],
+            registers: RegisterFile::new(offer),
+            device,
+            access,
+            interrupt: Interrupt::new(line),
+            failure: None,
+            traps: 0,
+            refused_accesses: 0,
+            kicks: 0,
+            log_limit: LogLimit::default(),
+        }
+    }
+
+    /// The driver reads `width` bytes at `offset` of the device's page.
+    pub fn read(&mut self, offset: u64, width: Width) -> u64 {
+        self.traps += 1;
+        match Location::decode(offset, width) {
+            Location::Register(register) => self.registers.read(register).into(),
+            Location::Config(offset) => self.read_config(offset, width),
+            Location::Nothing => {
+                self.refuse("read", offset, width);
+                0
+            }
+        }
+    }
+
+    fn read_config(&self, offset: usize, width: Width) -> u64 {
+        let space = self.device.config();
+        let mut bytes = [0; 8];
+        for (index, byte) in bytes.iter_mut().take(width.bytes()).enumerate() {
+            *byte = space.get(offset + index).copied().unwrap_or(0);
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    /// The driver writes the low `width` bytes of `value` at `offset` of the device's page.
+    pub fn write(&mut self, offset: u64, width: Width, value: u64) {
+        self.traps += 1;
+        let effect = match Location::decode(offset, width) {
+            Location::Register(register) => {
+                let value = u32::try_from(value & u64::from(u32::MAX)).expect("32 bits");
+                self.write_register(register, value)
+            }
+            Location::Config(offset) => {
+                self.device
+                    .write_config(offset, &value.to_le_bytes()[..width.bytes()]);
+                return;
+            }
+            Location::Nothing => Effect::Refused,
+        };
+        if effect == Effect::Refused {
+            self.refuse("write", offset, width);
+        }
+    }
+
+    fn write_register(&mut self, register: Register, value: u32) -> Effect {
+        let effect = self.registers.write(register, value);
+        match effect {
+            Effect::Nothing | Effect::Refused => {}
+            Effect::StartQueue(index, setup) => {
+                if let Err(error) = self.device.start_queue(index, setup, &mut *self.access) {
+                    self.fail(index, &error.into());
+                }
+            }
+            Effect::StopQueue(index) => self.stop_queue(index),
+            Effect::Notify(index) => {
+                self.kicks += 1;
+                self.pending[index.get()] = true;
+            }
+            Effect::DriverOk => {
+                for index in self.registers.queues() {
+                    self.pending[index.get()] = self.registers.runs(index);
+                }
+            }
+            Effect::Reset => {
+                self.stop_queues();
+                self.failure = None;
+            }
+        }
+        effect
+    }
+
+    fn stop_queue(&mut self, index: QueueIndex) {
+        self.pending[index.get()] = false;
+        self.device.stop_queue(index);
+    }
+
+    fn stop_queues(&mut self) {
+        for index in self.registers.queues() {
+            self.stop_queue(index);
+        }
+    }
+
+    /// Gives every queue with something to do one turn. True if there is more to do.
+    pub fn process(&mut self) -> bool {
+        for index in self.registers.queues() {
+            if !std::mem::take(&mut self.pending[index.get()]) || !self.registers.runs(index) {
+                continue;
+            }
+            match self.device.process(index, &mut *self.access) {
+                Ok(Turn { interrupt, more }) => {
+                    self.pending[index.get()] = more;
+                    if interrupt {
+                        self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
+                    }
+                }
+                Err(error) => self.fail(index, &error),
+            }
+        }
+        self.pending.contains(&true)
+    }
+
+    /// Stops the device until its driver resets it, and tells the driver (virtio 1.3, 2.1.2).
+    fn fail(&mut self, index: QueueIndex, error: &DeviceError) {
+        let failure = format!("queue {}: {}", index.get(), with_sources(error));
+        if self.log_limit.allow() {
+            tracing::warn!("the guest's driver must reset this device: {failure}");
+        }
+        self.failure = Some(failure);
+        self.stop_queues();
+        if self.registers.set_needs_reset() {
+            self.interrupt
+                .raise(Cause::Configuration, &mut self.registers);
+        }
+    }
+
+    fn refuse(&mut self, what: &str, offset: u64, width: Width) {
+        self.refused_accesses += 1;
+        if self.log_limit.allow() {
+            tracing::debug!(
+                "the guest's {}-byte {what} at {offset:#x} has no effect",
+                width.bytes()
+            );
+        }
+    }
+
+    /// The guest's memory map changed.
+    pub fn invalidate(&mut self) {
+        self.access.invalidate();
+    }
+
+    pub fn report(&self) -> DeviceReport {
+        let access = self.access.counters();
+        let device = self.device.counters();
+        DeviceReport {
+            device_type: self.device.device_type().0,
+            status: self.registers.status(),
+            features: self.registers.negotiated_features(),
+            queues: self.pending.len(),
+            ready_queues: self.registers.ready_queues(),
+            grants_mapped: access.grants_mapped,
+            frames_mapped: access.frames_mapped,
+            refused_addresses: access.refused,
+            copy_batches: access.copy_batches,
+            copy_segments: access.copy_segments,
+            copy_bytes: access.copy_bytes,
+            requests: device.requests,
+            request_errors: device.errors,
+            read_bytes: device.read_bytes,
+            written_bytes: device.written_bytes,
+            traps: self.traps,
+            refused_accesses: self.refused_accesses,
+            kicks: self.kicks,
+            interrupts: self.interrupt.raised(),
+            failure: self.failure.clone(),
+        }
+    }
+}
+
+/// An error and what it came from, on one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    line
+}

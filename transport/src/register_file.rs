@@ -1,0 +1,400 @@
+//! The state behind a device's registers: pure, so that every access can be tried.
+//!
+//! A write returns the [`Effect`] that it has beyond the registers; whoever owns the device performs it.
+
+use crate::interrupt::Cause;
+use crate::registers::Register;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+};
+use vm_memory::GuestAddress;
+use xen_virtio_backend::{DeviceType, QueueIndex, QueueLayout, QueueSetup};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"XEN\0");
+
+/// The status bits that a driver may set (virtio 1.3, 2.1), in the order in which it may.
+const DRIVER_STATUS: [u32; 4] = [
+    VIRTIO_CONFIG_S_ACKNOWLEDGE,
+    VIRTIO_CONFIG_S_DRIVER,
+    VIRTIO_CONFIG_S_FEATURES_OK,
+    VIRTIO_CONFIG_S_DRIVER_OK,
+];
+
+/// What a device shows its driver, fixed for its life.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    pub device_type: DeviceType,
+    pub features: u64,
+    /// Of the offered features, those that the driver must accept.
+    pub required_features: u64,
+    /// The largest size of each queue.
+    pub queue_sizes: Vec<u16>,
+}
+
+/// What a register write asks of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Effect {
+    Nothing,
+    /// The driver did what the specification forbids; the write changed nothing.
+    Refused,
+    StartQueue(QueueIndex, QueueSetup),
+    StopQueue(QueueIndex),
+    /// The driver made requests available on a running queue.
+    Notify(QueueIndex),
+    /// The driver is ready: it may have made requests available before it said so.
+    DriverOk,
+    /// Back to how the device began.
+    Reset,
+}
+
+/// The registers of one virtio-mmio device.
+#[derive(Clone, Debug)]
+pub struct RegisterFile {
+    offer: Offer,
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    /// A feature beyond bit 63 was accepted, and none is offered.
+    driver_features_beyond: bool,
+    queue_sel: u32,
+    queues: Vec<QueueRegisters>,
+    interrupt_status: u32,
+    config_generation: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct QueueRegisters {
+    size: u32,
+    ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+impl RegisterFile {
+    pub fn new(offer: Offer) -> Self {
+        Self {
+            queues: vec![QueueRegisters::default(); offer.queue_sizes.len()],
+            offer,
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            driver_features_beyond: false,
+            queue_sel: 0,
+            interrupt_status: 0,
+            config_generation: 0,
+        }
+    }
+
+    fn reset(&mut self) {
+        let Self {
+            offer: _,
+            status,
+            device_features_sel,
+            driver_features_sel,
+            driver_features,
+            driver_features_beyond,
+            queue_sel,
+            queues,
+            interrupt_status,
+            // A driver that compares generations across a reset must see a change it missed.
+            config_generation: _,
+        } = self;
+        *status = 0;
+        *device_features_sel = 0;
+        *driver_features_sel = 0;
+        *driver_features = 0;
+        *driver_features_beyond = false;
+        *queue_sel = 0;
+        queues.fill(QueueRegisters::default());
+        *interrupt_status = 0;
+    }
+
+    /// What the driver reads from `register`; zero from a write-only one.
+    pub fn read(&self, register: Register) -> u32 {
+        match register {
+            Register::MagicValue => MAGIC,
+            Register::Version => VERSION,
+            Register::DeviceId => self.offer.device_type.0,
+            Register::VendorId => VENDOR,
+            Register::DeviceFeatures => match self.device_features_sel {
+                0 => low(self.offer.features),
+                1 => high(self.offer.features),
+                _ => 0,
+            },
+            // Zero: not available (virtio 1.3, 4.2.2.2).
+            Register::QueueSizeMax => self
+                .selected()
+                .map_or(0, |index| self.offer.queue_sizes[index.get()].into()),
+            Register::QueueReady => self
+                .selected()
+                .map_or(0, |index| self.queues[index.get()].ready.into()),
+            Register::InterruptStatus => self.interrupt_status,
+            Register::Status => self.status,
+            Register::ConfigGeneration => self.config_generation,
+            // A region that does not exist has length and base -1 (virtio 1.3, 4.2.2).
+            Register::ShmLenLow
+            | Register::ShmLenHigh
+            | Register::ShmBaseLow
+            | Register::ShmBaseHigh => u32::MAX,
+            // RING_RESET is not offered: no queue is ever in reset.
+            Register::QueueReset
+            | Register::DeviceFeaturesSel
+            | Register::DriverFeatures
+            | Register::DriverFeaturesSel
+            | Register::QueueSel
+            | Register::QueueSize
+            | Register::QueueNotify
+            | Register::InterruptAck
+            | Register::QueueDescLow
+            | Register::QueueDescHigh
+            | Register::QueueDriverLow
+            | Register::QueueDriverHigh
+            | Register::QueueDeviceLow
+            | Register::QueueDeviceHigh
+            | Register::ShmSel => 0,
+        }
+    }
+
+    /// Carries out the driver's write of `value` to `register`.
+    pub fn write(&mut self, register: Register, value: u32) -> Effect {
+        match register {
+            Register::DeviceFeaturesSel => self.device_features_sel = value,
+            Register::DriverFeaturesSel => self.driver_features_sel = value,
+            Register::DriverFeatures => return self.accept_features(value),
+            Register::QueueSel => self.queue_sel = value,
+            Register::QueueSize => return self.set_queue(|queue| queue.size = value),
+            Register::QueueDescLow => {
+                return self.set_queue(|queue| set_low(&mut queue.descriptors, value));
+            }
+            Register::QueueDescHigh => {
+                return self.set_queue(|queue| set_high(&mut queue.descriptors, value));
+            }
+            Register::QueueDriverLow => {
+                return self.set_queue(|queue| set_low(&mut queue.available, value));
+            }
+            Register::QueueDriverHigh => {
+                return self.set_queue(|queue| set_high(&mut queue.available, value));
+            }
+            Register::QueueDeviceLow => {
+                return self.set_queue(|queue| set_low(&mut queue.used, value));
+            }
+            Register::QueueDeviceHigh => {
+                return self.set_queue(|queue| set_high(&mut queue.used, value));
+            }
+            Register::QueueReady => return self.set_queue_ready(value),
+            Register::QueueNotify => return self.notify(value),
+            Register::InterruptAck => self.interrupt_status &= !value,
+            Register::Status => return self.set_status(value),
+            // There is no region to select.
+            Register::ShmSel => {}
+            Register::MagicValue
+            | Register::Version
+            | Register::DeviceId
+            | Register::VendorId
+            | Register::DeviceFeatures
+            | Register::QueueSizeMax
+            | Register::InterruptStatus
+            | Register::ShmLenLow
+            | Register::ShmLenHigh
+            | Register::ShmBaseLow
+            | Register::ShmBaseHigh
+            | Register::QueueReset
+            | Register::ConfigGeneration => return Effect::Refused,
+        }
+        Effect::Nothing
+    }
+
+    fn selected(&self) -> Option<QueueIndex> {
+        QueueIndex::new(self.queue_sel, self.queues.len())
+    }
+
+    fn has_status(&self, bit: u32) -> bool {
+        self.status & bit != 0
+    }
+
+    fn accept_features(&mut self, value: u32) -> Effect {
+        // virtio 1.3, 2.2.1: the driver must not change its mind after FEATURES_OK.
+        if self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) {
+            return Effect::Refused;
+        }
+        match self.driver_features_sel {
+            0 => set_low(&mut self.driver_features, value),
+            1 => set_high(&mut self.driver_features, value),
+            _ => self.driver_features_beyond |= value != 0,
+        }
+        Effect::Nothing
+    }
+
+    fn set_status(&mut self, value: u32) -> Effect {
+        if value == 0 {
+            self.reset();
+            return Effect::Reset;
+        }
+        // virtio 1.3, 2.1.1: the driver must not clear a bit. It cannot set one that is the device's.
+        let settable = DRIVER_STATUS
+            .iter()
+            .fold(VIRTIO_CONFIG_S_FAILED, |all, bit| all | bit);
+        if self.status & settable & !value != 0 {
+            return Effect::Refused;
+        }
+        let before = self.status;
+        self.status |= value & VIRTIO_CONFIG_S_FAILED;
+        for bit in DRIVER_STATUS {
+            // A bit without the one before it is the driver's mistake, and FEATURES_OK without acceptable
+            // features is how the device says no (virtio 1.3, 2.2.2): both stay clear.
+            if value & bit == 0
+                || (bit == VIRTIO_CONFIG_S_FEATURES_OK && !self.features_acceptable())
+            {
+                break;
+            }
+            self.status |= bit;
+        }
+        let newly = self.status & !before;
+        if newly & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            Effect::DriverOk
+        } else {
+            Effect::Nothing
+        }
+    }
+
+    fn features_acceptable(&self) -> bool {
+        let Offer {
+            features,
+            required_features,
+            ..
+        } = self.offer;
+        self.has_status(VIRTIO_CONFIG_S_FEATURES_OK)
+            || (!self.driver_features_beyond
+                && self.driver_features & !features == 0
+                && self.driver_features & required_features == required_features)
+    }
+
+    /// Changes the selected queue. A queue that runs keeps what it runs with.
+    fn set_queue(&mut self, change: impl FnOnce(&mut QueueRegisters)) -> Effect {
+        match self.selected() {
+            Some(index) if !self.queues[index.get()].ready => {
+                change(&mut self.queues[index.get()]);
+                Effect::Nothing
+            }
+            _ => Effect::Refused,
+        }
+    }
+
+    fn set_queue_ready(&mut self, value: u32) -> Effect {
+        let Some(index) = self.selected() else {
+            return Effect::Refused;
+        };
+        let usable = self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) && !self.needs_reset();
+        let max = self.offer.queue_sizes[index.get()];
+        let queue = &mut self.queues[index.get()];
+        match (value, queue.ready) {
+            (1, false) if usable => {
+                queue.ready = true;
+                // A size that was never written, or is too large, is no queue's: let it be found invalid.
+                let size = u16::try_from(queue.size)
+                    .ok()
+                    .filter(|size| *size <= max)
+                    .unwrap_or(0);
+                let layout = QueueLayout {
+                    size,
+                    descriptors: GuestAddress(queue.descriptors),
+                    available: GuestAddress(queue.available),
+                    used: GuestAddress(queue.used),
+                };
+                Effect::StartQueue(
+                    index,
+                    QueueSetup {
+                        layout,
+                        features: self.driver_features,
+                    },
+                )
+            }
+            (0, true) => {
+                queue.ready = false;
+                Effect::StopQueue(index)
+            }
+            (0, false) => Effect::Nothing,
+            _ => Effect::Refused,
+        }
+    }
+
+    fn notify(&self, value: u32) -> Effect {
+        match QueueIndex::new(value, self.queues.len()) {
+            Some(index) if self.runs(index) => Effect::Notify(index),
+            _ => Effect::Refused,
+        }
+    }
+
+    /// Whether the device may work on this queue.
+    pub fn runs(&self, index: QueueIndex) -> bool {
+        self.queues[index.get()].ready
+            && self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
+            && !self.needs_reset()
+    }
+
+    /// All queues, whatever their state.
+    pub fn queues(&self) -> impl Iterator<Item = QueueIndex> + use<> {
+        let count = self.queues.len();
+        (0u32..).map_while(move |number| QueueIndex::new(number, count))
+    }
+
+    /// How many queues the driver has set up.
+    pub fn ready_queues(&self) -> usize {
+        self.queues.iter().filter(|queue| queue.ready).count()
+    }
+
+    pub fn status(&self) -> u32 {
+        self.status
+    }
+
+    /// The features that the driver accepted, zero until it is done choosing.
+    pub fn negotiated_features(&self) -> u64 {
+        if self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) {
+            self.driver_features
+        } else {
+            0
+        }
+    }
+
+    pub fn needs_reset(&self) -> bool {
+        self.has_status(VIRTIO_CONFIG_S_NEEDS_RESET)
+    }
+
+    /// Tells the driver that the device has failed (virtio 1.3, 2.1.2). True if the driver is to be
+    /// interrupted for it.
+    pub fn set_needs_reset(&mut self) -> bool {
+        self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
+    }
+
+    pub(crate) fn set_interrupt(&mut self, cause: Cause) {
+        self.interrupt_status |= cause.bit();
+    }
+}
+
+fn low(value: u64) -> u32 {
+    (value & u64::from(u32::MAX)).try_into().expect("32 bits")
+}
+
+fn high(value: u64) -> u32 {
+    low(value >> 32)
+}
+
+fn set_low(target: &mut u64, value: u32) {
+    *target = (*target & !u64::from(u32::MAX)) | u64::from(value);
+}
+
+fn set_high(target: &mut u64, value: u32) {
+    *target = u64::from(low(*target)) | (u64::from(value) << 32);
+}
+
+#[cfg(test)]
+#[path = "register_file_tests.rs"]
+mod tests;

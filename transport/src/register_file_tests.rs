@@ -1,0 +1,297 @@
+//! The register file by table, and by any sequence of accesses.
+
+use super::*;
+use crate::registers::REGISTERS;
+use proptest::prelude::*;
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+
+const ACK: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
+const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
+const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+const REQUIRED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM;
+
+fn register_file() -> RegisterFile {
+    RegisterFile::new(Offer {
+        device_type: DeviceType::BLOCK,
+        features: REQUIRED | 0b101,
+        required_features: REQUIRED,
+        queue_sizes: vec![256, 64],
+    })
+}
+
+fn accept(registers: &mut RegisterFile, features: u64) {
+    for (sel, half) in [(0, low(features)), (1, high(features))] {
+        assert_eq!(
+            registers.write(Register::DriverFeaturesSel, sel),
+            Effect::Nothing
+        );
+        assert_eq!(
+            registers.write(Register::DriverFeatures, half),
+            Effect::Nothing
+        );
+    }
+}
+
+/// As far as FEATURES_OK.
+fn negotiated() -> RegisterFile {
+    let mut registers = register_file();
+    for status in [ACK, ACK | DRIVER] {
+        assert_eq!(registers.write(Register::Status, status), Effect::Nothing);
+    }
+    accept(&mut registers, REQUIRED);
+    assert_eq!(
+        registers.write(Register::Status, ACK | DRIVER | FEATURES_OK),
+        Effect::Nothing
+    );
+    assert_eq!(registers.status(), ACK | DRIVER | FEATURES_OK);
+    registers
+}
+
+fn set_up_queue(registers: &mut RegisterFile, queue: u32, size: u32) -> Effect {
+    for (register, value) in [
+        (Register::QueueSel, queue),
+        (Register::QueueSize, size),
+        (Register::QueueDescLow, 0x1000),
+        (Register::QueueDescHigh, 0x8000_0000),
+        (Register::QueueDriverLow, 0x2000),
+        (Register::QueueDriverHigh, 0x8000_0000),
+        (Register::QueueDeviceLow, 0x3000),
+        (Register::QueueDeviceHigh, 0x8000_0000),
+    ] {
+        assert_eq!(registers.write(register, value), Effect::Nothing);
+    }
+    registers.write(Register::QueueReady, 1)
+}
+
+#[test]
+fn the_probe_of_linux_virtio_mmio_finds_and_starts_the_device() {
+    let mut registers = register_file();
+    assert_eq!(registers.read(Register::MagicValue), 0x7472_6976);
+    assert_eq!(registers.read(Register::Version), 2);
+    assert_eq!(registers.read(Register::DeviceId), 2);
+    assert_ne!(registers.read(Register::VendorId), 0);
+    assert_eq!(registers.write(Register::Status, 0), Effect::Reset);
+    let mut features = 0;
+    for sel in [1, 0] {
+        assert_eq!(
+            registers.write(Register::DeviceFeaturesSel, sel),
+            Effect::Nothing
+        );
+        features = features << 32 | u64::from(registers.read(Register::DeviceFeatures));
+    }
+    assert_eq!(features, REQUIRED | 0b101);
+    let mut registers = negotiated();
+    assert_eq!(registers.negotiated_features(), REQUIRED);
+    assert_eq!(registers.write(Register::QueueSel, 0), Effect::Nothing);
+    assert_eq!(registers.read(Register::QueueReady), 0);
+    assert_eq!(registers.read(Register::QueueSizeMax), 256);
+    let Effect::StartQueue(index, setup) = set_up_queue(&mut registers, 0, 128) else {
+        panic!("not started")
+    };
+    assert_eq!(
+        (index.get(), setup.layout.size, setup.features),
+        (0, 128, REQUIRED)
+    );
+    assert_eq!(
+        setup.layout.descriptors,
+        GuestAddress(0x8000_0000_0000_1000)
+    );
+    assert_eq!(setup.layout.available, GuestAddress(0x8000_0000_0000_2000));
+    assert_eq!(setup.layout.used, GuestAddress(0x8000_0000_0000_3000));
+    assert_eq!(registers.read(Register::QueueReady), 1);
+    assert!(!registers.runs(index));
+    assert_eq!(registers.write(Register::QueueNotify, 0), Effect::Refused);
+    let all = ACK | DRIVER | FEATURES_OK | DRIVER_OK;
+    assert_eq!(registers.write(Register::Status, all), Effect::DriverOk);
+    assert_eq!(
+        registers.write(Register::QueueNotify, 0),
+        Effect::Notify(index)
+    );
+    assert_eq!(registers.write(Register::QueueNotify, 1), Effect::Refused);
+}
+
+#[test]
+fn features_are_refused_by_leaving_features_ok_clear() {
+    for (features, accepted) in [
+        (REQUIRED, true),
+        (REQUIRED | 0b101, true),
+        (REQUIRED | 0b10, false),
+        (1 << VIRTIO_F_VERSION_1, false),
+        (1 << VIRTIO_F_ACCESS_PLATFORM, false),
+        (0, false),
+        (u64::MAX, false),
+    ] {
+        let mut registers = register_file();
+        accept(&mut registers, features);
+        let _ = registers.write(Register::Status, ACK | DRIVER | FEATURES_OK);
+        assert_eq!(
+            registers.status() & FEATURES_OK != 0,
+            accepted,
+            "{features:#x}"
+        );
+    }
+    let mut registers = register_file();
+    accept(&mut registers, REQUIRED);
+    let _ = registers.write(Register::DriverFeaturesSel, 2);
+    let _ = registers.write(Register::DriverFeatures, 1);
+    let _ = registers.write(Register::Status, ACK | DRIVER | FEATURES_OK);
+    assert_eq!(registers.status() & FEATURES_OK, 0);
+}
+
+#[test]
+fn status_bits_come_in_order_and_never_go_one_by_one() {
+    for (before, value, after) in [
+        (0, ACK, ACK),
+        (0, DRIVER, 0),
+        (0, DRIVER_OK, 0),
+        (ACK, ACK | DRIVER_OK, ACK),
+        (ACK, DRIVER, ACK),
+        (ACK | DRIVER, ACK, ACK | DRIVER),
+        (
+            ACK | DRIVER,
+            ACK | DRIVER | VIRTIO_CONFIG_S_NEEDS_RESET,
+            ACK | DRIVER,
+        ),
+        (
+            ACK,
+            ACK | VIRTIO_CONFIG_S_FAILED,
+            ACK | VIRTIO_CONFIG_S_FAILED,
+        ),
+        (
+            ACK,
+            u32::MAX & !FEATURES_OK,
+            ACK | DRIVER | VIRTIO_CONFIG_S_FAILED,
+        ),
+    ] {
+        let mut registers = register_file();
+        registers.status = before;
+        let _ = registers.write(Register::Status, value);
+        assert_eq!(registers.status(), after, "{before:#x} <- {value:#x}");
+    }
+}
+
+#[test]
+fn a_queue_that_is_not_there_reads_as_absent_and_takes_no_writes() {
+    let mut registers = negotiated();
+    for queue in [2, 0xffff, 0x1_0000, u32::MAX] {
+        assert_eq!(registers.write(Register::QueueSel, queue), Effect::Nothing);
+        assert_eq!(registers.read(Register::QueueSizeMax), 0);
+        assert_eq!(registers.read(Register::QueueReady), 0);
+        assert_eq!(registers.write(Register::QueueSize, 1), Effect::Refused);
+        assert_eq!(registers.write(Register::QueueReady, 1), Effect::Refused);
+        assert_eq!(
+            registers.write(Register::QueueNotify, queue),
+            Effect::Refused
+        );
+    }
+}
+
+#[test]
+fn a_running_queue_keeps_its_registers_and_starts_once() {
+    let mut registers = negotiated();
+    assert!(matches!(
+        set_up_queue(&mut registers, 0, 128),
+        Effect::StartQueue(..)
+    ));
+    assert_eq!(registers.write(Register::QueueReady, 1), Effect::Refused);
+    assert_eq!(registers.write(Register::QueueDescLow, 0), Effect::Refused);
+    assert_eq!(registers.write(Register::QueueSize, 1), Effect::Refused);
+    assert!(matches!(
+        registers.write(Register::QueueReady, 0),
+        Effect::StopQueue(_)
+    ));
+    assert_eq!(registers.write(Register::QueueReady, 0), Effect::Nothing);
+    assert_eq!(registers.write(Register::QueueReady, 2), Effect::Refused);
+}
+
+#[test]
+fn a_size_beyond_what_is_offered_is_never_a_queue_size() {
+    for size in [0, 512, 0x1_0000, 0x1_0080, u32::MAX] {
+        let mut registers = negotiated();
+        let Effect::StartQueue(_, setup) = set_up_queue(&mut registers, 0, size) else {
+            panic!("{size}")
+        };
+        assert_eq!(setup.layout.size, 0);
+    }
+}
+
+#[test]
+fn no_queue_starts_before_the_features_are_settled() {
+    let mut registers = register_file();
+    assert_eq!(set_up_queue(&mut registers, 0, 128), Effect::Refused);
+    assert_eq!(registers.read(Register::QueueReady), 0);
+}
+
+#[test]
+fn status_zero_forgets_everything_but_the_generation() {
+    let mut registers = negotiated();
+    assert!(matches!(
+        set_up_queue(&mut registers, 1, 64),
+        Effect::StartQueue(..)
+    ));
+    registers.set_interrupt(Cause::UsedBuffer);
+    assert!(!registers.set_needs_reset());
+    assert_eq!(registers.write(Register::Status, 0), Effect::Reset);
+    assert_eq!(format!("{registers:?}"), format!("{:?}", register_file()));
+}
+
+#[test]
+fn interrupt_causes_are_separate_and_cleared_only_by_acknowledging() {
+    let mut registers = register_file();
+    registers.set_interrupt(Cause::UsedBuffer);
+    registers.set_interrupt(Cause::Configuration);
+    assert_eq!(registers.read(Register::InterruptStatus), 3);
+    assert_eq!(registers.read(Register::InterruptStatus), 3);
+    assert_eq!(registers.write(Register::InterruptAck, 1), Effect::Nothing);
+    assert_eq!(registers.read(Register::InterruptStatus), 2);
+    assert_eq!(
+        registers.write(Register::InterruptAck, u32::MAX),
+        Effect::Nothing
+    );
+    assert_eq!(registers.read(Register::InterruptStatus), 0);
+}
+
+#[test]
+fn there_is_no_shared_memory_region_and_no_queue_in_reset() {
+    let mut registers = register_file();
+    assert_eq!(registers.write(Register::ShmSel, 0), Effect::Nothing);
+    for register in [
+        Register::ShmLenLow,
+        Register::ShmLenHigh,
+        Register::ShmBaseLow,
+        Register::ShmBaseHigh,
+    ] {
+        assert_eq!(registers.read(register), u32::MAX);
+    }
+    assert_eq!(registers.write(Register::QueueReset, 1), Effect::Refused);
+    assert_eq!(registers.read(Register::QueueReset), 0);
+}
+
+proptest! {
+    /// Whatever a driver writes, wherever: no panic, and what the specification promises holds.
+    #[test]
+    fn any_sequence_of_writes_keeps_the_invariants(
+        writes in prop::collection::vec((0..REGISTERS.len(), prop_oneof![0u32..16, any::<u32>()]), 1..200)
+    ) {
+        let mut registers = register_file();
+        for (register, value) in writes {
+            let effect = registers.write(REGISTERS[register].1, value);
+            for (_, register) in REGISTERS {
+                let _ = registers.read(register);
+            }
+            let status = registers.status();
+            if status & DRIVER_OK != 0 {
+                prop_assert!(status & FEATURES_OK != 0);
+            }
+            if status & FEATURES_OK != 0 {
+                prop_assert_eq!(registers.negotiated_features() & REQUIRED, REQUIRED);
+            }
+            if let Effect::StartQueue(index, setup) = effect {
+                prop_assert!(index.get() < 2);
+                prop_assert!(setup.layout.size <= [256, 64][index.get()]);
+                prop_assert_eq!(setup.features & !registers.offer.features, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Event channels (`/dev/xen/evtchn`).
+
+use super::abi;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use xen_sys::evtchn_port_t;
+use xen_virtio_guest_mapping::xen::Domid;
+
+/// Ports taken in by one read.
+const BATCH: usize = 64;
+
+/// The event channels between this process and one guest's vCPUs.
+#[derive(Debug)]
+pub struct EventChannels {
+    file: File,
+    domid: Domid,
+}
+
+impl EventChannels {
+    /// Restricts `file`, an open `/dev/xen/evtchn` in non-blocking mode, to `domid` for good.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, for a file that is not evtchn or is restricted already.
+    pub fn restricted(file: File, domid: Domid) -> io::Result<Self> {
+        let request = abi::EvtchnRestrictDomid { domid: domid.0 };
+        // SAFETY: the kernel reads the request.
+        unsafe { abi::evtchn_restrict_domid(file.as_raw_fd(), &raw const request) }?;
+        Ok(Self { file, domid })
+    }
+
+    /// Connects to a port that the guest's domain has open for us; returns our end of it.
+    pub(super) fn bind(&self, remote_port: evtchn_port_t) -> io::Result<evtchn_port_t> {
+        let request = abi::EvtchnBindInterdomain {
+            remote_domain: self.domid.0.into(),
+            remote_port,
+        };
+        // SAFETY: the kernel reads the request; its result is the port.
+        let port =
+            unsafe { abi::evtchn_bind_interdomain(self.file.as_raw_fd(), &raw const request) }?;
+        port.try_into().map_err(io::Error::other)
+    }
+
+    pub(super) fn notify(&self, port: evtchn_port_t) -> io::Result<()> {
+        let request = abi::EvtchnPort { port };
+        // SAFETY: the kernel reads the request.
+        unsafe { abi::evtchn_notify(self.file.as_raw_fd(), &raw const request) }?;
+        Ok(())
+    }
+
+    /// Takes in every event that is waiting, and lets their ports fire again.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        let mut ports = [0; BATCH * size_of::<evtchn_port_t>()];
+        loop {
+            match (&self.file).read(&mut ports) {
+                Ok(0) => return Ok(()),
+                // Writing a port back unmasks it.
+                Ok(len) => (&self.file).write_all(&ports[..len])?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsFd for EventChannels {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

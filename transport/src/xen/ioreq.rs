@@ -1,0 +1,299 @@
+//! The ioreq server of one guest: where its accesses arrive.
+
+use super::abi::{self, Ioreq, IoservId};
+use super::dm_op;
+use super::evtchn::EventChannels;
+use crate::hypervisor::{Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use xen_sys::evtchn_port_t;
+use xen_virtio_guest_mapping::xen::{FrameAccess, GrantAccess, Mapping, Privcmd};
+use xen_virtio_guest_mapping::{AddressMode, GuestAccess, PAGE_SIZE};
+
+/// vCPUs whose slots a page has room for.
+const MAX_VCPUS: u32 = (PAGE_SIZE / size_of::<Ioreq>()) as u32;
+
+/// Why a guest cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum XenError {
+    #[error(
+        "Xen gives no ioreq server for the guest: is Xen built with CONFIG_IOREQ_SERVER, and has the guest \
+         not ended?"
+    )]
+    Create(#[source] io::Error),
+    #[error("the guest's number of vCPUs cannot be read")]
+    Vcpus(#[source] io::Error),
+    #[error("the guest has {0} vCPUs, and one ioreq page has room for {MAX_VCPUS}")]
+    TooManyVcpus(u32),
+    #[error("the ioreq server's page cannot be mapped")]
+    Page(#[source] io::Error),
+    #[error("the ioreq server cannot be enabled")]
+    Enable(#[source] io::Error),
+    #[error("the event channel of vCPU {vcpu} cannot be bound")]
+    Bind { vcpu: u32, source: io::Error },
+}
+
+/// A guest on Xen. Dropping it gives the ioreq server back, which a running guest does not survive: drop
+/// it when the guest is gone.
+pub struct XenGuest {
+    privcmd: Rc<Privcmd>,
+    gntdev: Rc<File>,
+    evtchn: EventChannels,
+    page: Mapping,
+    server: IoservId,
+    /// Our end of each vCPU's event channel.
+    ports: Vec<evtchn_port_t>,
+    /// The vCPU to look at first, so that none is always last.
+    next: usize,
+}
+
+impl XenGuest {
+    /// Makes an ioreq server for the guest that `privcmd` and `evtchn` are restricted to.
+    ///
+    /// # Errors
+    ///
+    /// [`XenError`], with nothing left behind.
+    pub fn new(privcmd: Privcmd, gntdev: File, evtchn: EventChannels) -> Result<Self, XenError> {
+        let vcpus = dm_op::vcpus(&privcmd).map_err(XenError::Vcpus)?;
+        if vcpus > MAX_VCPUS {
+            return Err(XenError::TooManyVcpus(vcpus));
+        }
+        let server = dm_op::create_ioreq_server(&privcmd).map_err(XenError::Create)?;
+        let page = privcmd
+            .map_ioreq_page(server)
+            .map_err(XenError::Page)
+            .inspect_err(|_| {
+                let _ = dm_op::destroy_ioreq_server(&privcmd, server);
+            })?;
+        let mut guest = Self {
+            privcmd: Rc::new(privcmd),
+            gntdev: Rc::new(gntdev),
+            evtchn,
+            page,
+            server,
+            ports: Vec::new(),
+            next: 0,
+        };
+        dm_op::enable_ioreq_server(&guest.privcmd, server).map_err(XenError::Enable)?;
+        for vcpu in 0..vcpus {
+            let remote = guest.slot(vcpu as usize).vp_eport.load(Ordering::Acquire);
+            let port = guest
+                .evtchn
+                .bind(remote)
+                .map_err(|source| XenError::Bind { vcpu, source })?;
+            guest.ports.push(port);
+        }
+        Ok(guest)
+    }
+
+    fn slot(&self, vcpu: usize) -> &Ioreq {
+        let offset = vcpu * size_of::<Ioreq>();
+        assert!(offset + size_of::<Ioreq>() <= PAGE_SIZE);
+        // SAFETY: within the page, which is mapped as long as `self` lives and aligned to its size. Every
+        // field that Xen writes is atomic.
+        unsafe { self.page.start().add(offset).cast().as_ref() }
+    }
+}
+
+impl Hypervisor for XenGuest {
+    fn next_trap(&mut self) -> Option<Trap<'_>> {
+        let count = self.ports.len();
+        let vcpu = (0..count)
+            .map(|step| (self.next + step) % count)
+            .find(|&vcpu| self.slot(vcpu).take())?;
+        self.next = vcpu + 1;
+        let request = self.slot(vcpu).request();
+        Some(Trap::new(request, vcpu, self))
+    }
+
+    fn events(&self) -> BorrowedFd<'_> {
+        self.evtchn.as_fd()
+    }
+
+    fn clear_events(&mut self) -> io::Result<()> {
+        self.evtchn.clear()
+    }
+
+    fn claim(&mut self, range: MmioRange) -> io::Result<()> {
+        dm_op::map_range(&self.privcmd, self.server, range)
+    }
+
+    fn interrupt_line(&self, number: u32) -> Box<dyn InterruptLine> {
+        Box::new(XenLine {
+            privcmd: Rc::clone(&self.privcmd),
+            number,
+        })
+    }
+
+    fn guest_access(&self, mode: AddressMode) -> Box<dyn GuestAccess> {
+        match mode {
+            AddressMode::Grants => Box::new(GrantAccess::new(
+                Rc::clone(&self.gntdev),
+                self.privcmd.domid(),
+            )),
+            AddressMode::Frames => Box::new(FrameAccess::new(Rc::clone(&self.privcmd))),
+        }
+    }
+}
+
+impl Respond for XenGuest {
+    fn respond(&mut self, vcpu: usize, value: u64) {
+        self.slot(vcpu).answer(value);
+        if let Err(error) = self.evtchn.notify(self.ports[vcpu]) {
+            // Only a guest that is gone has no event channel; it waits for nothing.
+            tracing::debug!("vCPU {vcpu} cannot be notified: {error}");
+        }
+    }
+}
+
+impl Drop for XenGuest {
+    fn drop(&mut self) {
+        if let Err(error) = dm_op::destroy_ioreq_server(&self.privcmd, self.server) {
+            // Xen has destroyed it with the domain.
+            tracing::debug!("ioreq server {}: {error}", self.server);
+        }
+    }
+}
+
+impl Ioreq {
+    /// Takes the request in the slot, if there is one that nobody has taken.
+    fn take(&self) -> bool {
+        let flags = self.flags.load(Ordering::Acquire);
+        let ready = flags & abi::IOREQ_STATE_MASK == abi::STATE_IOREQ_READY;
+        if ready {
+            self.set_state(flags, abi::STATE_IOREQ_INPROCESS);
+        }
+        ready
+    }
+
+    fn set_state(&self, flags: u8, state: u8) {
+        self.flags
+            .store(flags & !abi::IOREQ_STATE_MASK | state, Ordering::Release);
+    }
+
+    fn request(&self) -> TrapRequest {
+        let flags = self.flags.load(Ordering::Relaxed);
+        let address = self.addr.load(Ordering::Relaxed);
+        let value = self.data.load(Ordering::Relaxed);
+        let width = Width::new(self.size.load(Ordering::Relaxed));
+        match (self.kind.load(Ordering::Relaxed), width) {
+            (abi::IOREQ_TYPE_INVALIDATE, _) => TrapRequest::Invalidate,
+            // Arm never sends a pointer to the data, or a repeat count: both are x86's.
+            (abi::IOREQ_TYPE_COPY, Some(width)) if flags & abi::IOREQ_DATA_IS_PTR == 0 => {
+                if flags & abi::IOREQ_DIR_READ != 0 {
+                    TrapRequest::Read { address, width }
+                } else {
+                    TrapRequest::Write {
+                        address,
+                        width,
+                        value,
+                    }
+                }
+            }
+            _ => TrapRequest::Unknown,
+        }
+    }
+
+    /// Hands the slot back to Xen.
+    fn answer(&self, value: u64) {
+        let flags = self.flags.load(Ordering::Relaxed);
+        if flags & abi::IOREQ_DIR_READ != 0 {
+            self.data.store(value, Ordering::Relaxed);
+        }
+        self.set_state(flags, abi::STATE_IORESP_READY);
+    }
+}
+
+struct XenLine {
+    privcmd: Rc<Privcmd>,
+    number: u32,
+}
+
+impl InterruptLine for XenLine {
+    /// A level of 1 is a rising edge to Xen's vGIC, which keeps no level for an edge-triggered line: it
+    /// needs no falling edge in between (Xen, `vgic_inject_irq`).
+    fn raise(&self) -> io::Result<()> {
+        dm_op::raise_irq(&self.privcmd, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+    fn slot(kind: u8, flags: u8, size: u32) -> Ioreq {
+        Ioreq {
+            addr: AtomicU64::new(0x0200_0050),
+            data: AtomicU64::new(0x1234),
+            count: AtomicU32::new(1),
+            size: AtomicU32::new(size),
+            vp_eport: AtomicU32::new(5),
+            pad0: 0,
+            flags: AtomicU8::new(flags),
+            kind: AtomicU8::new(kind),
+        }
+    }
+
+    #[test]
+    fn a_slot_becomes_the_request_it_holds() {
+        let ready = abi::STATE_IOREQ_READY;
+        let address = 0x0200_0050;
+        let width = Width::Four;
+        for (kind, flags, size, expected) in [
+            (
+                abi::IOREQ_TYPE_COPY,
+                ready | abi::IOREQ_DIR_READ,
+                4,
+                TrapRequest::Read { address, width },
+            ),
+            (
+                abi::IOREQ_TYPE_COPY,
+                ready,
+                4,
+                TrapRequest::Write {
+                    address,
+                    width,
+                    value: 0x1234,
+                },
+            ),
+            (abi::IOREQ_TYPE_COPY, ready, 3, TrapRequest::Unknown),
+            (
+                abi::IOREQ_TYPE_COPY,
+                ready | abi::IOREQ_DATA_IS_PTR,
+                4,
+                TrapRequest::Unknown,
+            ),
+            (
+                abi::IOREQ_TYPE_INVALIDATE,
+                ready,
+                0,
+                TrapRequest::Invalidate,
+            ),
+            (2, ready, 4, TrapRequest::Unknown),
+        ] {
+            assert_eq!(slot(kind, flags, size).request(), expected);
+        }
+    }
+
+    #[test]
+    fn a_slot_is_taken_once_and_answered_in_place() {
+        let slot = slot(
+            abi::IOREQ_TYPE_COPY,
+            abi::STATE_IOREQ_READY | abi::IOREQ_DIR_READ,
+            4,
+        );
+        assert!(slot.take());
+        assert!(!slot.take());
+        slot.answer(7);
+        assert_eq!(slot.data.load(Ordering::Relaxed), 7);
+        assert_eq!(
+            slot.flags.load(Ordering::Relaxed),
+            abi::STATE_IORESP_READY | abi::IOREQ_DIR_READ
+        );
+        assert!(!slot.take());
+    }
+}
