@@ -37,6 +37,14 @@ pub enum Register {
     ConfigGeneration,
 }
 
+impl Register {
+    /// Where the register is in the device's page.
+    pub fn offset(self) -> u64 {
+        let place = REGISTERS.iter().find(|(_, register)| *register == self);
+        u64::from(place.expect("every register is in the table").0)
+    }
+}
+
 /// `QueueReset`, which the kernel's header does not have.
 const QUEUE_RESET: u32 = 0x0c0;
 

@@ -31,15 +31,20 @@ pub struct Privcmd {
 
 impl Privcmd {
     /// Restricts `file`, an open `/dev/xen/privcmd`, to `domid` for good: no other domain can be touched
-    /// through it any more.
+    /// through it any more, whoever has it.
     ///
     /// # Errors
     ///
     /// The kernel's, for a file that is not privcmd or is restricted to another domain already.
-    pub fn restricted(file: File, domid: Domid) -> io::Result<Self> {
+    pub fn restrict(file: &File, domid: Domid) -> io::Result<()> {
         // SAFETY: the kernel reads a domid.
         unsafe { abi::privcmd_restrict(file.as_raw_fd(), &raw const domid.0) }?;
-        Ok(Self { file, domid })
+        Ok(())
+    }
+
+    /// `file` is restricted to `domid`.
+    pub fn new(file: File, domid: Domid) -> Self {
+        Self { file, domid }
     }
 
     pub fn domid(&self) -> Domid {

@@ -18,16 +18,21 @@ pub struct EventChannels {
 }
 
 impl EventChannels {
-    /// Restricts `file`, an open `/dev/xen/evtchn` in non-blocking mode, to `domid` for good.
+    /// Restricts `file`, an open `/dev/xen/evtchn`, to `domid` for good, whoever has it.
     ///
     /// # Errors
     ///
     /// The kernel's, for a file that is not evtchn or is restricted already.
-    pub fn restricted(file: File, domid: Domid) -> io::Result<Self> {
+    pub fn restrict(file: &File, domid: Domid) -> io::Result<()> {
         let request = abi::EvtchnRestrictDomid { domid: domid.0 };
         // SAFETY: the kernel reads the request.
         unsafe { abi::evtchn_restrict_domid(file.as_raw_fd(), &raw const request) }?;
-        Ok(Self { file, domid })
+        Ok(())
+    }
+
+    /// `file` is in non-blocking mode, and restricted to `domid`.
+    pub fn new(file: File, domid: Domid) -> Self {
+        Self { file, domid }
     }
 
     /// Connects to a port that the guest's domain has open for us; returns our end of it.

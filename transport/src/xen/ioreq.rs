@@ -14,7 +14,7 @@ use xen_virtio_guest_mapping::xen::{FrameAccess, GrantAccess, Mapping, Privcmd};
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess, PAGE_SIZE};
 
 /// vCPUs whose slots a page has room for.
-const MAX_VCPUS: u32 = (PAGE_SIZE / size_of::<Ioreq>()) as u32;
+const MAX_VCPUS: usize = PAGE_SIZE / size_of::<Ioreq>();
 
 /// Why a guest cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +51,14 @@ pub struct XenGuest {
 }
 
 impl XenGuest {
-    /// Makes an ioreq server for the guest that `privcmd` and `evtchn` are restricted to.
+    /// Makes an ioreq server for the guest that `privcmd` and `evtchn` are for.
     ///
     /// # Errors
     ///
     /// [`XenError`], with nothing left behind.
     pub fn new(privcmd: Privcmd, gntdev: File, evtchn: EventChannels) -> Result<Self, XenError> {
         let vcpus = dm_op::vcpus(&privcmd).map_err(XenError::Vcpus)?;
-        if vcpus > MAX_VCPUS {
+        if vcpus as usize > MAX_VCPUS {
             return Err(XenError::TooManyVcpus(vcpus));
         }
         let server = dm_op::create_ioreq_server(&privcmd).map_err(XenError::Create)?;
@@ -87,6 +87,11 @@ impl XenGuest {
             guest.ports.push(port);
         }
         Ok(guest)
+    }
+
+    /// How many vCPUs the guest has.
+    pub fn vcpus(&self) -> usize {
+        self.ports.len()
     }
 
     fn slot(&self, vcpu: usize) -> &Ioreq {

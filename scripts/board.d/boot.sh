@@ -13,7 +13,7 @@ board_boot() {
     shift
     work=$(mktemp -d -p "$CACHE" boot.XXXXXX)
     console=$work/console
-    tar -C "$payload" -cf "$work/payload.tar" .
+    tar -C "$payload" --mtime=@0 -cf "$work/payload.tar" .
     device_tree "$(linux_dir)/Image" "$work/board.dtb"
     qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi -nographic -no-reboot -nodefaults -serial stdio \
         -kernel "$(xen_dir)/xen" -dtb "$work/board.dtb" \

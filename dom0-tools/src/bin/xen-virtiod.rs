@@ -1,0 +1,67 @@
+//! Serves the virtio devices that xl gives to guests. Runs in dom0, in the foreground.
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
+use xen_virtio_dom0_tools::{control, supervisor, worker};
+
+/// Serves virtio devices to Xen guests, as their xl configurations say.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration; it need not exist.
+    #[arg(long, default_value = CONFIG_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Serves one guest; only xen-virtiod itself starts this.
+    #[command(hide = true)]
+    Worker { domid: u16 },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter =
+        EnvFilter::try_from_env("XEN_VIRTIOD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // journald has its own clock, and so has a terminal's reader.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .with_ansi(false)
+        .init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(
+        rustix::param::page_size() == xen_virtio_guest_mapping::PAGE_SIZE,
+        "this kernel has pages of {} bytes; xen-virtiod needs one with Xen's own 4096 (CONFIG_ARM64_4K_PAGES)",
+        rustix::param::page_size()
+    );
+    match &arguments.role {
+        None => supervisor::run(
+            Config::load(&arguments.config)?,
+            control::SOCKET_PATH.as_ref(),
+        ),
+        Some(Role::Worker { domid }) => {
+            let _guest = tracing::error_span!("guest", domid).entered();
+            worker::run(std::io::stdin().as_fd().try_clone_to_owned()?)
+        }
+    }
+}

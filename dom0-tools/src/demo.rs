@@ -1,0 +1,283 @@
+//! `xen-virtioctl demo`: the devices on a simulated hypervisor, on any Linux machine.
+//!
+//! The guest is the `virtio-drivers` crate: a driver that nobody here wrote.
+
+mod hal;
+mod transport;
+
+pub use hal::SimHal;
+pub use transport::SimTransport;
+
+use anyhow::{Context, Result, ensure};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use virtio_drivers::device::blk::VirtIOBlk;
+use xen_virtio_backend::Device;
+use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
+use xen_virtio_transport::{DeviceReport, Hypervisor, Machine, MmioDevice, MmioRange};
+
+/// Where the simulated guest's first device is, and its interrupt: where libxl puts a guest's first.
+pub const FIRST_DEVICE: MmioRange = MmioRange {
+    base: 0x0200_0000,
+    len: 0x200,
+};
+pub const FIRST_IRQ: u32 = 33;
+
+const GUEST_FRAMES: usize = 4096;
+const REQUEST: usize = 64 << 10;
+const REQUEST_SECTORS: usize = REQUEST / 512;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// A raw file or block device to use as the disk; its beginning is overwritten. A temporary file of 16
+    /// MiB by default.
+    #[arg(long)]
+    disk: Option<PathBuf>,
+    /// Use guest-physical addresses instead of grants.
+    #[arg(long)]
+    no_grants: bool,
+}
+
+/// Runs the demo; returns what to show.
+///
+/// # Errors
+///
+/// What went wrong, a mismatch of the data above all.
+pub fn run(options: &Options) -> Result<String> {
+    let mut temporary = None;
+    let path = match &options.disk {
+        Some(path) => path.clone(),
+        None => temporary.insert(TemporaryDisk::new(16 << 20)?).path.clone(),
+    };
+    let disk = Disk::open(&path, false)?;
+    let bytes = usize::try_from(disk.bytes().min(64 << 20))? / REQUEST * REQUEST;
+    ensure!(
+        bytes > 0,
+        "disk {}: the demo needs at least {REQUEST} bytes",
+        path.display()
+    );
+    let mode = if options.no_grants {
+        AddressMode::Frames
+    } else {
+        AddressMode::Grants
+    };
+    let (guest, machine) = SimMachine::start(mode, || {
+        vec![Box::new(Blk::new(disk, *b"xen-virtioctl demo\0\0", 1))]
+    })?;
+    let written = (0..bytes).map(pattern).collect::<Vec<u8>>();
+
+    SimHal::install(guest.memory().clone(), mode);
+    let transport = SimTransport::new(guest.clone(), FIRST_DEVICE);
+    let mut driver = VirtIOBlk::<SimHal, _>::new(transport).context("probing the device")?;
+    let began = Instant::now();
+    for (index, chunk) in written.chunks(REQUEST).enumerate() {
+        driver
+            .write_blocks(index * REQUEST_SECTORS, chunk)
+            .context("writing")?;
+    }
+    driver.flush().context("flushing")?;
+    let writing = began.elapsed();
+    let mut read = vec![0; bytes];
+    let began = Instant::now();
+    for (index, chunk) in read.chunks_mut(REQUEST).enumerate() {
+        driver
+            .read_blocks(index * REQUEST_SECTORS, chunk)
+            .context("reading back")?;
+    }
+    let reading = began.elapsed();
+    let mapped = guest.memory().grants();
+    drop(driver);
+    let [report] = &machine.stop()?[..] else {
+        unreachable!("one device")
+    };
+    let mut on_disk = vec![0; bytes];
+    File::open(&path)?.read_exact(&mut on_disk)?;
+    ensure!(
+        read == written,
+        "what the guest read back is not what it wrote"
+    );
+    ensure!(
+        on_disk == written,
+        "what is in {} is not what the guest wrote",
+        path.display()
+    );
+    Ok(summary(&path, bytes, writing, reading, mapped, report))
+}
+
+/// A byte that depends on its place, so that a block in the wrong one is noticed.
+fn pattern(place: usize) -> u8 {
+    (place.wrapping_mul(0x9e37_79b9) >> 16).to_le_bytes()[0]
+}
+
+fn summary(
+    path: &Path,
+    bytes: usize,
+    writing: Duration,
+    reading: Duration,
+    grants: usize,
+    report: &DeviceReport,
+) -> String {
+    let mib = bytes >> 20;
+    let rate = |time: Duration| bytes as f64 / 1e6 / time.as_secs_f64();
+    let mut text = String::new();
+    let mut line = |what: &str, how: String| {
+        let _ = writeln!(text, "{what:<10}{how}");
+    };
+    line(
+        "disk",
+        format!(
+            "{}, driven by the virtio-drivers crate in a simulated guest",
+            path.display()
+        ),
+    );
+    line(
+        "written",
+        format!(
+            "{mib} MiB in requests of {} KiB, {:.0} MB/s",
+            REQUEST >> 10,
+            rate(writing)
+        ),
+    );
+    line("read back", format!("{mib} MiB, {:.0} MB/s", rate(reading)));
+    line(
+        "verified",
+        "every byte, in the guest and in the file".to_owned(),
+    );
+    line(
+        "trapped",
+        format!(
+            "{} register accesses, {} of them kicks, for {} requests; {} interrupts",
+            report.traps, report.kicks, report.requests, report.interrupts
+        ),
+    );
+    line(
+        "granted",
+        format!(
+            "{grants} pages while the driver ran (its rings); after it, {} are mapped",
+            report.grants_mapped
+        ),
+    );
+    line(
+        "copied",
+        format!(
+            "{} bytes in {} segments, {} batches",
+            report.copy_bytes, report.copy_segments, report.copy_batches
+        ),
+    );
+    text
+}
+
+/// A disk in the system's temporary directory, removed when dropped.
+struct TemporaryDisk {
+    path: PathBuf,
+}
+
+impl TemporaryDisk {
+    fn new(bytes: u64) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("xen-virtio-demo-{}.img", std::process::id()));
+        let file = File::options().write(true).create_new(true).open(&path);
+        let disk = Self { path };
+        file.and_then(|file| file.set_len(bytes))
+            .with_context(|| format!("making a disk at {}", disk.path.display()))?;
+        Ok(disk)
+    }
+}
+
+impl Drop for TemporaryDisk {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A simulated guest's machine in a thread of its own, as a worker serves a real one.
+pub struct SimMachine {
+    thread: JoinHandle<std::io::Result<Vec<DeviceReport>>>,
+    stop: Arc<Waker>,
+}
+
+const TRAPS: Token = Token(0);
+const STOP: Token = Token(1);
+
+impl SimMachine {
+    /// A guest with the devices that `devices` makes, in the machine's thread: the first at
+    /// [`FIRST_DEVICE`] with [`FIRST_IRQ`], the others behind it.
+    ///
+    /// # Errors
+    ///
+    /// If this machine has not the memory, threads or descriptors.
+    pub fn start(
+        mode: AddressMode,
+        devices: impl FnOnce() -> Vec<Box<dyn Device>> + Send + 'static,
+    ) -> Result<(SimGuest, Self)> {
+        let (hypervisor, guest) = simulate(GUEST_FRAMES)?;
+        let poll = Poll::new()?;
+        let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
+        let thread = std::thread::spawn(move || serve(hypervisor, devices(), mode, poll));
+        Ok((guest, Self { thread, stop }))
+    }
+
+    /// Ends the machine once it has nothing to do; what its devices report at the end.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from running.
+    pub fn stop(self) -> Result<Vec<DeviceReport>> {
+        self.stop.wake()?;
+        let reports = self
+            .thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the machine's thread panicked"))?;
+        Ok(reports?)
+    }
+}
+
+fn serve(
+    hypervisor: SimHypervisor,
+    devices: Vec<Box<dyn Device>>,
+    mode: AddressMode,
+    mut poll: Poll,
+) -> std::io::Result<Vec<DeviceReport>> {
+    let mut machine = Machine::new(hypervisor);
+    let mut slots = Vec::new();
+    for ((device, base), irq) in devices
+        .into_iter()
+        .zip((FIRST_DEVICE.base..).step_by(0x200))
+        .zip(FIRST_IRQ..)
+    {
+        let access = machine.hypervisor().guest_access(mode);
+        let line = machine.hypervisor().interrupt_line(irq);
+        let device = MmioDevice::new(device, mode, access, line);
+        let range = MmioRange {
+            base,
+            ..FIRST_DEVICE
+        };
+        slots.push(machine.add(range, device).map_err(std::io::Error::other)?);
+    }
+    let traps = machine.hypervisor().events().as_raw_fd();
+    poll.registry()
+        .register(&mut SourceFd(&traps), TRAPS, Interest::READABLE)?;
+    let mut events = Events::with_capacity(4);
+    let mut more = false;
+    loop {
+        poll.poll(&mut events, more.then_some(Duration::ZERO))?;
+        machine.hypervisor().clear_events()?;
+        more = machine.turn();
+        if !more && events.iter().any(|event| event.token() == STOP) {
+            return Ok(slots
+                .into_iter()
+                .filter_map(|slot| machine.device(slot))
+                .map(MmioDevice::report)
+                .collect());
+        }
+    }
+}

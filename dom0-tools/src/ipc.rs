@@ -1,0 +1,203 @@
+//! What supervisor and worker say to each other: one JSON message a packet, with file descriptors beside.
+
+use crate::libxl::EntryKey;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use xen_virtio_transport::DeviceReport;
+
+/// The largest message: a report of eleven devices takes about 8 KiB.
+const MAX_MESSAGE: usize = 64 << 10;
+/// The most descriptors that any message carries: [`ToWorker::Start`]'s.
+const MAX_FDS: usize = 3;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// The first message. Descriptors: privcmd and evtchn (non-blocking), both restricted to the guest, and
+    /// gntdev.
+    Start {
+        domid: u16,
+    },
+    /// A disk for the guest. Descriptor: the open file or block device.
+    AttachDisk {
+        key: EntryKey,
+        base: u64,
+        len: u64,
+        irq: u32,
+        grant_usage: bool,
+        read_only: bool,
+        serial: String,
+    },
+    Detach {
+        key: EntryKey,
+    },
+    /// Asks for [`FromWorker::Report`].
+    Report,
+    /// The guest is gone: give everything back and end.
+    Stop,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// The worker cannot serve the guest, and ends.
+    Failed {
+        error: String,
+    },
+    Attached {
+        key: EntryKey,
+    },
+    AttachFailed {
+        key: EntryKey,
+        error: String,
+    },
+    Detached {
+        key: EntryKey,
+    },
+    Report {
+        devices: Vec<(EntryKey, DeviceReport)>,
+    },
+}
+
+/// One end of the connection between a supervisor and a worker.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+}
+
+impl Channel {
+    /// Both ends of a new connection: the first does not block, the second is for the worker.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok((Self { socket: ours }, theirs))
+    }
+
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    /// # Errors
+    ///
+    /// `BrokenPipe` if the other end is gone, `WouldBlock` if it does not read.
+    pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "too many descriptors for a message",
+            ));
+        }
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(&bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+
+    /// The next message that has arrived. `None` when there is none now.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` when the other end is gone, `InvalidData` for what is no message.
+    pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let mut bytes = vec![0; MAX_MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let received = match recvmsg(
+            &self.socket,
+            &mut parts,
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
+            Ok(received) => received,
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                fds.extend(received);
+            }
+        }
+        let len = received.bytes;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a message is too large",
+            ));
+        }
+        let message = serde_json::from_slice(&bytes[..len])
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(Some((message, fds)))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn a_message_arrives_whole_with_its_descriptors() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let theirs = Channel::new(theirs);
+        assert!(theirs.receive::<ToWorker>().unwrap().is_none());
+        let file = File::open("/dev/null").unwrap();
+        ours.send(
+            &ToWorker::Start { domid: 3 },
+            &[file.as_fd(), file.as_fd(), file.as_fd()],
+        )
+        .unwrap();
+        ours.send(&ToWorker::Report, &[]).unwrap();
+        let (message, fds) = theirs.receive::<ToWorker>().unwrap().unwrap();
+        assert!(matches!(message, ToWorker::Start { domid: 3 }));
+        assert_eq!(fds.len(), 3);
+        assert!(
+            matches!(theirs.receive().unwrap(), Some((ToWorker::Report, fds)) if fds.is_empty())
+        );
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error_and_so_is_the_end() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let theirs = Channel::new(theirs);
+        ours.send(&"nonsense", &[]).unwrap();
+        assert_eq!(
+            theirs.receive::<ToWorker>().unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+        drop(ours);
+        assert_eq!(
+            theirs.receive::<ToWorker>().unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
+}

@@ -1,0 +1,312 @@
+//! What libxl writes to xenstore for a virtio device, and how it is answered.
+
+use crate::xenstore::{XenStore, XenStoreError};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use xen_virtio_transport::MmioRange;
+
+/// Bytes of a device's page (`VIRTIO_MMIO_DEV_SIZE` in libxl).
+const PAGE_LEN: u64 = 0x200;
+
+/// Which of libxl's two forms an entry has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// `disk = [ "specification=virtio, …" ]`
+    Disk,
+    /// `virtio = [ "type=virtio,device…, …" ]`
+    Virtio,
+}
+
+impl Form {
+    pub const ALL: [Self; 2] = [Self::Disk, Self::Virtio];
+
+    /// The name of its directory among the backends.
+    pub fn directory(self) -> &'static str {
+        match self {
+            Self::Disk => "virtio_disk",
+            Self::Virtio => "virtio",
+        }
+    }
+}
+
+/// Names an entry of one guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EntryKey {
+    pub form: Form,
+    pub devid: u32,
+}
+
+impl fmt::Display for EntryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.form.directory(), self.devid)
+    }
+}
+
+/// `XenbusState` (`xen/io/xenbus.h`), as far as libxl uses it for these devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Initialising = 1,
+    InitWait = 2,
+    Closing = 5,
+    Closed = 6,
+}
+
+/// An entry that libxl has written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub base: u64,
+    pub irq: u32,
+    pub grant_usage: bool,
+    pub kind: EntryKind,
+}
+
+impl Entry {
+    pub fn range(&self) -> MmioRange {
+        MmioRange {
+            base: self.base,
+            len: PAGE_LEN,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    Disk {
+        path: PathBuf,
+        read_only: bool,
+        vdev: String,
+    },
+    /// A virtio device type number (virtio 1.3, section 5); what it is made of stands in our configuration.
+    Virtio { device_type: u32 },
+}
+
+/// What is wrong with an entry.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    #[error(transparent)]
+    XenStore(#[from] XenStoreError),
+    #[error("xenstore has no {path}, which libxl of Xen 4.18 and later writes")]
+    Missing { path: String },
+    #[error("xenstore's {path} is {value:?}, which is not {expected}")]
+    Value {
+        path: String,
+        value: String,
+        expected: &'static str,
+    },
+}
+
+/// The directory of an entry, relative to the backend domain's home.
+pub fn entry_path(domid: u16, key: EntryKey) -> String {
+    format!("backend/{}/{domid}/{}", key.form.directory(), key.devid)
+}
+
+/// The guest and entry that a changed `path` belongs to, if it names one.
+pub fn parse_path(path: &str) -> Option<(u16, EntryKey)> {
+    let mut parts = path
+        .split('/')
+        .skip_while(|part| *part != "backend")
+        .skip(1);
+    let directory = parts.next()?;
+    let form = Form::ALL
+        .into_iter()
+        .find(|form| form.directory() == directory)?;
+    let domid = parts.next()?.parse().ok()?;
+    let devid = parts.next()?.parse().ok()?;
+    Some((domid, EntryKey { form, devid }))
+}
+
+/// Every entry that there is.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub fn entries(store: &mut XenStore) -> Result<Vec<(u16, EntryKey)>, XenStoreError> {
+    let mut found = Vec::new();
+    for form in Form::ALL {
+        let directory = format!("backend/{}", form.directory());
+        for domid in store.directory(&directory)? {
+            for devid in store.directory(&format!("{directory}/{domid}"))? {
+                found.extend(parse_path(&format!("{directory}/{domid}/{devid}")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The state of an entry; `None` if it is gone. What is no number reads as 0.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub fn read_state(
+    store: &mut XenStore,
+    domid: u16,
+    key: EntryKey,
+) -> Result<Option<u32>, XenStoreError> {
+    let state = store.read(&format!("{}/state", entry_path(domid, key)))?;
+    Ok(state.map(|state| state.trim().parse().unwrap_or(0)))
+}
+
+/// Tells libxl about an entry, unless it is gone.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub fn write_state(
+    store: &mut XenStore,
+    domid: u16,
+    key: EntryKey,
+    state: State,
+) -> Result<(), XenStoreError> {
+    // Writing to an entry that libxl has removed would make a new one that nobody removes.
+    if read_state(store, domid, key)?.is_some() {
+        store.write(
+            &format!("{}/state", entry_path(domid, key)),
+            &(state as u32).to_string(),
+        )?;
+    }
+    Ok(())
+}
+
+/// Reads an entry.
+///
+/// # Errors
+///
+/// [`EntryError`], which names the node that is missing or wrong.
+pub fn read_entry(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<Entry, EntryError> {
+    let path = entry_path(domid, key);
+    let mut node = Nodes { store, path: &path };
+    let transport = node.optional("transport")?;
+    if transport.is_some_and(|transport| transport != "mmio") {
+        return Err(node.wrong("transport", "mmio, the only transport there is on Arm"));
+    }
+    let base = node.number("base")?;
+    if base == 0 || base % PAGE_LEN != 0 || base.checked_add(PAGE_LEN).is_none() {
+        return Err(node.wrong("base", "the address of a device's page"));
+    }
+    let irq = u32::try_from(node.number("irq")?)
+        .ok()
+        .filter(|irq| (32..1020).contains(irq))
+        .ok_or_else(|| node.wrong("irq", "a shared peripheral interrupt (32 to 1019)"))?;
+    let grant_usage = match node.optional("grant_usage")?.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(_) => return Err(node.wrong("grant_usage", "0 or 1")),
+    };
+    let kind = match key.form {
+        Form::Disk => EntryKind::Disk {
+            path: node.required("params")?.into(),
+            read_only: node.required("mode")? != "w",
+            vdev: node.optional("dev")?.unwrap_or_default(),
+        },
+        Form::Virtio => EntryKind::Virtio {
+            device_type: node.device_type()?,
+        },
+    };
+    Ok(Entry {
+        base,
+        irq,
+        grant_usage,
+        kind,
+    })
+}
+
+/// The nodes of one entry.
+struct Nodes<'a> {
+    store: &'a mut XenStore,
+    path: &'a str,
+}
+
+impl Nodes<'_> {
+    fn optional(&mut self, name: &str) -> Result<Option<String>, EntryError> {
+        Ok(self.store.read(&format!("{}/{name}", self.path))?)
+    }
+
+    fn required(&mut self, name: &str) -> Result<String, EntryError> {
+        self.optional(name)?.ok_or_else(|| EntryError::Missing {
+            path: format!("{}/{name}", self.path),
+        })
+    }
+
+    /// libxl writes some numbers in decimal and some in hexadecimal.
+    fn number(&mut self, name: &str) -> Result<u64, EntryError> {
+        let value = self.required(name)?;
+        let number = match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => value.parse(),
+        };
+        number.map_err(|_| self.wrong(name, "a number"))
+    }
+
+    /// `virtio,device` and the type in hexadecimal, as a device tree has it.
+    fn device_type(&mut self) -> Result<u32, EntryError> {
+        self.required("type")?
+            .strip_prefix("virtio,device")
+            .and_then(|digits| u32::from_str_radix(digits, 16).ok())
+            .ok_or_else(|| self.wrong("type", "virtio,device and a type number in hexadecimal"))
+    }
+
+    fn wrong(&mut self, name: &str, expected: &'static str) -> EntryError {
+        let path = format!("{}/{name}", self.path);
+        let value = self.store.read(&path).ok().flatten().unwrap_or_default();
+        EntryError::Value {
+            path,
+            value,
+            expected,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_path_names_its_entry_whatever_is_before_and_behind() {
+        let disk = |devid| EntryKey {
+            form: Form::Disk,
+            devid,
+        };
+        for (path, expected) in [
+            (
+                "/local/domain/0/backend/virtio_disk/3/51712/state",
+                Some((3, disk(51712))),
+            ),
+            ("backend/virtio_disk/3/51712", Some((3, disk(51712)))),
+            (
+                "backend/virtio/7/0/type",
+                Some((
+                    7,
+                    EntryKey {
+                        form: Form::Virtio,
+                        devid: 0,
+                    },
+                )),
+            ),
+            ("backend/virtio_disk/3", None),
+            ("backend/vbd/3/51712", None),
+            ("backend/virtio_disk/70000/1", None),
+            ("@releaseDomain", None),
+        ] {
+            assert_eq!(parse_path(path), expected, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_is_judged(path: String) {
+            let _ = parse_path(&path);
+        }
+
+        #[test]
+        fn a_path_made_is_a_path_parsed(domid: u16, devid: u32) {
+            for form in Form::ALL {
+                let key = EntryKey { form, devid };
+                prop_assert_eq!(parse_path(&entry_path(domid, key)), Some((domid, key)));
+            }
+        }
+    }
+}

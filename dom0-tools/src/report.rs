@@ -1,0 +1,268 @@
+//! What `xen-virtioctl list` shows.
+
+use crate::libxl::{EntryKey, Form, entry_path};
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Write};
+use virtio_bindings::{
+    virtio_blk as blk, virtio_config as config, virtio_ids as ids, virtio_ring as ring,
+};
+use xen_virtio_transport::DeviceReport;
+
+/// All guests that have a virtio device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub guests: Vec<GuestReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestReport {
+    pub domid: u16,
+    pub name: String,
+    /// The process that serves the guest, while there is one.
+    pub worker: Option<u32>,
+    /// Why there is none, or why it does not answer.
+    pub error: Option<String>,
+    pub devices: Vec<EntryReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryReport {
+    pub key: EntryKey,
+    /// What the device is, by libxl's entry: the path of a disk, say.
+    pub detail: String,
+    pub error: Option<String>,
+    /// What the worker says of the device, once it has it.
+    pub device: Option<DeviceReport>,
+}
+
+impl EntryReport {
+    /// One word, or a few, on how the device is.
+    pub fn state(&self) -> &'static str {
+        let Some(device) = &self.device else {
+            return if self.error.is_some() {
+                "failed"
+            } else {
+                "starting"
+            };
+        };
+        let has = |bit: u32| device.status & bit != 0;
+        if has(config::VIRTIO_CONFIG_S_NEEDS_RESET) {
+            "needs reset"
+        } else if has(config::VIRTIO_CONFIG_S_FAILED) {
+            "given up by the guest"
+        } else if has(config::VIRTIO_CONFIG_S_DRIVER_OK) {
+            "running"
+        } else if device.status == 0 {
+            "no driver"
+        } else {
+            "probing"
+        }
+    }
+}
+
+/// The names of the feature bits that are set in `features`, for a device of this type.
+pub fn feature_names(device_type: u32, features: u64) -> Vec<String> {
+    let common: &[(u32, &str)] = &[
+        (ring::VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX"),
+        (config::VIRTIO_F_VERSION_1, "VERSION_1"),
+        (config::VIRTIO_F_ACCESS_PLATFORM, "ACCESS_PLATFORM"),
+    ];
+    let own: &[(u32, &str)] = match device_type {
+        ids::VIRTIO_ID_BLOCK => &[
+            (blk::VIRTIO_BLK_F_SEG_MAX, "SEG_MAX"),
+            (blk::VIRTIO_BLK_F_RO, "RO"),
+            (blk::VIRTIO_BLK_F_BLK_SIZE, "BLK_SIZE"),
+            (blk::VIRTIO_BLK_F_FLUSH, "FLUSH"),
+            (blk::VIRTIO_BLK_F_MQ, "MQ"),
+        ],
+        _ => &[],
+    };
+    (0..u64::BITS)
+        .filter(|bit| features & (1 << bit) != 0)
+        .map(|bit| {
+            let name = own.iter().chain(common).find(|(known, _)| *known == bit);
+            name.map_or_else(|| format!("bit {bit}"), |(_, name)| (*name).to_owned())
+        })
+        .collect()
+}
+
+fn type_name(device_type: u32) -> String {
+    match device_type {
+        ids::VIRTIO_ID_BLOCK => "blk".to_owned(),
+        other => format!("type {other}"),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.guests.is_empty() {
+            return writeln!(
+                f,
+                "No guest has a virtio device. In its xl file: disk = [ \"backendtype=standalone, \
+                 specification=virtio, grant_usage=1, vdev=xvda, access=rw, target=/path\" ]"
+            );
+        }
+        let header = [
+            "DOMID", "GUEST", "DEVICE", "TYPE", "STATE", "QUEUES", "GRANTS", "FRAMES", "REQUESTS",
+            "ERRORS",
+        ];
+        let mut rows = vec![header.map(str::to_owned)];
+        let mut notes = String::new();
+        for guest in &self.guests {
+            if let Some(error) = &guest.error {
+                writeln!(notes, "guest {} ({}): {error}", guest.name, guest.domid)?;
+            }
+            for entry in &guest.devices {
+                rows.push(entry.row(guest));
+                entry.note(guest, &mut notes)?;
+            }
+        }
+        write_table(f, &rows)?;
+        if !notes.is_empty() {
+            write!(f, "\n{notes}")?;
+        }
+        Ok(())
+    }
+}
+
+impl EntryReport {
+    fn row(&self, guest: &GuestReport) -> [String; 10] {
+        let none = DeviceReport::default();
+        let device = self.device.as_ref().unwrap_or(&none);
+        let kind = match (&self.device, self.key.form) {
+            (Some(device), _) => type_name(device.device_type),
+            (None, Form::Disk) => type_name(ids::VIRTIO_ID_BLOCK),
+            (None, Form::Virtio) => "?".to_owned(),
+        };
+        [
+            guest.domid.to_string(),
+            guest.name.clone(),
+            self.key.to_string(),
+            kind,
+            self.state().to_owned(),
+            format!("{}/{}", device.ready_queues, device.queues),
+            device.grants_mapped.to_string(),
+            device.frames_mapped.to_string(),
+            device.requests.to_string(),
+            device.request_errors.to_string(),
+        ]
+    }
+
+    fn note(&self, guest: &GuestReport, notes: &mut String) -> fmt::Result {
+        let path = entry_path(guest.domid, self.key);
+        if let Some(error) = &self.error {
+            writeln!(notes, "{path}: {error}")?;
+        }
+        if let Some(device) = &self.device {
+            let features = feature_names(device.device_type, device.features).join(" ");
+            let features = if features.is_empty() {
+                "none yet".to_owned()
+            } else {
+                features
+            };
+            writeln!(notes, "{path}: {}; features: {features}", self.detail)?;
+            if let Some(failure) = &device.failure {
+                writeln!(
+                    notes,
+                    "{path}: needs a reset by the guest's driver: {failure}"
+                )?;
+            }
+            if device.refused_addresses > 0 {
+                writeln!(
+                    notes,
+                    "{path}: {} addresses of the guest refused",
+                    device.refused_addresses
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_table<const COLUMNS: usize>(
+    f: &mut fmt::Formatter<'_>,
+    rows: &[[String; COLUMNS]],
+) -> fmt::Result {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            write!(line, "{cell:width$}  ")?;
+        }
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(device: Option<DeviceReport>, error: Option<&str>) -> Report {
+        let key = EntryKey {
+            form: Form::Disk,
+            devid: 51712,
+        };
+        let error = error.map(str::to_owned);
+        let devices = vec![EntryReport {
+            key,
+            detail: "/dev/vg/ivi, rw".into(),
+            error,
+            device,
+        }];
+        Report {
+            guests: vec![GuestReport {
+                domid: 3,
+                name: "ivi".into(),
+                worker: Some(77),
+                error: None,
+                devices,
+            }],
+        }
+    }
+
+    #[test]
+    fn the_table_says_what_runs_and_with_which_features() {
+        let device = DeviceReport {
+            device_type: 2,
+            status: 0xf,
+            features: 1 << 32 | 1 << 33 | 1 << 29 | 1 << 9 | 1 << 50,
+            queues: 2,
+            ready_queues: 2,
+            grants_mapped: 14,
+            requests: 99,
+            ..DeviceReport::default()
+        };
+        let text = report(Some(device), None).to_string();
+        for expected in [
+            "running",
+            "2/2",
+            "14",
+            "99",
+            "FLUSH EVENT_IDX VERSION_1 ACCESS_PLATFORM bit 50",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_shown_with_its_entry() {
+        let text = report(
+            None,
+            Some("disk /x: is neither a regular file nor a block device"),
+        )
+        .to_string();
+        assert!(
+            text.contains("failed") && text.contains("backend/virtio_disk/3/51712: disk /x"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_report_survives_json() {
+        let report = report(Some(DeviceReport::default()), Some("x"));
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+    }
+}

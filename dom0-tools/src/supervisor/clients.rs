@@ -1,0 +1,142 @@
+//! The clients of the control socket. None of them can hold the supervisor up.
+
+use crate::control::Question;
+use mio::net::{UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Longer than any question.
+const MAX_QUESTION: usize = 256;
+/// More are turned away.
+const MAX_CLIENTS: usize = 16;
+
+pub(super) struct Clients {
+    listener: UnixListener,
+    clients: BTreeMap<Token, Client>,
+}
+
+struct Client {
+    socket: UnixStream,
+    question: Vec<u8>,
+    asked: bool,
+    answer: Vec<u8>,
+}
+
+impl Clients {
+    /// Listens at `path`, for root only, in place of what an earlier process left there.
+    pub(super) fn listen(path: &Path, registry: &Registry, token: Token) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        registry.register(&mut listener, token, Interest::READABLE)?;
+        Ok(Self {
+            listener,
+            clients: BTreeMap::new(),
+        })
+    }
+
+    pub(super) fn has(&self, token: Token) -> bool {
+        self.clients.contains_key(&token)
+    }
+
+    pub(super) fn accept(&mut self, registry: &Registry, next_token: &mut usize) {
+        while let Ok((mut socket, _)) = self.listener.accept() {
+            let token = Token(*next_token);
+            *next_token += 1;
+            if self.clients.len() < MAX_CLIENTS
+                && registry
+                    .register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)
+                    .is_ok()
+            {
+                let client = Client {
+                    socket,
+                    question: Vec::new(),
+                    asked: false,
+                    answer: Vec::new(),
+                };
+                self.clients.insert(token, client);
+            }
+        }
+    }
+
+    /// A client's socket is ready. Its question, once it is complete.
+    pub(super) fn ready(&mut self, token: Token, registry: &Registry) -> Option<Question> {
+        let client = self.clients.get_mut(&token)?;
+        if client.asked {
+            self.write(token, registry);
+            return None;
+        }
+        match client.read_question() {
+            Ok(Some(question)) => {
+                client.asked = true;
+                Some(question)
+            }
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!("a client of the control socket is turned away: {error}");
+                self.close(token, registry);
+                None
+            }
+        }
+    }
+
+    /// Answers a client, which is then done. One that has gone meanwhile gets nothing.
+    pub(super) fn answer(&mut self, token: Token, answer: Vec<u8>, registry: &Registry) {
+        if let Some(client) = self.clients.get_mut(&token) {
+            client.answer = answer;
+            self.write(token, registry);
+        }
+    }
+
+    fn write(&mut self, token: Token, registry: &Registry) {
+        let Some(client) = self.clients.get_mut(&token) else {
+            return;
+        };
+        while !client.answer.is_empty() {
+            match client.socket.write(&client.answer) {
+                Ok(len) if len > 0 => drop(client.answer.drain(..len)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                _ => return self.close(token, registry),
+            }
+            if client.answer.is_empty() {
+                return self.close(token, registry);
+            }
+        }
+    }
+
+    fn close(&mut self, token: Token, registry: &Registry) {
+        if let Some(mut client) = self.clients.remove(&token) {
+            let _ = registry.deregister(&mut client.socket);
+        }
+    }
+}
+
+impl Client {
+    fn read_question(&mut self) -> io::Result<Option<Question>> {
+        let mut bytes = [0; MAX_QUESTION];
+        loop {
+            match self.socket.read(&mut bytes) {
+                Ok(0) => return Ok(Some(serde_json::from_slice(&self.question)?)),
+                Ok(len) => self.question.extend_from_slice(&bytes[..len]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            if self.question.len() > MAX_QUESTION {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    "the question is too long",
+                ));
+            }
+        }
+    }
+}

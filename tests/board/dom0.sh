@@ -1,0 +1,159 @@
+# What the board's cases do in dom0. Sourced by bash there, in /payload.
+# shellcheck shell=bash
+export PATH=/payload/bin:$PATH
+CONSOLES=/var/log/xen/console
+DAEMON_LOG=/tmp/xen-virtiod.log
+
+say() { echo "==> $*"; }
+note() { echo "  $*"; }
+fail() { echo "FAIL: $*"; exit 1; }
+
+# wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds.
+wait_for() {
+    local limit=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@"; do
+        [ $SECONDS -lt $limit ] || fail "waited too long for $what"
+        sleep 0.1
+    done
+}
+
+start_daemon() {
+    XEN_VIRTIOD_LOG=${LOG_LEVEL:-info} xen-virtiod >>$DAEMON_LOG 2>&1 &
+    DAEMON=$!
+    wait_for 10 "xen-virtiod to be ready" grep -q 'ready:' $DAEMON_LOG
+}
+
+# make_disk PATH MIB: a disk of noise that is quick to make.
+make_disk() {
+    noise "$2" >"$1"
+}
+
+# Noise without a noise source's cost under emulation: 1 MiB of it, shifted by a byte for each repetition.
+noise() {
+    [ -f /tmp/noise ] || head -c 1M /dev/urandom >/tmp/noise
+    local i
+    for ((i = 1; i <= $1; i++)); do tail -c +$((i + 1)) /tmp/noise; head -c "$i" /tmp/noise; done
+}
+
+# disk PATH [GRANT_USAGE [VDEV]]: the xl disk line for xen-virtiod.
+disk() { echo "'backendtype=standalone, specification=virtio, grant_usage=${2:-1}, vdev=${3:-xvda}, access=rw, target=$1'"; }
+
+# guest NAME SCRIPT [XL_LINE...]: writes /tmp/NAME.cfg for a guest that runs tests/board/guest/SCRIPT.
+guest() {
+    local name=$1 script=$2
+    shift 2
+    {
+        echo "name = '$name'"
+        echo "kernel = '/payload/Image'"
+        echo "ramdisk = '/payload/guest.cpio.gz'"
+        echo "memory = 128"
+        echo "vcpus = 1"
+        echo "extra = 'console=hvc0 quiet GUEST=$script'"
+        echo "on_crash = 'destroy'"
+        printf '%s\n' "$@"
+    } >"/tmp/$name.cfg"
+}
+
+create() { xl create -q "/tmp/$1.cfg" || fail "xl create $1"; }
+console() { tr -d '\r' <"$CONSOLES/guest-$1.log" 2>/dev/null; }
+has_said() { console "$1" | grep -qaE "$2"; }
+domid() { xl domid "$1" 2>/dev/null; }
+is_gone() { ! xl list "$1" >/dev/null 2>&1; }
+pids_of() { pgrep -f "xen-virtiod worker $1\$"; }
+
+# said NAME PATTERN [SECONDS]: waits until the guest's console shows a line that matches; prints it.
+said() {
+    local limit=$((SECONDS + ${3:-60}))
+    until has_said "$1" "$2"; do
+        [ $SECONDS -lt $limit ] || fail "guest $1 did not say '$2'"
+        if has_said "$1" 'guest: FAIL|Kernel panic|Unable to handle kernel'; then
+            fail "guest $1: $(console "$1" | grep -aE 'guest: FAIL|Kernel panic|Unable to handle' | head -n1)"
+        fi
+        sleep 0.2
+    done
+    console "$1" | grep -aE "$2" | tail -n1
+}
+
+# count_said NAME PATTERN: how many lines of the guest's console match.
+count_said() { console "$1" | grep -caE "$2"; }
+
+# Guests whose script has ended are destroyed by us: what a toolstack does.
+destroy() {
+    xl destroy "$1" || fail "xl destroy $1"
+    wait_for 20 "guest $1 to be gone" is_gone "$1"
+}
+
+# report FIELD: a number of `xen-virtioctl list --json`, summed over all devices.
+report() { xen-virtioctl list --json | awk -v field="\"$1\":" '$1 == field { sum += $2 } END { print sum + 0 }'; }
+
+no_worker() { [ -z "$(pids_of '[0-9]+')" ]; }
+# A destroyed domain of which dom0 still has a page stays as a zombie without a name.
+no_zombie() { ! xl list | awk 'NR > 1 { print $1 }' | grep -qa '(null)\|^$'; }
+daemon_fds() { ls /proc/"$DAEMON"/fd | wc -l; }
+
+# mapped PID DEVICE: pages of /dev/xen/DEVICE in a process's memory.
+mapped() {
+    awk -v device="/dev/xen/$2" '$6 == device {
+        split($1, ends, "-"); pages += (strtonum("0x" ends[2]) - strtonum("0x" ends[1])) / 4096
+    } END { print pages + 0 }' "/proc/$1/maps"
+}
+
+# nothing_left FDS: no worker, no zombie domain, no descriptor more than before, and no error in the log.
+nothing_left() {
+    wait_for 10 "the workers to end" no_worker
+    wait_for 10 "dead domains to go" no_zombie
+    [ "$(daemon_fds)" = "$1" ] || fail "xen-virtiod has $(daemon_fds) descriptors instead of $1: $(ls -l /proc/$DAEMON/fd)"
+}
+
+run_case() {
+    (
+        set -eE
+        trap 'echo "FAIL: ${BASH_COMMAND} (line ${LINENO})"' ERR
+        . "./cases/$1.sh"
+    )
+    local status=$?
+    if grep -q 'panicked' $DAEMON_LOG 2>/dev/null; then
+        echo "FAIL: a process of xen-virtiod panicked"
+        status=1
+    fi
+    if [ $status = 0 ]; then
+        echo "PASS: $1"
+    else
+        echo "--- xen-virtiod:"
+        cat $DAEMON_LOG
+        xen-virtioctl list
+        xl list
+        for log in "$CONSOLES"/*.log; do echo "--- $log:" && tail -n 30 "$log"; done
+        dmesg | tail -n 15
+    fi
+    return $status
+}
+
+run_demo() {
+    say "dom0 is up: $(xl info | awk '/^xen_version/ { print "Xen " $3 }'), Linux $(uname -r)"
+    start_daemon
+    say "xen-virtiod runs; making a disk of 64 MiB"
+    make_disk /tmp/disk.img 64
+    guest demo disk "disk = [ $(disk /tmp/disk.img) ]"
+    sed 's/^/  /' /tmp/demo.cfg
+    say "xl create demo.cfg"
+    create demo
+    tail -n +1 -f "$CONSOLES/guest-demo.log" | tr -d '\r' | sed -u 's/^/[guest] /' &
+    # In a pipeline of its own, so that its failure does not take the console along.
+    (said demo 'guest: done' 120) >/dev/null || exit 1
+    say "xen-virtioctl list"
+    xen-virtioctl list | sed 's/^/  /'
+    destroy demo
+    say "the guest is gone; fsck in dom0"
+    e2fsck -fn /tmp/disk.img 2>/dev/null | sed 's/^/  /'
+    say "done: a guest has made a file system on its disk, written it, and verified it"
+}
+
+run_shell() {
+    start_daemon
+    echo "xen-virtiod runs; its log is $DAEMON_LOG. A guest's configuration to begin with: /tmp/demo.cfg"
+    make_disk /tmp/disk.img 64
+    guest demo disk "disk = [ $(disk /tmp/disk.img) ]"
+    setsid -c bash -i
+}
