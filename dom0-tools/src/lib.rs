@@ -9,3 +9,4 @@ pub mod report;
 pub mod supervisor;
 pub mod worker;
 pub mod xenstore;
+pub mod xl_config;

@@ -19,6 +19,9 @@ use xen_virtio_transport::{Hypervisor, Machine, MmioDevice, MmioRange, Slot};
 const TRAPS: Token = Token(0);
 const SUPERVISOR: Token = Token(1);
 
+/// How often a worker without a supervisor looks whether its guest still lives.
+const ORPHAN_CHECK: Duration = Duration::from_secs(1);
+
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
 const MAX_DISK_QUEUES: usize = 4;
 
@@ -94,7 +97,12 @@ impl Worker {
         let mut events = Events::with_capacity(8);
         let mut more = false;
         loop {
-            let timeout = more.then_some(Duration::ZERO);
+            let timeout = match (more, self.supervised) {
+                (true, _) => Some(Duration::ZERO),
+                (false, true) => None,
+                // Nobody else would tell that the guest is gone.
+                (false, false) => Some(ORPHAN_CHECK),
+            };
             match poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Err(error.into());
@@ -104,6 +112,9 @@ impl Worker {
             // Traps first, and never left out: an edge that was seen while `more` was set is not seen again.
             self.machine.hypervisor().clear_events()?;
             more = self.machine.turn();
+            if !self.supervised && !self.machine.hypervisor().is_alive() {
+                return Ok(());
+            }
             if self.supervised && events.iter().any(|event| event.token() == SUPERVISOR) {
                 if self.obey()? {
                     return Ok(());

@@ -1,10 +1,12 @@
 //! Shows what `xen-virtiod` does, and tries the same devices on a simulated guest.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use xen_virtio_dom0_tools::{control, demo};
+use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
+use xen_virtio_dom0_tools::{control, demo, xl_config};
 
 /// Shows the virtio devices of this host's Xen guests.
 #[derive(Parser)]
@@ -22,6 +24,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Checks the virtio devices of an xl file: to be run before `xl create`.
+    Check { file: PathBuf },
     /// Runs a block device for a simulated guest, on this machine, without Xen.
     Demo(demo::Options),
 }
@@ -49,6 +53,17 @@ fn run(command: Command) -> Result<String> {
             } else {
                 report.to_string()
             })
+        }
+        Command::Check { file } => {
+            let text =
+                std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            let findings = xl_config::check(&text, &Config::load(CONFIG_PATH.as_ref())?);
+            ensure!(
+                findings.problems.is_empty(),
+                "{}",
+                findings.problems.join("\nerror: ")
+            );
+            Ok(findings.good.into_iter().map(|line| line + "\n").collect())
         }
         Command::Demo(options) => demo::run(&options),
     }

@@ -94,6 +94,12 @@ impl XenGuest {
         self.ports.len()
     }
 
+    /// Whether the guest still lives. Xen takes the ioreq server of a dying domain away.
+    pub fn is_alive(&self) -> bool {
+        // Enabling what is enabled changes nothing.
+        dm_op::enable_ioreq_server(&self.privcmd, self.server).is_ok()
+    }
+
     fn slot(&self, vcpu: usize) -> &Ioreq {
         let offset = vcpu * size_of::<Ioreq>();
         assert!(offset + size_of::<Ioreq>() <= PAGE_SIZE);

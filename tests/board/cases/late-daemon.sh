@@ -1,0 +1,19 @@
+# A guest that is created before xen-virtiod runs waits for it; with neither side, xl says so.
+make_disk /tmp/disk.img 32
+guest g verify "disk = [ $(disk /tmp/disk.img), $(disk /tmp/disk.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=idle'"
+xl create -q /tmp/g.cfg &
+creating=$!
+wait_for 10 "xl to write the entry" xenstore-exists /local/domain/0/backend/virtio_disk
+sleep 1
+start_daemon
+wait $creating || fail "xl create failed"
+said g '/dev/vdb' >/dev/null
+said g 'guest: done' >/dev/null
+# The service goes and comes back; the guest is served on, and the new service says that it is not its own.
+kill $DAEMON
+wait_for 5 "xen-virtiod to end" bash -c "! kill -0 $DAEMON 2>/dev/null"
+: >$DAEMON_LOG
+start_daemon
+wait_for 5 "the new service to see the guest" grep -q 'served by an earlier xen-virtiod' $DAEMON_LOG
+destroy g
+wait_for 10 "the orphaned worker to end" no_worker

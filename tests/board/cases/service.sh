@@ -1,0 +1,28 @@
+# The service tells systemd when it is ready, and idle costs nothing.
+cat >/tmp/listen.py <<'PYTHON'
+import socket
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+listener.bind("/tmp/notify")
+print("listening", flush=True)
+print(listener.recv(4096).decode(), flush=True)
+PYTHON
+python3 /tmp/listen.py >/tmp/notified &
+wait_for 10 "the listener" grep -q listening /tmp/notified
+export NOTIFY_SOCKET=/tmp/notify
+start_daemon
+wait_for 5 "READY=1" grep -q 'READY=1' /tmp/notified
+xen-virtioctl list | grep -q 'No guest has a virtio device' || fail "an empty list is not explained"
+make_disk /tmp/disk.img 32
+guest g idle "disk = [ $(disk /tmp/disk.img) ]"
+create g
+said g 'guest: done' >/dev/null
+sleep 1
+worker=$(pids_of "$(domid g)")
+switches() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' "/proc/$1/status"; }
+rss() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
+worker_before=$(switches "$worker") daemon_before=$(switches "$DAEMON")
+sleep 5
+[ "$(switches "$worker")" = "$worker_before" ] || fail "an idle worker woke up $(($(switches "$worker") - worker_before)) times"
+[ "$(switches "$DAEMON")" = "$daemon_before" ] || fail "an idle supervisor woke up"
+note "resident: worker $(rss "$worker") KiB, supervisor $(rss "$DAEMON") KiB; no wake-up in 5 s"
+destroy g

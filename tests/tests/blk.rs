@@ -1,0 +1,437 @@
+//! The block device, from the driver's registers to the file, on the simulator.
+
+use std::time::Duration;
+use tempfile::NamedTempFile;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_drivers::device::blk::VirtIOBlk;
+use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, SimHal, SimTransport};
+use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_tests::{BlkRequest, Driver, NEXT, Negotiated, RawQueue, WRITE, disk_of};
+use xen_virtio_transport::{MmioRange, Register, TrapRequest, Width};
+
+const SECTORS: u64 = 4096;
+
+fn disk_file() -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    let bytes: Vec<u8> = (0..SECTORS * 512)
+        .map(|place| (place / 512).to_le_bytes()[0])
+        .collect();
+    std::fs::write(file.path(), bytes).unwrap();
+    file
+}
+
+/// What Linux's virtio_mmio and virtio_blk do from probe to the first read, register by register.
+#[test]
+fn linux_probes_the_device_and_reads() {
+    let file = disk_file();
+    let (guest, machine) = disk_of(&[file.path()], 2, false);
+    let driver = Driver::new(guest.clone(), 0);
+    assert_eq!(driver.read(Register::MagicValue), 0x7472_6976);
+    assert_eq!(driver.read(Register::Version), 2);
+    assert_eq!(driver.read(Register::DeviceId), 2);
+    driver.read(Register::VendorId);
+    let offered = driver.offered_features();
+    for bit in [
+        VIRTIO_F_VERSION_1,
+        VIRTIO_F_ACCESS_PLATFORM,
+        VIRTIO_BLK_F_FLUSH,
+        VIRTIO_BLK_F_MQ,
+        VIRTIO_RING_F_EVENT_IDX,
+    ] {
+        assert!(offered & 1 << bit != 0, "feature {bit}");
+    }
+    assert_eq!(driver.negotiate(offered), Negotiated::Accepted);
+    let generation = driver.read(Register::ConfigGeneration);
+    let capacity = driver.raw_read(0x100, Width::Four) | driver.raw_read(0x104, Width::Four) << 32;
+    assert_eq!(capacity, SECTORS);
+    assert_eq!(driver.read(Register::ConfigGeneration), generation);
+    assert_eq!(driver.raw_read(0x100 + 34, Width::Two), 2, "num_queues");
+    let mut queues = Vec::new();
+    for index in 0..2 {
+        driver.write(Register::QueueSel, index);
+        assert_eq!(driver.read(Register::QueueReady), 0);
+        let size = driver.read(Register::QueueSizeMax);
+        assert!(size >= 128);
+        let queue = RawQueue::new(guest.memory(), 128);
+        driver.start_queue(index, 128, queue.addresses());
+        assert_eq!(driver.read(Register::QueueReady), 1);
+        queues.push(queue);
+    }
+    driver.write(Register::QueueSel, 2);
+    assert_eq!(driver.read(Register::QueueSizeMax), 0);
+    driver.driver_ok();
+    let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 9, 1024, true);
+    let interrupts = guest.interrupts(driver.irq);
+    assert_eq!(request.perform(&driver, &mut queues[0]), (0, 1025));
+    assert_eq!(request.data.read(), [vec![9; 512], vec![10; 512]].concat());
+    assert!(guest.wait_interrupt(driver.irq, interrupts, Duration::from_secs(5)));
+    assert_eq!(driver.read(Register::InterruptStatus), 1);
+    driver.write(Register::InterruptAck, 1);
+    assert_eq!(driver.read(Register::InterruptStatus), 0);
+    driver.write(Register::Status, 0);
+    let [report] = &machine.stop().unwrap()[..] else {
+        panic!("one device")
+    };
+    assert_eq!(
+        (report.requests, report.request_errors, report.grants_mapped),
+        (1, 0, 0)
+    );
+}
+
+/// Two drivers at once, each a thread, each with a disk of its own.
+#[test]
+fn two_drivers_at_once_keep_to_their_disks() {
+    let files = [disk_file(), disk_file()];
+    let (guest, machine) = disk_of(&[files[0].path(), files[1].path()], 1, false);
+    let drive = |number: u8| {
+        let range = MmioRange {
+            base: FIRST_DEVICE.base + u64::from(number) * 0x200,
+            ..FIRST_DEVICE
+        };
+        let guest = guest.clone();
+        std::thread::spawn(move || {
+            SimHal::install(guest.memory().clone(), AddressMode::Grants);
+            let mut driver = VirtIOBlk::<SimHal, _>::new(SimTransport::new(guest, range)).unwrap();
+            for sector in 0..200 {
+                driver
+                    .write_blocks(sector * 8, &[number + 1; 4096])
+                    .unwrap();
+                let mut back = [0; 4096];
+                driver.read_blocks(sector * 8, &mut back).unwrap();
+                assert_eq!(back, [number + 1; 4096]);
+            }
+        })
+    };
+    for thread in [drive(0), drive(1)] {
+        thread.join().unwrap();
+    }
+    for (number, file) in files.iter().enumerate() {
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert!(
+            bytes[..200 * 4096]
+                .iter()
+                .all(|byte| usize::from(*byte) == number + 1)
+        );
+    }
+    for report in machine.stop().unwrap() {
+        assert_eq!(
+            (report.requests, report.request_errors, report.grants_mapped),
+            (400, 0, 0)
+        );
+    }
+    assert_eq!(
+        (
+            guest.memory().grants(),
+            guest.memory().revoked_while_mapped()
+        ),
+        (0, 0)
+    );
+}
+
+/// What the block device answers to one request, by its kind and place.
+#[test]
+fn requests_end_with_the_status_that_fits() {
+    let file = disk_file();
+    let size = std::fs::metadata(file.path()).unwrap().len();
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = Driver::new(guest, 0);
+    let mut queue = driver.start(64);
+    let (ok, io_error, unsupported) = (0, 1, 2);
+    for (what, kind, sector, len, reads, expected) in [
+        (
+            "the last sector is read",
+            VIRTIO_BLK_T_IN,
+            SECTORS - 1,
+            512,
+            true,
+            (ok, 513),
+        ),
+        (
+            "beyond the end nothing is read",
+            VIRTIO_BLK_T_IN,
+            SECTORS,
+            512,
+            true,
+            (io_error, 1),
+        ),
+        (
+            "across the end nothing is read",
+            VIRTIO_BLK_T_IN,
+            SECTORS - 1,
+            1024,
+            true,
+            (io_error, 1),
+        ),
+        (
+            "no part of a sector is read",
+            VIRTIO_BLK_T_IN,
+            0,
+            100,
+            true,
+            (io_error, 1),
+        ),
+        (
+            "a sector that overflows is not read",
+            VIRTIO_BLK_T_IN,
+            u64::MAX,
+            512,
+            true,
+            (io_error, 1),
+        ),
+        (
+            "beyond the end nothing is written",
+            VIRTIO_BLK_T_OUT,
+            SECTORS,
+            512,
+            false,
+            (io_error, 1),
+        ),
+        (
+            "across the end nothing is written",
+            VIRTIO_BLK_T_OUT,
+            SECTORS - 1,
+            1024,
+            false,
+            (io_error, 1),
+        ),
+        (
+            "a sector that overflows is not written",
+            VIRTIO_BLK_T_OUT,
+            u64::MAX / 512 + 1,
+            512,
+            false,
+            (io_error, 1),
+        ),
+        (
+            "the last sector is written",
+            VIRTIO_BLK_T_OUT,
+            SECTORS - 1,
+            512,
+            false,
+            (ok, 1),
+        ),
+        ("a flush is done", VIRTIO_BLK_T_FLUSH, 0, 1, false, (ok, 1)),
+        (
+            "the serial is given",
+            VIRTIO_BLK_T_GET_ID,
+            0,
+            20,
+            true,
+            (ok, 21),
+        ),
+        (
+            "an unknown kind is unsupported",
+            99,
+            0,
+            512,
+            true,
+            (unsupported, 1),
+        ),
+    ] {
+        let request = BlkRequest::new(&driver, kind, sector, len, reads);
+        assert_eq!(request.perform(&driver, &mut queue), expected, "{what}");
+        if kind == VIRTIO_BLK_T_GET_ID {
+            assert_eq!(request.data.read(), b"a serial of 20 bytes");
+        }
+        if expected.0 != ok && reads {
+            assert!(
+                request.data.read().iter().all(|byte| *byte == 0),
+                "{what}: data came with the error"
+            );
+        }
+    }
+    assert_eq!(
+        std::fs::metadata(file.path()).unwrap().len(),
+        size,
+        "the file has grown"
+    );
+    let [report] = &machine.stop().unwrap()[..] else {
+        panic!("one device")
+    };
+    assert_eq!(report.request_errors, 8);
+}
+
+/// A request that is larger than the device's buffer, in odd pieces, arrives whole.
+#[test]
+fn a_request_larger_than_the_buffer_is_served_in_parts() {
+    let file = disk_file();
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = Driver::new(guest, 0);
+    let mut queue = driver.start(64);
+    let bytes: Vec<u8> = (0..1_600_000u32 / 512 * 512)
+        .map(|place| (place * 7 / 5).to_le_bytes()[0])
+        .collect();
+    for (kind, reads) in [(VIRTIO_BLK_T_OUT, false), (VIRTIO_BLK_T_IN, true)] {
+        let request = BlkRequest::new(&driver, kind, 3, bytes.len(), reads);
+        if !reads {
+            request.data.write(0, &bytes);
+        }
+        // Header and data in one descriptor would do as well as in many: the device may not care.
+        let written = if reads {
+            u32::try_from(bytes.len()).unwrap() + 1
+        } else {
+            1
+        };
+        assert_eq!(request.perform(&driver, &mut queue), (0, written));
+        if reads {
+            assert!(
+                request.data.read() == bytes,
+                "what was read back is not what was written"
+            );
+        }
+    }
+    let on_disk = std::fs::read(file.path()).unwrap();
+    assert!(on_disk[3 * 512..3 * 512 + bytes.len()] == bytes[..]);
+    drop(machine);
+}
+
+/// A request's parts may lie in descriptors however the driver likes (virtio 1.3, 2.7.4.1).
+#[test]
+fn descriptor_boundaries_mean_nothing() {
+    let file = disk_file();
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = Driver::new(guest, 0);
+    let mut queue = driver.start(64);
+    let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 5, 512, true);
+    // The header in three pieces, one of them empty; the data's last part and the status in one.
+    let together = driver.buffer(101, true);
+    let header = request.header.address();
+    queue.set_descriptor(10, header, 7, NEXT, 11);
+    queue.set_descriptor(11, header, 0, NEXT, 12);
+    queue.set_descriptor(12, header + 7, 9, NEXT, 13);
+    queue.set_descriptor(13, request.data.address(), 412, NEXT | WRITE, 14);
+    queue.set_descriptor(14, together.address(), 101, WRITE, 0);
+    queue.offer(10);
+    driver.notify(0);
+    assert!(driver.wait(|| queue.used_index() == 1));
+    assert_eq!(queue.used(0), (10, 513));
+    assert!(request.data.read()[..412].iter().all(|byte| *byte == 5));
+    assert_eq!(together.read(), [vec![5; 100], vec![0]].concat());
+    drop(machine);
+}
+
+#[test]
+fn a_read_only_disk_is_offered_and_kept_so() {
+    let file = disk_file();
+    let before = std::fs::read(file.path()).unwrap();
+    let (guest, _machine) = disk_of(&[file.path()], 1, true);
+    let driver = Driver::new(guest, 0);
+    assert!(driver.offered_features() & 1 << VIRTIO_BLK_F_RO != 0);
+    let mut queue = driver.start(64);
+    let request = BlkRequest::new(&driver, VIRTIO_BLK_T_OUT, 0, 512, false);
+    assert_eq!(request.perform(&driver, &mut queue), (1, 1));
+    assert_eq!(std::fs::read(file.path()).unwrap(), before);
+}
+
+/// With EVENT_IDX the driver names the entry that it wants to be interrupted for; without, a flag.
+#[test]
+fn interrupts_come_when_the_driver_wants_them() {
+    let file = disk_file();
+    for event_idx in [true, false] {
+        let (guest, machine) = disk_of(&[file.path()], 1, false);
+        let driver = Driver::new(guest.clone(), 0);
+        let features =
+            driver.offered_features() & !(u64::from(!event_idx) << VIRTIO_RING_F_EVENT_IDX);
+        assert_eq!(driver.negotiate(features), Negotiated::Accepted);
+        let mut queue = RawQueue::new(guest.memory(), 64);
+        driver.start_queue(0, 64, queue.addresses());
+        driver.driver_ok();
+        if event_idx {
+            queue.set_used_event(2)
+        } else {
+            queue.set_flags(1)
+        }
+        for _ in 0..2 {
+            BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, true).perform(&driver, &mut queue);
+        }
+        // A register read is answered by the thread that would have interrupted.
+        driver.read(Register::Status);
+        assert_eq!(guest.interrupts(driver.irq), 0, "event_idx {event_idx}");
+        if !event_idx {
+            queue.set_flags(0);
+        }
+        BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, true).perform(&driver, &mut queue);
+        assert!(
+            guest.wait_interrupt(driver.irq, 0, Duration::from_secs(5)),
+            "event_idx {event_idx}"
+        );
+        machine.stop().unwrap();
+    }
+}
+
+/// A reset lets go of everything, and the next driver starts from the beginning.
+#[test]
+fn a_driver_comes_and_goes_ten_times() {
+    let file = disk_file();
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = Driver::new(guest.clone(), 0);
+    for round in 0..10 {
+        let mut queue = driver.start(64);
+        for index in 0..20 {
+            let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, round, 512, true);
+            request.describe(&queue, index * 3);
+            queue.offer(index * 3);
+            driver.notify(0);
+        }
+        // Some of these are in flight still.
+        driver.write(Register::Status, 0);
+        assert_eq!(driver.read(Register::Status), 0);
+        let used = queue.used_index();
+        for area in [&queue.descriptors, &queue.available, &queue.used] {
+            guest.memory().revoke(area.grant, 1);
+        }
+        assert_eq!(guest.memory().revoked_while_mapped(), 0);
+        driver.read(Register::Status);
+        assert_eq!(
+            queue.used_index(),
+            used,
+            "a request was completed after the reset"
+        );
+    }
+    let [report] = &machine.stop().unwrap()[..] else {
+        panic!("one device")
+    };
+    assert_eq!(report.grants_mapped, 0);
+}
+
+/// A grant that goes away while its request is on the way fails that request, and no other.
+#[test]
+fn a_revoked_grant_fails_its_own_request_only() {
+    let file = disk_file();
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = Driver::new(guest.clone(), 0);
+    let mut queue = driver.start(64);
+    let good = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 1, 512, true);
+    for (kind, reads) in [(VIRTIO_BLK_T_IN, true), (VIRTIO_BLK_T_OUT, false)] {
+        let bad = BlkRequest::new(&driver, kind, 0, 512, reads);
+        guest.memory().revoke(bad.data.grant, 1);
+        assert_eq!(bad.perform(&driver, &mut queue), (1, 1));
+        assert_eq!(good.perform(&driver, &mut queue), (0, 513));
+    }
+    let bad = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, false);
+    // Its data is granted read-only, and is to be written.
+    queue.set_descriptor(20, bad.header.address(), 16, NEXT, 21);
+    queue.set_descriptor(21, bad.data.address(), 512, NEXT | WRITE, 22);
+    queue.set_descriptor(22, bad.status.address(), 1, WRITE, 0);
+    let used = queue.used_index();
+    queue.offer(20);
+    driver.notify(0);
+    assert!(driver.wait(|| queue.used_index() != used));
+    assert_eq!(bad.status.read(), [1]);
+    assert_eq!(bad.data.read(), vec![0; 512]);
+    drop(machine);
+}
+
+#[test]
+fn an_invalidate_is_answered() {
+    let file = disk_file();
+    let (guest, _machine) = disk_of(&[file.path()], 1, false);
+    assert_eq!(guest.trap(TrapRequest::Invalidate), Some(0));
+    assert_eq!(guest.trap(TrapRequest::Unknown), Some(0));
+    assert_eq!(guest.read(FIRST_DEVICE.base + 0x10_0000, Width::Eight), 0);
+}
