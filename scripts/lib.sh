@@ -20,13 +20,16 @@ as_root() {
 need() {
     local missing=() package
     for package; do
-        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep 'ok installed' >/dev/null || missing+=("$package")
     done
     [ ${#missing[@]} = 0 ] && return
     say "Installing ${missing[*]} (apt)"
     as_root apt-get update -qq
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
+
+# has_package PACKAGE: whether apt could install it.
+has_package() { apt-cache policy "$1" 2>/dev/null | grep 'Candidate: [0-9]' >/dev/null; }
 
 # key_of FILE...: the hash that a cached artefact built from these files is kept under.
 key_of() { cat "$@" | sha256sum | cut -c1-16; }
@@ -41,31 +44,32 @@ run_logged() {
     }
 }
 
-# The Rust edition is 2024, so rustc 1.85 or later.
+# What Cargo.toml asks for.
+RUST_VERSION=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$TOP/Cargo.toml")
 rust_is_recent() {
     local version
     version=$("${1:-rustc}" --version 2>/dev/null | cut -d' ' -f2) || return 1
-    [ "$(printf '1.85.0\n%s\n' "$version" | sort -V | head -n1)" = 1.85.0 ]
+    [ "$(printf '%s\n%s\n' "$RUST_VERSION" "$version" | sort -V | sed 1q)" = "$RUST_VERSION" ]
 }
 
 # Puts a recent enough cargo first on PATH, from Debian's packages where there is none.
 need_rust() {
     need gcc libc6-dev
     rust_is_recent && return
-    if apt-cache policy rustc-web 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+    if has_package rustc-web; then
         need rustc-web cargo-web
     else
         need rustc cargo
     fi
     export PATH=/usr/bin:$PATH
-    rust_is_recent || die "rustc 1.85 or later is needed, found $(rustc --version); install it from https://rustup.rs"
+    rust_is_recent || die "rustc $RUST_VERSION or later is needed, found $(rustc --version); install it from https://rustup.rs"
 }
 
 # Like need_rust, with clippy and rustfmt.
 need_rust_lints() {
     need_rust
     cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 && return
-    if apt-cache policy rust-web-clippy 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+    if has_package rust-web-clippy; then
         need rust-web-clippy rustfmt-web
     else
         need rust-clippy rustfmt
@@ -82,7 +86,7 @@ need_rust_arm64() {
     # Debian's own compiler takes its arm64 standard library from a foreign-architecture package.
     as_root dpkg --add-architecture arm64
     as_root apt-get update -qq
-    if apt-cache policy libstd-rust-web-dev:arm64 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+    if has_package libstd-rust-web-dev:arm64; then
         need rustc-web cargo-web libstd-rust-web-dev:arm64
     else
         need rustc cargo libstd-rust-dev:arm64

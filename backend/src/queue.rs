@@ -103,7 +103,7 @@ impl VirtQueue {
         }
         let entries = usize::from(size);
         let mut map = |area, address: GuestAddress, len, alignment, permissions| {
-            if address.0 % alignment != 0 {
+            if !address.0.is_multiple_of(alignment) {
                 return Err(QueueError::Alignment {
                     area,
                     address: address.0,

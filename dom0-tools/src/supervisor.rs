@@ -239,10 +239,10 @@ impl Supervisor {
 
     /// A domid that came round again is another guest: its worker goes.
     fn replace_stale(&mut self, domid: u16) -> Result<()> {
-        if let Some(guest) = self.guests.get(&domid) {
-            if guest.is_stale(&mut self.store)? {
-                self.release_guest(domid);
-            }
+        if let Some(guest) = self.guests.get(&domid)
+            && guest.is_stale(&mut self.store)?
+        {
+            self.release_guest(domid);
         }
         Ok(())
     }
@@ -305,10 +305,10 @@ impl Supervisor {
                 FromWorker::Failed { .. } | FromWorker::AttachFailed { .. } => {}
             }
         }
-        if !guest.has_worker(token) {
-            if let Some(collection) = &mut self.collection {
-                collection.waiting.remove(&token);
-            }
+        if !guest.has_worker(token)
+            && let Some(collection) = &mut self.collection
+        {
+            collection.waiting.remove(&token);
         }
         Ok(())
     }

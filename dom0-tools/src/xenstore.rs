@@ -162,13 +162,13 @@ impl XenStore {
     }
 
     fn take_event(&mut self, message: Message) {
-        if message.kind == Kind::WatchEvent as u32 {
-            if let [path, token, ..] = &strings(&message.payload)[..] {
-                self.events.push_back(WatchEvent {
-                    path: path.clone(),
-                    token: token.clone(),
-                });
-            }
+        if message.kind == Kind::WatchEvent as u32
+            && let [path, token, ..] = &strings(&message.payload)[..]
+        {
+            self.events.push_back(WatchEvent {
+                path: path.clone(),
+                token: token.clone(),
+            });
         }
     }
 

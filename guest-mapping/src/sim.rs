@@ -258,11 +258,11 @@ impl GuestAccess for SimAccess {
             references: Vec::new(),
         };
         for segment in &segments {
-            if let Page::Grant(reference) = segment.page {
-                if let Some(grant) = table.grants.get_mut(&reference) {
-                    grant.mapped += 1;
-                    mapped.references.push(reference);
-                }
+            if let Page::Grant(reference) = segment.page
+                && let Some(grant) = table.grants.get_mut(&reference)
+            {
+                grant.mapped += 1;
+                mapped.references.push(reference);
             }
         }
         drop(table);

@@ -38,10 +38,10 @@ impl Interrupt {
     pub(crate) fn raise(&mut self, cause: Cause, registers: &mut RegisterFile) {
         registers.set_interrupt(cause);
         self.raised += 1;
-        if let Err(error) = self.line.raise() {
-            if self.log_limit.allow() {
-                tracing::warn!("the guest's interrupt cannot be raised: {error}");
-            }
+        if let Err(error) = self.line.raise()
+            && self.log_limit.allow()
+        {
+            tracing::warn!("the guest's interrupt cannot be raised: {error}");
         }
     }
 

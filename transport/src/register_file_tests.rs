@@ -158,11 +158,7 @@ fn status_bits_come_in_order_and_never_go_one_by_one() {
             ACK | VIRTIO_CONFIG_S_FAILED,
             ACK | VIRTIO_CONFIG_S_FAILED,
         ),
-        (
-            ACK,
-            !FEATURES_OK,
-            ACK | DRIVER | VIRTIO_CONFIG_S_FAILED,
-        ),
+        (ACK, !FEATURES_OK, ACK | DRIVER | VIRTIO_CONFIG_S_FAILED),
     ] {
         let mut registers = register_file();
         registers.status = before;

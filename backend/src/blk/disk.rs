@@ -118,7 +118,7 @@ impl Disk {
 
     /// Whether `len` bytes from byte `offset` are whole sectors of this disk.
     pub fn contains(&self, offset: u64, len: u64) -> bool {
-        len % SECTOR == 0 && offset.checked_add(len).is_some_and(|end| end <= self.bytes)
+        len.is_multiple_of(SECTOR) && offset.checked_add(len).is_some_and(|end| end <= self.bytes)
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

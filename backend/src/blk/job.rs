@@ -286,15 +286,16 @@ impl Round {
             };
             wrote |= matches!(job.command, Some(Command::Write { .. }));
         }
-        if wrote && !driver_flushes {
-            if let Err(error) = disk.flush() {
-                let status = self.status_of(Failure::Disk(error));
-                for job in jobs
-                    .iter_mut()
-                    .filter(|job| matches!(job.command, Some(Command::Write { .. })))
-                {
-                    job.status = Some(status);
-                }
+        if wrote
+            && !driver_flushes
+            && let Err(error) = disk.flush()
+        {
+            let status = self.status_of(Failure::Disk(error));
+            for job in jobs
+                .iter_mut()
+                .filter(|job| matches!(job.command, Some(Command::Write { .. })))
+            {
+                job.status = Some(status);
             }
         }
         self.copy_out(jobs, access)?;
