@@ -79,6 +79,8 @@ pub enum QueueError {
 pub struct VirtQueue {
     queue: Queue,
     rings: RingMemory,
+    /// Something was completed since the driver's wish for an interrupt was last asked for.
+    completed: bool,
 }
 
 impl VirtQueue {
@@ -137,7 +139,11 @@ impl VirtQueue {
         queue.try_set_used_ring_address(used)?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        Ok(Self { queue, rings })
+        Ok(Self {
+            queue,
+            rings,
+            completed: false,
+        })
     }
 
     /// The next request that the driver made available, if there is one.
@@ -188,6 +194,7 @@ impl VirtQueue {
     ///
     /// [`QueueError::Ring`] if the ring cannot be written.
     pub fn complete(&mut self, completion: Completion) -> Result<(), QueueError> {
+        self.completed = true;
         Ok(self
             .queue
             .add_used(&self.rings, completion.head, completion.written)?)
@@ -199,7 +206,7 @@ impl VirtQueue {
     ///
     /// [`QueueError`] if the ring cannot be read.
     pub fn needs_interrupt(&mut self) -> Result<bool, QueueError> {
-        if !self.queue.needs_notification(&self.rings)? {
+        if !std::mem::take(&mut self.completed) || !self.queue.needs_notification(&self.rings)? {
             return Ok(false);
         }
         if self.queue.event_idx_enabled() {

@@ -11,7 +11,7 @@ use crate::control::Question;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{self, State};
 use crate::report::Report;
-use crate::xenstore::XenStore;
+use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result};
 use clients::Clients;
 use guest::Guest;
@@ -137,7 +137,7 @@ impl Supervisor {
                         {
                             self.collect(token);
                         } else if !self.clients.has(token) {
-                            self.hear_worker(token)?;
+                            tolerate(self.hear_worker(token))?;
                         }
                     }
                 }
@@ -175,9 +175,9 @@ impl Supervisor {
     fn follow_xenstore(&mut self) -> Result<()> {
         while let Some(event) = self.store.next_event()? {
             if event.token == "release" {
-                self.release_guests()?;
+                tolerate(self.release_guests())?;
             } else if let Some((domid, key)) = libxl::parse_path(&event.path) {
-                self.follow_entry(domid, key)?;
+                tolerate(self.follow_entry(domid, key))?;
             } else {
                 // A whole directory, as at the start, or as one that is removed.
                 let known = self
@@ -187,7 +187,7 @@ impl Supervisor {
                 let mut all: BTreeSet<_> = known.collect();
                 all.extend(libxl::entries(&mut self.store)?);
                 for (domid, key) in all {
-                    self.follow_entry(domid, key)?;
+                    tolerate(self.follow_entry(domid, key))?;
                 }
             }
         }
@@ -195,7 +195,7 @@ impl Supervisor {
     }
 
     /// Brings one entry of xenstore and what we have of it together.
-    fn follow_entry(&mut self, domid: u16, key: libxl::EntryKey) -> Result<()> {
+    fn follow_entry(&mut self, domid: u16, key: libxl::EntryKey) -> Result<(), XenStoreError> {
         let state = libxl::read_state(&mut self.store, domid, key)?;
         self.replace_stale(domid)?;
         let known = self
@@ -238,7 +238,7 @@ impl Supervisor {
     }
 
     /// A domid that came round again is another guest: its worker goes.
-    fn replace_stale(&mut self, domid: u16) -> Result<()> {
+    fn replace_stale(&mut self, domid: u16) -> Result<(), XenStoreError> {
         if let Some(guest) = self.guests.get(&domid)
             && guest.is_stale(&mut self.store)?
         {
@@ -247,7 +247,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn release_guests(&mut self) -> Result<()> {
+    fn release_guests(&mut self) -> Result<(), XenStoreError> {
         let domids: Vec<u16> = self.guests.keys().copied().collect();
         for domid in domids {
             if !self.store.is_introduced(domid)? {
@@ -267,7 +267,7 @@ impl Supervisor {
         }
     }
 
-    fn hear_worker(&mut self, token: Token) -> Result<()> {
+    fn hear_worker(&mut self, token: Token) -> Result<(), XenStoreError> {
         if let Some(index) = self
             .stopping
             .iter()
@@ -343,5 +343,16 @@ impl Supervisor {
             self.clients
                 .answer(client, answer.clone(), self.poll.registry());
         }
+    }
+}
+
+/// What xenstored refuses concerns one guest, and does not end the service; a broken connection does.
+fn tolerate(result: Result<(), XenStoreError>) -> Result<()> {
+    match result {
+        Err(error @ XenStoreError::Refused { .. }) => {
+            tracing::error!("{error}");
+            Ok(())
+        }
+        other => Ok(other?),
     }
 }

@@ -143,6 +143,13 @@ impl Driver {
         Buffer::new(self.guest.memory(), len, device_writes)
     }
 
+    /// Returns when the device has done what it was told before: it may answer a few register reads first.
+    pub fn settle(&self) {
+        for _ in 0..200 {
+            self.read(Register::Status);
+        }
+    }
+
     pub fn needs_reset(&self) -> bool {
         self.read(Register::Status) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
