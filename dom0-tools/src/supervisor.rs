@@ -24,7 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use worker_process::WorkerProcess;
+use worker_process::{MAX_MESSAGES, WorkerProcess};
 
 const XENSTORE: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -123,7 +123,7 @@ impl Supervisor {
             }
             for event in &events {
                 match event.token() {
-                    XENSTORE => self.follow_xenstore()?,
+                    XENSTORE => {}
                     SIGNALS => {
                         tracing::info!("told to end; the guests' workers serve on");
                         return Ok(());
@@ -142,6 +142,9 @@ impl Supervisor {
                     }
                 }
             }
+            // Whatever was asked of xenstored meanwhile may have brought events along, which no readiness
+            // will tell of.
+            self.follow_xenstore()?;
             self.pass_deadlines();
         }
     }
@@ -159,6 +162,7 @@ impl Supervisor {
         let now = Instant::now();
         for (worker, deadline) in &mut self.stopping {
             if *deadline <= now {
+                tracing::warn!("worker {} does not end, and is killed", worker.pid());
                 worker.kill();
                 *deadline = now + STOP_LIMIT;
             }
@@ -226,6 +230,11 @@ impl Supervisor {
                     }
                 };
                 if state == State::Initialising as u32 {
+                    // The last guest of this domid must not be served on as this one.
+                    let earlier = |(worker, _): &mut (WorkerProcess, _)| worker.domid() == domid;
+                    for (worker, _) in self.stopping.extract_if(.., earlier) {
+                        worker.reap(self.poll.registry());
+                    }
                     guest.attach(key, &mut self.store, &self.config);
                     guest.start_worker(self.poll.registry(), &mut self.next_token);
                     guest.send_pending();
@@ -289,9 +298,15 @@ impl Supervisor {
             return Ok(());
         };
         let registry = self.poll.registry();
-        while let Some(message) = guest.hear(registry) {
+        for heard in 0.. {
+            let Some(message) = guest.hear(registry) else {
+                break;
+            };
+            if heard > MAX_MESSAGES {
+                guest.give_up_worker(registry, "it floods its supervisor");
+            }
             match message {
-                FromWorker::Attached { key } => {
+                FromWorker::Attached { key } if guest.knows(key) => {
                     libxl::write_state(&mut self.store, domid, key, State::InitWait)?;
                 }
                 FromWorker::Detached { key } => {
@@ -302,7 +317,9 @@ impl Supervisor {
                         collection.waiting.remove(&token);
                     }
                 }
-                FromWorker::Failed { .. } | FromWorker::AttachFailed { .. } => {}
+                FromWorker::Attached { .. }
+                | FromWorker::Failed { .. }
+                | FromWorker::AttachFailed { .. } => {}
             }
         }
         if !guest.has_worker(token)

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xen_virtio_backend::blk::{Blk, Disk, Serial};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
@@ -96,6 +96,7 @@ impl Worker {
             .register(&mut SourceFd(&supervisor), SUPERVISOR, Interest::READABLE)?;
         let mut events = Events::with_capacity(8);
         let mut more = false;
+        let mut checked = Instant::now();
         loop {
             let timeout = match (more, self.supervised) {
                 (true, _) => Some(Duration::ZERO),
@@ -112,8 +113,11 @@ impl Worker {
             // Traps first, and never left out: an edge that was seen while `more` was set is not seen again.
             self.machine.hypervisor().clear_events()?;
             more = self.machine.turn();
-            if !self.supervised && !self.machine.hypervisor().is_alive() {
-                return Ok(());
+            if !self.supervised && checked.elapsed() >= ORPHAN_CHECK {
+                if !self.machine.hypervisor().is_alive() {
+                    return Ok(());
+                }
+                checked = Instant::now();
             }
             if self.supervised && events.iter().any(|event| event.token() == SUPERVISOR) {
                 if self.obey()? {
@@ -136,8 +140,7 @@ impl Worker {
                     return Err(error.into());
                 }
                 Err(_) => {
-                    tracing::warn!("the supervisor is gone; the guest is served on as it is");
-                    self.supervised = false;
+                    self.lose_supervisor();
                     return Ok(false);
                 }
             };
@@ -186,8 +189,16 @@ impl Worker {
                 },
                 ToWorker::Stop => return Ok(true),
             };
-            self.channel.send(&answer, &[])?;
+            if self.channel.send(&answer, &[]).is_err() {
+                self.lose_supervisor();
+                return Ok(false);
+            }
         }
+    }
+
+    fn lose_supervisor(&mut self) {
+        tracing::warn!("the supervisor is gone; the guest is served on as it is");
+        self.supervised = false;
     }
 
     fn attach_disk(

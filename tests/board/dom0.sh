@@ -133,15 +133,15 @@ run_case() {
 run_demo() {
     say "dom0 is up: $(xl info | awk '/^xen_version/ { print "Xen " $3 }'), Linux $(uname -r)"
     start_daemon
-    say "xen-virtiod runs; making a disk of 64 MiB"
-    make_disk /tmp/disk.img 64
+    say "xen-virtiod runs; making a disk of 96 MiB"
+    make_disk /tmp/disk.img 96
     guest demo disk "disk = [ $(disk /tmp/disk.img) ]"
     sed 's/^/  /' /tmp/demo.cfg
     say "xl create demo.cfg"
     create demo
-    tail -n +1 -f "$CONSOLES/guest-demo.log" | tr -d '\r' | sed -u 's/^/[guest] /' &
-    # In a pipeline of its own, so that its failure does not take the console along.
-    (said demo 'guest: done' 120) >/dev/null || exit 1
+    wait_for 10 "the guest's console" test -f "$CONSOLES/guest-demo.log"
+    tail -n +1 -f "$CONSOLES/guest-demo.log" | sed -u 's/\r//g; s/^/[guest] /' &
+    (said demo 'guest: done' 120 && ! has_said demo 'guest: FAIL') >/tmp/said || { cat /tmp/said; exit 1; }
     say "xen-virtioctl list"
     xen-virtioctl list | sed 's/^/  /'
     destroy demo

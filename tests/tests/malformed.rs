@@ -255,11 +255,8 @@ fn every_malformed_ring_ends_as_listed_and_the_device_recovers() {
                     guest.wait_interrupt(driver.irq, interrupts, Duration::from_secs(5)),
                     "{what}"
                 );
-                assert_eq!(
-                    driver.read(Register::InterruptStatus),
-                    2,
-                    "{what}: no configuration interrupt"
-                );
+                let causes = driver.read(Register::InterruptStatus);
+                assert!(causes & 2 != 0, "{what}: no configuration interrupt");
                 assert_eq!(request.status.read(), [NO_STATUS], "{what}");
                 // The broken queue is left alone, also when it is kicked again.
                 driver.notify(0);

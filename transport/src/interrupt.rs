@@ -21,6 +21,8 @@ impl Cause {
 pub(crate) struct Interrupt {
     line: Box<dyn InterruptLine>,
     raised: u64,
+    /// The last attempt failed: an edge that the driver has not seen.
+    missed: bool,
     log_limit: LogLimit,
 }
 
@@ -29,6 +31,7 @@ impl Interrupt {
         Self {
             line,
             raised: 0,
+            missed: false,
             log_limit: LogLimit::default(),
         }
     }
@@ -38,7 +41,20 @@ impl Interrupt {
     pub(crate) fn raise(&mut self, cause: Cause, registers: &mut RegisterFile) {
         registers.set_interrupt(cause);
         self.raised += 1;
-        if let Err(error) = self.line.raise()
+        self.raise_line();
+    }
+
+    /// Raises the line again if it could not be raised the last time.
+    pub(crate) fn retry(&mut self) {
+        if self.missed {
+            self.raise_line();
+        }
+    }
+
+    fn raise_line(&mut self) {
+        let result = self.line.raise();
+        self.missed = result.is_err();
+        if let Err(error) = result
             && self.log_limit.allow()
         {
             tracing::warn!("the guest's interrupt cannot be raised: {error}");

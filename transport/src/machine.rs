@@ -53,6 +53,12 @@ impl<H: Hypervisor> Machine<H> {
     /// [`MachineError`], with nothing changed.
     pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, MachineError> {
         let MmioRange { base, len } = range;
+        let vacant = |(other, device): &(MmioRange, Option<_>)| *other == range && device.is_none();
+        if let Some(slot) = self.slots.iter().position(vacant) {
+            // Claimed for the device that was here before.
+            self.slots[slot].1 = Some(device);
+            return Ok(Slot(slot));
+        }
         if self.slots.iter().any(|(other, _)| other.overlaps(&range)) {
             return Err(MachineError::Overlap { base, len });
         }

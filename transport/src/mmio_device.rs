@@ -21,7 +21,8 @@ pub struct MmioDevice {
     traps: u64,
     refused_accesses: u64,
     kicks: u64,
-    log_limit: LogLimit,
+    failure_log: LogLimit,
+    access_log: LogLimit,
 }
 
 /// What [`MmioDevice::report`] tells of a device, in plain numbers, for `xen-virtioctl`.
@@ -80,7 +81,8 @@ impl MmioDevice {
             traps: 0,
             refused_accesses: 0,
             kicks: 0,
-            log_limit: LogLimit::default(),
+            failure_log: LogLimit::default(),
+            access_log: LogLimit::default(),
         }
     }
 
@@ -147,6 +149,7 @@ impl MmioDevice {
             }
             Effect::Reset => {
                 self.stop_queues();
+                self.access.invalidate();
                 self.failure = None;
             }
         }
@@ -166,6 +169,7 @@ impl MmioDevice {
 
     /// Gives every queue with something to do one turn. True if there is more to do.
     pub fn process(&mut self) -> bool {
+        self.interrupt.retry();
         for index in self.registers.queues() {
             if !std::mem::take(&mut self.pending[index.get()]) || !self.registers.runs(index) {
                 continue;
@@ -186,12 +190,14 @@ impl MmioDevice {
     /// Stops the device until its driver resets it, and tells the driver (virtio 1.3, 2.1.2).
     fn fail(&mut self, index: QueueIndex, error: &DeviceError) {
         let failure = format!("queue {}: {}", index.get(), with_sources(error));
-        if self.log_limit.allow() {
+        if self.failure_log.allow() {
             tracing::warn!("the guest's driver must reset this device: {failure}");
         }
         self.failure = Some(failure);
         self.stop_queues();
         if self.registers.set_needs_reset() {
+            // What was completed before the failure may not have been told yet.
+            self.registers.set_interrupt(Cause::UsedBuffer);
             self.interrupt
                 .raise(Cause::Configuration, &mut self.registers);
         }
@@ -199,7 +205,7 @@ impl MmioDevice {
 
     fn refuse(&mut self, what: &str, offset: u64, width: Width) {
         self.refused_accesses += 1;
-        if self.log_limit.allow() {
+        if self.access_log.allow() {
             tracing::debug!(
                 "the guest's {}-byte {what} at {offset:#x} has no effect",
                 width.bytes()

@@ -1,5 +1,6 @@
 //! What a guest's disk is kept in: a raw file or a block device.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -36,6 +37,8 @@ pub struct Disk {
     bytes: u64,
     block_size: u32,
     read_only: bool,
+    /// A flush has failed. Linux reports lost pages once, and a later fdatasync would say that all is well.
+    lost_writes: Cell<bool>,
 }
 
 impl Disk {
@@ -96,6 +99,7 @@ impl Disk {
             bytes,
             block_size,
             read_only,
+            lost_writes: Cell::new(false),
         })
     }
 
@@ -129,9 +133,17 @@ impl Disk {
         self.file.write_all_at(buffer, offset)
     }
 
-    /// Makes everything written so far stable.
+    /// Makes everything written so far stable. Once that has failed it fails for good: what was lost
+    /// cannot be written again from here.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        if self.lost_writes.get() {
+            return Err(io::Error::other(
+                "an earlier flush failed, and what it lost is gone",
+            ));
+        }
+        self.file
+            .sync_data()
+            .inspect_err(|_| self.lost_writes.set(true))
     }
 }
 

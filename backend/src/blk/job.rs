@@ -14,6 +14,9 @@ use xen_virtio_guest_mapping::{CopyFault, CopyOp, Direction, GuestAccess};
 /// A larger request takes several rounds.
 pub(super) const BUFFER: usize = 1 << 20;
 
+/// Bytes of what `VIRTIO_BLK_T_GET_ID` returns.
+const SERIAL: usize = size_of::<Serial>();
+
 /// A request, and how far it has got.
 pub(super) struct Job {
     request: Request,
@@ -73,7 +76,8 @@ impl Job {
             None => (readable, writable),
             Some(Command::Read { .. }) => (0, writable),
             Some(Command::Write { .. }) => (readable, 0),
-            Some(Command::Flush | Command::GetId) => (0, 0),
+            Some(Command::GetId) => (0, writable.min(SERIAL.saturating_sub(self.done))),
+            Some(Command::Flush) => (0, 0),
         }
     }
 
@@ -168,10 +172,11 @@ impl Job {
                 Ok(Some(Status::Ok))
             }
             Command::GetId => {
+                let wanted = self.writable_data().min(SERIAL);
                 let range = &mut self.window.writable;
-                range.end = range.start + range.len().min(serial.len());
-                buffer[range.clone()].copy_from_slice(&serial[..range.len()]);
-                Ok(Some(Status::Ok))
+                range.end = range.start + range.len().min(wanted - self.done);
+                buffer[range.clone()].copy_from_slice(&serial[self.done..self.done + range.len()]);
+                Ok((self.done + range.len() == wanted).then_some(Status::Ok))
             }
         }
     }

@@ -3,19 +3,23 @@
 use crate::control::Question;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Longer than any question.
 const MAX_QUESTION: usize = 256;
-/// More are turned away.
+/// When more come, the oldest goes.
 const MAX_CLIENTS: usize = 16;
 
 pub(super) struct Clients {
     listener: UnixListener,
+    /// Held while this service runs.
+    _lock: File,
     clients: BTreeMap<Token, Client>,
 }
 
@@ -32,6 +36,11 @@ impl Clients {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
+        let lock = File::create(path.with_extension("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => io::Error::other("another xen-virtiod is running"),
+            error => error.into(),
+        })?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -41,6 +50,7 @@ impl Clients {
         registry.register(&mut listener, token, Interest::READABLE)?;
         Ok(Self {
             listener,
+            _lock: lock,
             clients: BTreeMap::new(),
         })
     }
@@ -53,10 +63,12 @@ impl Clients {
         while let Ok((mut socket, _)) = self.listener.accept() {
             let token = Token(*next_token);
             *next_token += 1;
-            if self.clients.len() < MAX_CLIENTS
-                && registry
-                    .register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)
-                    .is_ok()
+            if self.clients.len() == MAX_CLIENTS {
+                self.clients.pop_first();
+            }
+            if registry
+                .register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)
+                .is_ok()
             {
                 let client = Client {
                     socket,

@@ -250,15 +250,7 @@ impl Guest {
         let message = match self.worker.as_ref()?.receive() {
             Ok(message) => message?,
             Err(_) => {
-                let status = self.worker.take().and_then(|worker| worker.reap(registry));
-                if self.error.is_none() {
-                    let how = status.map_or("of something unknown".to_owned(), |status| {
-                        status.to_string()
-                    });
-                    self.fail(format!(
-                        "its worker died ({how}); destroy and create the guest"
-                    ));
-                }
+                self.give_up_worker(registry, "it ended");
                 return None;
             }
         };
@@ -290,6 +282,17 @@ impl Guest {
             FromWorker::Detached { .. } => {}
         }
         Some(message)
+    }
+
+    /// Ends a worker that cannot be worked with. Why it did, if it gave a reason, stands already.
+    pub(super) fn give_up_worker(&mut self, registry: &Registry, why: &str) {
+        let status = self.worker.take().and_then(|worker| worker.reap(registry));
+        if self.error.is_none() {
+            let how = status.map_or(String::new(), |status| format!(", {status}"));
+            self.fail(format!(
+                "has lost its worker ({why}{how}); destroy and create the guest"
+            ));
+        }
     }
 
     fn fail(&mut self, error: String) {

@@ -6,7 +6,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,10 +16,14 @@ use xen_virtio_transport::xen::EventChannels;
 /// The argument that makes `xen-virtiod` a worker; its standard input is the connection.
 pub(crate) const WORKER_ARGUMENT: &str = "worker";
 
+/// More than this at once is not what a worker says: each answers a question of ours.
+pub(super) const MAX_MESSAGES: usize = 256;
+
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
     channel: Channel,
+    domid: u16,
     token: Token,
 }
 
@@ -38,23 +42,36 @@ impl WorkerProcess {
             .arg(WORKER_ARGUMENT)
             .arg(domid.to_string())
             .stdin(Stdio::from(theirs))
+            // An interrupt from the terminal is the supervisor's; a worker serves on.
+            .process_group(0)
             .spawn()
             .context("starting a worker process")?;
-        registry.register(
-            &mut SourceFd(&channel.as_fd().as_raw_fd()),
-            token,
-            Interest::READABLE,
-        )?;
-        let worker = Self {
+        let mut worker = Self {
             child,
             channel,
+            domid,
             token,
         };
-        worker.send(
-            &ToWorker::Start { domid },
-            &[privcmd.as_fd(), evtchn.as_fd(), gntdev.as_fd()],
-        )?;
-        Ok(worker)
+        let fds = [privcmd.as_fd(), evtchn.as_fd(), gntdev.as_fd()];
+        let begun = registry
+            .register(&mut SourceFd(&worker.raw_fd()), token, Interest::READABLE)
+            .and_then(|()| worker.send(&ToWorker::Start { domid }, &fds));
+        match begun {
+            Ok(()) => Ok(worker),
+            Err(error) => {
+                worker.kill();
+                worker.reap(registry);
+                Err(error).context("speaking to a new worker process")
+            }
+        }
+    }
+
+    fn raw_fd(&self) -> RawFd {
+        self.channel.as_fd().as_raw_fd()
+    }
+
+    pub(super) fn domid(&self) -> u16 {
+        self.domid
     }
 
     pub(super) fn token(&self) -> Token {
@@ -76,28 +93,32 @@ impl WorkerProcess {
 
     /// Whether the worker has let go of the connection. Messages that are still in it are dropped.
     pub(super) fn has_ended(&self) -> bool {
-        loop {
+        for _ in 0..MAX_MESSAGES {
             match self.receive() {
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
                 Err(_) => return true,
             }
         }
+        false
     }
 
     pub(super) fn kill(&mut self) {
-        tracing::warn!("worker {} does not end, and is killed", self.pid());
         // An error means that it has ended.
         let _ = self.child.kill();
     }
 
-    /// Waits for a worker that has let go of the connection: it is ending, or is made to.
+    /// Ends a worker that is not to be heard any more, and waits for it. How it ended, if it did so by
+    /// itself.
     pub(super) fn reap(mut self, registry: &Registry) -> Option<ExitStatus> {
-        let _ = registry.deregister(&mut SourceFd(&self.channel.as_fd().as_raw_fd()));
-        match self.child.try_wait() {
-            Ok(Some(status)) => Some(status),
-            _ => self.child.wait().ok(),
+        let _ = registry.deregister(&mut SourceFd(&self.raw_fd()));
+        // One that has let go of the connection is on its last instructions; one that has not, and sends
+        // nonsense, must not be waited for.
+        if let Ok(Some(status)) = self.child.try_wait() {
+            return Some(status);
         }
+        self.kill();
+        self.child.wait().ok()
     }
 }
 

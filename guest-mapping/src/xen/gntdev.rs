@@ -61,6 +61,8 @@ impl GrantAccess {
         }
         // SAFETY: the kernel reads `count` references, which `refs` has room for, and writes `index`.
         unsafe { abi::gntdev_map_grant_ref(self.gntdev.as_raw_fd(), &raw mut request) }?;
+        self.mapped
+            .set(self.mapped.get() + u64::from(request.count));
         let reserved = Reservation {
             gntdev: Rc::clone(&self.gntdev),
             index: request.index,
@@ -74,8 +76,6 @@ impl GrantAccess {
             references.len() * PAGE_SIZE,
             permissions,
         )?;
-        self.mapped
-            .set(self.mapped.get() + u64::from(reserved.count));
         Ok(GrantMapping {
             mapping,
             _reserved: reserved,
@@ -218,7 +218,6 @@ impl Drop for Reservation {
         };
         // SAFETY: the kernel only reads the request. It fails only for an index that it did not give.
         let _ = unsafe { abi::gntdev_unmap_grant_ref(self.gntdev.as_raw_fd(), &raw mut request) };
-        self.mapped
-            .set(self.mapped.get().saturating_sub(self.count.into()));
+        self.mapped.set(self.mapped.get() - u64::from(self.count));
     }
 }

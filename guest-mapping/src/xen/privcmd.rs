@@ -213,7 +213,7 @@ impl GuestAccess for FrameAccess {
     }
 
     fn counters(&self) -> AccessCounters {
-        let frames_mapped = self.ring_frames.get() + self.cache.places.len() as u64;
+        let frames_mapped = self.ring_frames.get() + self.cache.pages as u64;
         AccessCounters {
             frames_mapped,
             ..self.counters
@@ -227,6 +227,9 @@ struct FrameCache {
     /// Where each frame is: in which mapping, at which byte.
     places: HashMap<Gfn, (usize, usize)>,
     mappings: Vec<Mapping>,
+    /// Pages in all mappings, those of frames that could not be mapped too: the kernel has given a page of
+    /// dom0's for each.
+    pages: usize,
     /// The errno of each frame of the last [`FrameCache::fill`] that could not be mapped.
     failed: HashMap<Gfn, i32>,
 }
@@ -245,9 +248,10 @@ impl FrameCache {
             frames
         };
         let mut frames = missing(&self.places);
-        if self.places.len() + frames.len() > MAX_CACHED_FRAMES {
+        if self.pages + frames.len() > MAX_CACHED_FRAMES {
             self.places.clear();
             self.mappings.clear();
+            self.pages = 0;
             frames = missing(&self.places);
         }
         if frames.is_empty() {
@@ -264,6 +268,7 @@ impl FrameCache {
         };
         if errors.contains(&0) {
             self.mappings.push(mapping);
+            self.pages += frames.len();
         }
         for (index, (&gfn, errno)) in frames.iter().zip(errors).enumerate() {
             if errno == 0 {

@@ -36,8 +36,10 @@ pub enum XenError {
     Bind { vcpu: u32, source: io::Error },
 }
 
-/// A guest on Xen. Dropping it gives the ioreq server back, which a running guest does not survive: drop
-/// it when the guest is gone.
+/// A guest on Xen.
+///
+/// Dropping it leaves the ioreq server in place: without one, the next access of a running guest would be a
+/// data abort. Xen takes it away with the domain.
 pub struct XenGuest {
     privcmd: Rc<Privcmd>,
     gntdev: Rc<File>,
@@ -62,14 +64,24 @@ impl XenGuest {
             return Err(XenError::TooManyVcpus(vcpus));
         }
         let server = dm_op::create_ioreq_server(&privcmd).map_err(XenError::Create)?;
-        let page = privcmd
-            .map_ioreq_page(server)
-            .map_err(XenError::Page)
-            .inspect_err(|_| {
-                let _ = dm_op::destroy_ioreq_server(&privcmd, server);
-            })?;
+        let privcmd = Rc::new(privcmd);
+        Self::over_server(Rc::clone(&privcmd), gntdev, evtchn, server, vcpus).inspect_err(|_| {
+            // The guest has no device yet that would miss it.
+            let _ = dm_op::destroy_ioreq_server(&privcmd, server);
+        })
+    }
+
+    fn over_server(
+        privcmd: Rc<Privcmd>,
+        gntdev: File,
+        evtchn: EventChannels,
+        server: IoservId,
+        vcpus: u32,
+    ) -> Result<Self, XenError> {
+        let page = privcmd.map_ioreq_page(server).map_err(XenError::Page)?;
+        dm_op::enable_ioreq_server(&privcmd, server).map_err(XenError::Enable)?;
         let mut guest = Self {
-            privcmd: Rc::new(privcmd),
+            privcmd,
             gntdev: Rc::new(gntdev),
             evtchn,
             page,
@@ -77,7 +89,6 @@ impl XenGuest {
             ports: Vec::new(),
             next: 0,
         };
-        dm_op::enable_ioreq_server(&guest.privcmd, server).map_err(XenError::Enable)?;
         for vcpu in 0..vcpus {
             let remote = guest.slot(vcpu as usize).vp_eport.load(Ordering::Acquire);
             let port = guest
@@ -94,10 +105,14 @@ impl XenGuest {
         self.ports.len()
     }
 
-    /// Whether the guest still lives. Xen takes the ioreq server of a dying domain away.
+    /// Whether the guest still lives. Xen takes the ioreq server of a dying domain away. Asking pauses
+    /// the guest for a moment.
     pub fn is_alive(&self) -> bool {
         // Enabling what is enabled changes nothing.
-        dm_op::enable_ioreq_server(&self.privcmd, self.server).is_ok()
+        match dm_op::enable_ioreq_server(&self.privcmd, self.server) {
+            Ok(()) => true,
+            Err(error) => !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+        }
     }
 
     fn slot(&self, vcpu: usize) -> &Ioreq {
@@ -156,15 +171,6 @@ impl Respond for XenGuest {
         if let Err(error) = self.evtchn.notify(self.ports[vcpu]) {
             // Only a guest that is gone has no event channel; it waits for nothing.
             tracing::debug!("vCPU {vcpu} cannot be notified: {error}");
-        }
-    }
-}
-
-impl Drop for XenGuest {
-    fn drop(&mut self) {
-        if let Err(error) = dm_op::destroy_ioreq_server(&self.privcmd, self.server) {
-            // Xen has destroyed it with the domain.
-            tracing::debug!("ioreq server {}: {error}", self.server);
         }
     }
 }
