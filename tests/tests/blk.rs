@@ -290,6 +290,30 @@ fn a_request_larger_than_the_buffer_is_served_in_parts() {
     drop(machine);
 }
 
+/// Junk that fills the round's buffer leaves no room for the answer in the first round.
+#[test]
+fn a_serial_is_whole_however_much_is_sent_with_the_question() {
+    let file = disk_file();
+    let (guest, _machine) = disk_of(&[file.path()], 1, false);
+    let driver = Driver::new(guest, 0);
+    let mut queue = driver.start(64);
+    let request = BlkRequest::new(&driver, VIRTIO_BLK_T_GET_ID, 0, 20, true);
+    for junk in [1 << 20, (1 << 20) - 30, 3 << 20] {
+        let sent = driver.buffer(junk, false);
+        queue.set_descriptor(30, request.header.address(), 16, NEXT, 31);
+        queue.set_descriptor(31, sent.address(), junk.try_into().unwrap(), NEXT, 32);
+        queue.set_descriptor(32, request.data.address(), 20, NEXT | WRITE, 33);
+        queue.set_descriptor(33, request.status.address(), 1, WRITE, 0);
+        let used = queue.used_index();
+        queue.offer(30);
+        driver.notify(0);
+        assert!(driver.wait(|| queue.used_index() != used));
+        assert_eq!(queue.used(used), (30, 21));
+        assert_eq!(request.data.read(), b"a serial of 20 bytes");
+        request.data.write(0, &[0; 20]);
+    }
+}
+
 /// A request's parts may lie in descriptors however the driver likes (virtio 1.3, 2.7.4.1).
 #[test]
 fn descriptor_boundaries_mean_nothing() {
