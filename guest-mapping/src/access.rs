@@ -141,11 +141,28 @@ pub struct AccessCounters {
 }
 
 impl AccessCounters {
+    fn count_refusal(&mut self, error: &AccessError) {
+        self.refused += u64::from(matches!(error, AccessError::Refused { .. }));
+    }
+
     pub(crate) fn count_copy(&mut self, segments: usize, bytes: usize) {
         self.copy_batches += 1;
         self.copy_segments += segments as u64;
         self.copy_bytes += bytes as u64;
     }
+}
+
+/// The segments of a ring, if the policy admits it.
+pub(crate) fn ring_segments(
+    policy: crate::Policy,
+    counters: &mut AccessCounters,
+    address: GuestAddress,
+    len: usize,
+) -> Result<Vec<Segment>, AccessError> {
+    policy
+        .admit_ring(address, len)
+        .map(Iterator::collect)
+        .inspect_err(|error| counters.count_refusal(error))
 }
 
 /// Admits every operation, and hands each of its segments on with the part of the buffer it is for.
@@ -169,7 +186,7 @@ pub(crate) fn each_segment(
                 }
             }
             Err(error) => {
-                counters.refused += u64::from(matches!(error, AccessError::Refused { .. }));
+                counters.count_refusal(&error);
                 operation.result = Err(error.into());
             }
         }

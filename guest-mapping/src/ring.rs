@@ -1,9 +1,18 @@
 //! Ring memory: the parts of a guest that stay mapped while a queue runs.
 
-use std::any::Any;
-use std::ptr::NonNull;
+use std::fmt;
 use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+
+/// Pages of a guest that are mapped side by side, until this is dropped.
+pub(crate) trait MappedPages {
+    /// `len` bytes from byte `offset` of the first page.
+    ///
+    /// # Panics
+    ///
+    /// If they do not lie in the pages.
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_>;
+}
 
 /// One or more mapped areas, found by the address that the guest gave, through vm-memory's
 /// [`GuestMemory`]. Dropping it unmaps them.
@@ -12,39 +21,32 @@ pub struct RingMemory {
     areas: Vec<Area>,
 }
 
-#[derive(Debug)]
 struct Area {
     base: GuestAddress,
     len: usize,
     permissions: Permissions,
-    start: NonNull<u8>,
-    /// Keeps the mapping, whatever made it.
-    _mapping: Box<dyn Any>,
+    pages: Box<dyn MappedPages>,
+    /// Where the area begins in its pages.
+    offset: usize,
 }
 
 impl RingMemory {
-    /// An area of `len` bytes at `start`, which the guest knows as `base`.
-    ///
-    /// # Safety
-    ///
-    /// The `len` bytes from `start` must stay mapped, with at least `permissions`, until `mapping` is
-    /// dropped, and whoever else uses them must use volatile or atomic accesses.
-    pub(crate) unsafe fn new(
+    /// The `len` bytes from byte `offset` of `pages`, which the guest knows as `base`.
+    pub(crate) fn new(
         base: GuestAddress,
-        start: NonNull<u8>,
+        pages: Box<dyn MappedPages>,
+        offset: usize,
         len: usize,
         permissions: Permissions,
-        mapping: Box<dyn Any>,
     ) -> Self {
-        Self {
-            areas: vec![Area {
-                base,
-                len,
-                permissions,
-                start,
-                _mapping: mapping,
-            }],
-        }
+        let area = Area {
+            base,
+            len,
+            permissions,
+            pages,
+            offset,
+        };
+        Self { areas: vec![area] }
     }
 
     /// All areas of both. Where areas overlap, an access uses the first that covers and permits it.
@@ -74,12 +76,18 @@ impl Area {
         access: Permissions,
     ) -> Option<VolatileSlice<'_>> {
         let offset = usize::try_from(address.0.checked_sub(self.base.0)?).ok()?;
-        if offset.checked_add(count)? > self.len || !self.permissions.allow(access) {
-            return None;
-        }
-        // SAFETY: offset + count <= len, checked above, and `new` promised len bytes for as long as the
-        // area lives; the slice borrows it. Both sides use volatile accesses.
-        Some(unsafe { VolatileSlice::new(self.start.as_ptr().add(offset), count) })
+        let inside = offset.checked_add(count)? <= self.len && self.permissions.allow(access);
+        inside.then(|| self.pages.slice(self.offset + offset, count))
+    }
+}
+
+impl fmt::Debug for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:#x}+{:#x} {:?}",
+            self.base.0, self.len, self.permissions
+        )
     }
 }
 
@@ -124,29 +132,27 @@ impl<'a> GuestMemorySliceIterator<'a, ()> for OneSlice<'a> {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
-    fn area(base: u64, len: usize, permissions: Permissions) -> RingMemory {
-        let memory = vm_memory::MmapRegion::<()>::new(len).unwrap();
-        let start = NonNull::new(memory.as_ptr()).unwrap();
-        // SAFETY: the region is kept by the area and is `len` bytes long.
-        unsafe {
-            RingMemory::new(
-                GuestAddress(base),
-                start,
-                len,
-                permissions,
-                Box::new(memory),
-            )
+    impl MappedPages for MmapRegion<()> {
+        fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+            self.get_slice(offset, len).unwrap()
         }
+    }
+
+    /// An area of 64 bytes in the middle of a page.
+    fn area(base: u64, permissions: Permissions) -> RingMemory {
+        let pages = Box::new(MmapRegion::new(4096).unwrap());
+        RingMemory::new(GuestAddress(base), pages, 128, 64, permissions)
     }
 
     #[test]
     fn an_access_lies_within_one_area_or_fails() {
         let memory =
-            area(0x1000, 64, Permissions::ReadWrite).join(area(0x1040, 64, Permissions::ReadWrite));
+            area(0x1000, Permissions::ReadWrite).join(area(0x1040, Permissions::ReadWrite));
         memory.write_obj(7u64, GuestAddress(0x1038)).unwrap();
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1038)).unwrap(), 7);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1078)).unwrap(), 0);
         for address in [0xff8u64, 0x103c, 0x1079, u64::MAX] {
             assert!(
                 memory.read_obj::<u64>(GuestAddress(address)).is_err(),
@@ -157,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_read_only_area_cannot_be_written() {
-        let memory = area(0, 64, Permissions::Read);
+        let memory = area(0, Permissions::Read);
         assert!(memory.read_obj::<u8>(GuestAddress(0)).is_ok());
         assert!(memory.write_obj(1u8, GuestAddress(0)).is_err());
     }

@@ -3,7 +3,9 @@
 
 use crate::access::{
     AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment,
+    ring_segments,
 };
+use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, Gref, PAGE_SIZE, Page, Policy, RingMemory, Segment};
 use std::collections::HashMap;
 use std::io;
@@ -223,13 +225,7 @@ impl GuestAccess for SimAccess {
         len: usize,
         permissions: Permissions,
     ) -> Result<RingMemory, AccessError> {
-        let segments: Vec<Segment> = self
-            .policy
-            .admit_ring(address, len)
-            .inspect_err(|error| {
-                self.counters.refused += u64::from(matches!(error, AccessError::Refused { .. }));
-            })?
-            .collect();
+        let segments = ring_segments(self.policy, &mut self.counters, address, len)?;
         let failed = |why: &str| AccessError::Map {
             address: address.0,
             len,
@@ -246,15 +242,11 @@ impl GuestAccess for SimAccess {
                 "the simulator maps only rings whose frames are consecutive",
             ));
         }
-        let slice = self
-            .memory
-            .memory(Gfn(frames[0].0), frames.len() * PAGE_SIZE)
-            .and_then(|slice| slice.subslice(segments[0].offset, len).ok())
-            .ok_or_else(|| failed("outside the guest's memory"))?;
-        let start =
-            std::ptr::NonNull::new(slice.ptr_guard_mut().as_ptr()).expect("memory is not at 0");
+        let inside = self.memory.memory(frames[0], frames.len() * PAGE_SIZE);
+        inside.ok_or_else(|| failed("outside the guest's memory"))?;
         let mut mapped = SimMapping {
             memory: self.memory.clone(),
+            first: frames[0],
             references: Vec::new(),
         };
         for segment in &segments {
@@ -266,8 +258,14 @@ impl GuestAccess for SimAccess {
             }
         }
         drop(table);
-        // SAFETY: the slice lies in the shared memory, which the mapping holds a share of.
-        Ok(unsafe { RingMemory::new(address, start, len, permissions, Box::new(mapped)) })
+        let offset = segments[0].offset;
+        Ok(RingMemory::new(
+            address,
+            Box::new(mapped),
+            offset,
+            len,
+            permissions,
+        ))
     }
 
     fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
@@ -311,7 +309,16 @@ impl GuestAccess for SimAccess {
 #[derive(Debug)]
 struct SimMapping {
     memory: SimMemory,
+    first: Gfn,
     references: Vec<Gref>,
+}
+
+impl MappedPages for SimMapping {
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        let pages = self.memory.memory(self.first, offset + len);
+        let slice = pages.and_then(|pages| pages.subslice(offset, len).ok());
+        slice.expect("map_ring found the pages in the guest's memory")
+    }
 }
 
 impl Drop for SimMapping {

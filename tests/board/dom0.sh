@@ -6,7 +6,7 @@ DAEMON_LOG=/tmp/xen-virtiod.log
 
 say() { echo "==> $*"; }
 note() { echo "  $*"; }
-fail() { echo "FAIL: $*"; exit 1; }
+fail() { echo "FAIL: $*" >&2; exit 1; }
 
 # wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds.
 wait_for() {
@@ -141,7 +141,7 @@ run_demo() {
     create demo
     wait_for 10 "the guest's console" test -f "$CONSOLES/guest-demo.log"
     tail -n +1 -f "$CONSOLES/guest-demo.log" | sed -u 's/\r//g; s/^/[guest] /' &
-    (said demo 'guest: done' 120 && ! has_said demo 'guest: FAIL') >/tmp/said || { cat /tmp/said; exit 1; }
+    (said demo 'guest: done' 120 && ! has_said demo 'guest: FAIL') >/tmp/said 2>&1 || { cat /tmp/said; exit 1; }
     say "xen-virtioctl list"
     xen-virtioctl list | sed 's/^/  /'
     destroy demo

@@ -6,14 +6,16 @@ use super::abi::{
 use super::{Domid, Mapping};
 use crate::access::{
     AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gref,
+    ring_segments,
 };
+use crate::ring::MappedPages;
 use crate::{AddressMode, Gref, MAX_RING_PAGES, PAGE_SIZE, Policy, RingMemory};
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use vm_memory::{GuestAddress, Permissions};
+use vm_memory::{GuestAddress, Permissions, VolatileSlice};
 
 const POLICY: Policy = Policy {
     mode: AddressMode::Grants,
@@ -90,30 +92,21 @@ impl GuestAccess for GrantAccess {
         len: usize,
         permissions: Permissions,
     ) -> Result<RingMemory, AccessError> {
-        let segments = POLICY.admit_ring(address, len).inspect_err(|error| {
-            self.counters.refused += u64::from(matches!(error, AccessError::Refused { .. }));
-        })?;
-        let mut offset = 0;
-        let references: Vec<Gref> = segments
-            .enumerate()
-            .map(|(index, segment)| {
-                if index == 0 {
-                    offset = segment.offset;
-                }
-                gref(segment.page)
-            })
-            .collect();
-        let grants = self
-            .map(&references, permissions)
-            .map_err(|source| AccessError::Map {
-                address: address.0,
-                len,
-                source,
-            })?;
-        let start = grants.mapping.slice(offset, len).ptr_guard_mut();
-        let start = std::ptr::NonNull::new(start.as_ptr()).expect("a mapping is not at 0");
-        // SAFETY: the slice was just checked to lie in the mapping, which the ring memory now owns.
-        Ok(unsafe { RingMemory::new(address, start, len, permissions, Box::new(grants)) })
+        let segments = ring_segments(POLICY, &mut self.counters, address, len)?;
+        let references: Vec<Gref> = segments.iter().map(|segment| gref(segment.page)).collect();
+        let failed = |source| AccessError::Map {
+            address: address.0,
+            len,
+            source,
+        };
+        let grants = Box::new(self.map(&references, permissions).map_err(failed)?);
+        Ok(RingMemory::new(
+            address,
+            grants,
+            segments[0].offset,
+            len,
+            permissions,
+        ))
     }
 
     fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
@@ -199,6 +192,12 @@ impl GuestAccess for GrantAccess {
 struct GrantMapping {
     mapping: Mapping,
     _reserved: Reservation,
+}
+
+impl MappedPages for GrantMapping {
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        self.mapping.slice(offset, len)
+    }
 }
 
 /// What `IOCTL_GNTDEV_MAP_GRANT_REF` made: a place in gntdev's offset space.

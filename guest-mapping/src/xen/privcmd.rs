@@ -4,7 +4,9 @@ use super::abi;
 use super::{Domid, Mapping};
 use crate::access::{
     AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gfn,
+    ring_segments,
 };
+use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory, Segment};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -13,7 +15,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use vm_memory::{GuestAddress, Permissions};
+use vm_memory::{GuestAddress, Permissions, VolatileSlice};
 
 const POLICY: Policy = Policy {
     mode: AddressMode::Frames,
@@ -137,13 +139,7 @@ impl GuestAccess for FrameAccess {
         len: usize,
         permissions: Permissions,
     ) -> Result<RingMemory, AccessError> {
-        let segments: Vec<Segment> = POLICY
-            .admit_ring(address, len)
-            .inspect_err(|error| {
-                self.counters.refused += u64::from(matches!(error, AccessError::Refused { .. }));
-            })?
-            .collect();
-        let offset = segments[0].offset;
+        let segments = ring_segments(POLICY, &mut self.counters, address, len)?;
         let frames: Vec<Gfn> = segments.iter().map(|segment| gfn(segment.page)).collect();
         let failed = |source| AccessError::Map {
             address: address.0,
@@ -157,11 +153,18 @@ impl GuestAccess for FrameAccess {
         if let Some(&errno) = errors.iter().find(|&&errno| errno != 0) {
             return Err(failed(io::Error::from_raw_os_error(errno)));
         }
-        let start = mapping.slice(offset, len).ptr_guard_mut();
-        let start = std::ptr::NonNull::new(start.as_ptr()).expect("a mapping is not at 0");
-        let held = Counted::new(mapping, frames.len() as u64, &self.ring_frames);
-        // SAFETY: the slice was just checked to lie in the mapping, which the ring memory now owns.
-        Ok(unsafe { RingMemory::new(address, start, len, permissions, Box::new(held)) })
+        let held = Box::new(Counted::new(
+            mapping,
+            frames.len() as u64,
+            &self.ring_frames,
+        ));
+        Ok(RingMemory::new(
+            address,
+            held,
+            segments[0].offset,
+            len,
+            permissions,
+        ))
     }
 
     fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
@@ -290,7 +293,7 @@ impl FrameCache {
 
 /// A mapping that is counted while it lives.
 struct Counted {
-    _mapping: Mapping,
+    mapping: Mapping,
     pages: u64,
     count: Rc<Cell<u64>>,
 }
@@ -299,10 +302,16 @@ impl Counted {
     fn new(mapping: Mapping, pages: u64, count: &Rc<Cell<u64>>) -> Self {
         count.set(count.get() + pages);
         Self {
-            _mapping: mapping,
+            mapping,
             pages,
             count: Rc::clone(count),
         }
+    }
+}
+
+impl MappedPages for Counted {
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        self.mapping.slice(offset, len)
     }
 }
 
