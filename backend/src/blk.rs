@@ -144,15 +144,9 @@ impl Device for Blk {
                 *driver_flushes,
                 &mut self.counters,
             )?;
-            let mut unfinished = Vec::new();
-            for job in jobs.drain(..) {
-                if job.is_finished() {
-                    queue.complete(job.into_completion())?;
-                } else {
-                    unfinished.push(job);
-                }
+            for job in jobs.extract_if(.., |job| job.is_finished()) {
+                queue.complete(job.into_completion())?;
             }
-            jobs.append(&mut unfinished);
         }
         Ok(Turn {
             interrupt: active.queue.needs_interrupt()?,

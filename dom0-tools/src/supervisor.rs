@@ -19,6 +19,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -160,12 +161,10 @@ impl Supervisor {
 
     fn pass_deadlines(&mut self) {
         let now = Instant::now();
-        for (worker, deadline) in &mut self.stopping {
-            if *deadline <= now {
-                tracing::warn!("worker {} does not end, and is killed", worker.pid());
-                worker.kill();
-                *deadline = now + STOP_LIMIT;
-            }
+        let late = |(_, deadline): &mut (_, Instant)| *deadline <= now;
+        for (worker, _) in self.stopping.extract_if(.., late) {
+            tracing::warn!("worker {} does not end, and is killed", worker.pid());
+            worker.reap(self.poll.registry());
         }
         if self
             .collection
@@ -224,10 +223,8 @@ impl Supervisor {
             Some(state) if state == State::Closed as u32 || known => {}
             Some(state) => {
                 let guest = match self.guests.entry(domid) {
-                    std::collections::btree_map::Entry::Occupied(guest) => guest.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(place) => {
-                        place.insert(Guest::read(&mut self.store, domid)?)
-                    }
+                    Entry::Occupied(guest) => guest.into_mut(),
+                    Entry::Vacant(place) => place.insert(Guest::read(&mut self.store, domid)?),
                 };
                 if state == State::Initialising as u32 {
                     // The last guest of this domid must not be served on as this one.

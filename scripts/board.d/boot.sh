@@ -7,15 +7,16 @@ KERNEL_ADDRESS=0x50000000
 MACHINE=(-machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -smp 2 -m 2048)
 
 # board_boot PAYLOAD_DIR [QEMU_OPTION...]: boots with the payload in dom0's /payload; dom0 runs /payload/main.
-# The console goes to standard output. Returns main's exit status; 3 if the board ended without one.
+# The console goes to standard output. Returns main's exit status; 3 if the board ended without one, or not
+# within BOARD_SECONDS.
 board_boot() {
-    local payload=$1 work console
+    local payload=$1 work=$WORK/boot console=$WORK/boot/console
     shift
-    work=$(mktemp -d -p "$CACHE" boot.XXXXXX)
-    console=$work/console
+    rm -rf "$work" && mkdir "$work"
     tar -C "$payload" --mtime=@0 -cf "$work/payload.tar" .
     device_tree "$(linux_dir)/Image" "$work/board.dtb"
-    qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi -nographic -no-reboot -nodefaults -serial stdio \
+    timeout --foreground "${BOARD_SECONDS:-600}" \
+        qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi -nographic -no-reboot -nodefaults -serial stdio \
         -kernel "$(xen_dir)/xen" -dtb "$work/board.dtb" \
         -device loader,file="$(linux_dir)/Image",addr=$KERNEL_ADDRESS,force-raw=on \
         -drive if=none,id=root,file="$(dom0_dir)/root.ext4",format=raw,snapshot=on \
@@ -24,7 +25,6 @@ board_boot() {
         tee "$console"
     local status
     status=$(tr -d '\r' <"$console" | sed -n 's/^BOARD-EXIT //p' | tail -n1)
-    rm -rf "$work"
     return "${status:-3}"
 }
 

@@ -46,7 +46,7 @@ impl WorkerProcess {
             .process_group(0)
             .spawn()
             .context("starting a worker process")?;
-        let mut worker = Self {
+        let worker = Self {
             child,
             channel,
             domid,
@@ -59,7 +59,6 @@ impl WorkerProcess {
         match begun {
             Ok(()) => Ok(worker),
             Err(error) => {
-                worker.kill();
                 worker.reap(registry);
                 Err(error).context("speaking to a new worker process")
             }
@@ -103,11 +102,6 @@ impl WorkerProcess {
         false
     }
 
-    pub(super) fn kill(&mut self) {
-        // An error means that it has ended.
-        let _ = self.child.kill();
-    }
-
     /// Ends a worker that is not to be heard any more, and waits for it. How it ended, if it did so by
     /// itself.
     pub(super) fn reap(mut self, registry: &Registry) -> Option<ExitStatus> {
@@ -117,7 +111,8 @@ impl WorkerProcess {
         if let Ok(Some(status)) = self.child.try_wait() {
             return Some(status);
         }
-        self.kill();
+        // An error means that it has ended.
+        let _ = self.child.kill();
         self.child.wait().ok()
     }
 }
