@@ -1,7 +1,7 @@
 //! The one way to a guest's memory.
 
-use crate::address::{AddressError, Page, Segment};
-use crate::policy::AddressMode;
+use crate::address::{Page, Segment};
+use crate::policy::Refusal;
 use crate::ring::RingMemory;
 use std::io;
 use std::ops::Range;
@@ -68,9 +68,7 @@ impl CopyOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CopyFault {
     #[error(transparent)]
-    Address(#[from] AddressError),
-    #[error("{}", refusal(*.address, *.mode))]
-    Refused { address: u64, mode: AddressMode },
+    Refused(#[from] Refusal),
     /// `status` is a `GNTST_*` code (`xen/grant_table.h`).
     #[error("Xen refused to copy by grant {} (GNTST {status}): revoked, read-only, or never granted", .reference.0)]
     Grant { reference: crate::Gref, status: i16 },
@@ -80,28 +78,11 @@ pub enum CopyFault {
     Call { errno: i32 },
 }
 
-impl From<AccessError> for CopyFault {
-    fn from(error: AccessError) -> Self {
-        match error {
-            AccessError::Address(error) => Self::Address(error),
-            AccessError::Refused { address, mode } => Self::Refused { address, mode },
-            AccessError::RingTooLarge { address, len } => {
-                Self::Address(AddressError::PastTheEnd { address, len })
-            }
-            AccessError::Map { source, .. } => Self::Call {
-                errno: source.raw_os_error().unwrap_or(0),
-            },
-        }
-    }
-}
-
 /// Why a mapping was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     #[error(transparent)]
-    Address(#[from] AddressError),
-    #[error("{}", refusal(*.address, *.mode))]
-    Refused { address: u64, mode: AddressMode },
+    Refused(#[from] Refusal),
     #[error("a ring of {len} bytes at {address:#x} is empty or larger than any virtqueue needs")]
     RingTooLarge { address: u64, len: usize },
     #[error("mapping {len} bytes at {address:#x} of the guest failed")]
@@ -112,19 +93,6 @@ pub enum AccessError {
     },
 }
 
-fn refusal(address: u64, mode: AddressMode) -> String {
-    match mode {
-        AddressMode::Grants => format!(
-            "address {address:#x} is not a grant, and this device may touch only granted pages \
-             (does the guest's kernel have CONFIG_XEN_VIRTIO? else set grant_usage=0)"
-        ),
-        AddressMode::Frames => format!(
-            "address {address:#x} is a grant, and this device was configured for guest-physical addresses \
-             (set grant_usage=1)"
-        ),
-    }
-}
-
 /// Plain counts since the device's access was made; `*_mapped` are what is mapped now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AccessCounters {
@@ -132,7 +100,7 @@ pub struct AccessCounters {
     pub grants_mapped: u64,
     /// Frames mapped by number: rings and the cache for data.
     pub frames_mapped: u64,
-    /// Addresses of the wrong kind, see [`AddressMode`].
+    /// Addresses of the kind that the device was not configured for, see [`Refusal::Kind`].
     pub refused: u64,
     /// Calls of [`GuestAccess::copy`] with something to copy.
     pub copy_batches: u64,
@@ -141,8 +109,8 @@ pub struct AccessCounters {
 }
 
 impl AccessCounters {
-    fn count_refusal(&mut self, error: &AccessError) {
-        self.refused += u64::from(matches!(error, AccessError::Refused { .. }));
+    fn count_refusal(&mut self, refusal: Refusal) {
+        self.refused += u64::from(matches!(refusal, Refusal::Kind { .. }));
     }
 
     pub(crate) fn count_copy(&mut self, segments: usize, bytes: usize) {
@@ -162,7 +130,11 @@ pub(crate) fn ring_segments(
     policy
         .admit_ring(address, len)
         .map(Iterator::collect)
-        .inspect_err(|error| counters.count_refusal(error))
+        .inspect_err(|error| {
+            if let AccessError::Refused(refusal) = error {
+                counters.count_refusal(*refusal);
+            }
+        })
 }
 
 /// Admits every operation, and hands each of its segments on with the part of the buffer it is for.
@@ -185,9 +157,9 @@ pub(crate) fn each_segment(
                     start += piece.len;
                 }
             }
-            Err(error) => {
-                counters.count_refusal(&error);
-                operation.result = Err(error.into());
+            Err(refusal) => {
+                counters.count_refusal(refusal);
+                operation.result = Err(refusal.into());
             }
         }
     }

@@ -127,6 +127,11 @@ impl Segments {
         })
     }
 
+    /// The page that the buffer begins in; the others are of its kind.
+    pub fn first_page(&self) -> Page {
+        self.first.page
+    }
+
     /// How many pages the buffer touches.
     pub fn pages(&self) -> usize {
         if self.len == 0 {

@@ -14,6 +14,6 @@ pub use access::{AccessCounters, AccessError, CopyFault, CopyOp, Direction, Gues
 pub use address::{
     AddressError, BusAddress, GRANT_BIT, Gfn, Gref, PAGE_SIZE, Page, Segment, Segments,
 };
-pub use policy::{AddressMode, MAX_RING_PAGES, Policy};
+pub use policy::{AddressMode, MAX_RING_PAGES, Policy, Refusal};
 pub use ring::RingMemory;
 pub use vm_memory::{GuestAddress, Permissions};

@@ -1,7 +1,7 @@
 //! Which of a guest's pages a device may touch.
 
 use crate::access::AccessError;
-use crate::address::{Page, Segments};
+use crate::address::{AddressError, Page, Segments};
 use vm_memory::GuestAddress;
 
 /// How a guest names its memory, as its xl configuration says (`grant_usage`).
@@ -11,6 +11,28 @@ pub enum AddressMode {
     Grants,
     /// Any frame of the guest that a descriptor names.
     Frames,
+}
+
+/// Why an address that a guest chose is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("{}", explain(*.address, *.mode))]
+    Kind { address: u64, mode: AddressMode },
+}
+
+fn explain(address: u64, mode: AddressMode) -> String {
+    match mode {
+        AddressMode::Grants => format!(
+            "address {address:#x} is not a grant, and this device may touch only granted pages \
+             (does the guest's kernel have CONFIG_XEN_VIRTIO? else set grant_usage=0)"
+        ),
+        AddressMode::Frames => format!(
+            "address {address:#x} is a grant, and this device was configured for guest-physical \
+             addresses (set grant_usage=1)"
+        ),
+    }
 }
 
 /// What one queue may map for its rings: the largest virtqueue that we offer needs nine pages.
@@ -27,18 +49,17 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// [`AccessError::Address`] for an address that names no page, [`AccessError::Refused`] for one of
-    /// the kind that this device was not configured for.
-    pub fn admit(&self, address: GuestAddress, len: usize) -> Result<Segments, AccessError> {
+    /// [`Refusal`] of an address that names no page, or is not of this device's kind.
+    pub fn admit(&self, address: GuestAddress, len: usize) -> Result<Segments, Refusal> {
         let segments = Segments::new(address, len)?;
-        let admitted = match crate::BusAddress::try_from(address)?.page {
+        let admitted = match segments.first_page() {
             Page::Grant(_) => self.mode == AddressMode::Grants,
             Page::Frame(_) => self.mode == AddressMode::Frames,
         };
         if admitted {
             Ok(segments)
         } else {
-            Err(AccessError::Refused {
+            Err(Refusal::Kind {
                 address: address.0,
                 mode: self.mode,
             })
@@ -77,10 +98,7 @@ mod tests {
         ] {
             let policy = Policy { mode };
             assert!(policy.admit(yes, 1).is_ok());
-            assert!(matches!(
-                policy.admit(no, 1),
-                Err(AccessError::Refused { .. })
-            ));
+            assert!(matches!(policy.admit(no, 1), Err(Refusal::Kind { .. })));
         }
     }
 

@@ -427,7 +427,7 @@ mod tests {
             1,
         )
         .result;
-        assert!(matches!(fault, Err(CopyFault::Refused { .. })));
+        assert!(matches!(fault, Err(CopyFault::Refused(_))));
         assert_eq!(access.counters().refused, 1);
     }
 }
