@@ -35,10 +35,10 @@ pub struct VirtioConfig {
 pub enum ConfigError {
     #[error("{} cannot be read", .path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is not a configuration of xen-virtiod: {source}", .path.display())]
+    #[error("{} is not a configuration of xen-virtiod: {error}", .path.display())]
     Parse {
         path: PathBuf,
-        source: toml::de::Error,
+        error: toml::de::Error,
     },
 }
 
@@ -50,9 +50,9 @@ impl Config {
     /// [`ConfigError`], which names the file and the line.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Parse {
                 path: path.into(),
-                source,
+                error,
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(ConfigError::Read {

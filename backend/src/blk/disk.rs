@@ -69,7 +69,7 @@ impl Disk {
             io::ErrorKind::InvalidInput => DiskError::Kind { path: path.into() },
             io::ErrorKind::UnexpectedEof => DiskError::Empty {
                 path: path.into(),
-                bytes: 0,
+                bytes: std::fs::metadata(path).map_or(0, |data| data.len()),
             },
             _ => open_error(error),
         })

@@ -4,7 +4,7 @@ fds=$(daemon_fds)
 for name in a b; do
     for disk in 1 2; do make_disk /tmp/$name$disk.img 32; done
     guest $name verify "disk = [ $(disk /tmp/${name}1.img), $(disk /tmp/${name}2.img 1 xvdb) ]" \
-        "vcpus = 2" "extra = 'console=hvc0 quiet GUEST=verify SECS=12'"
+        "vcpus = 2" "extra = 'console=hvc0 quiet GUEST=verify SECS=25'"
     create $name
 done
 for name in a b; do said $name 'verifying:' 60 >/dev/null; done

@@ -70,7 +70,7 @@ pub(crate) fn run(device: &Path, seconds: u64) -> Result<()> {
             },
         )?;
         rounds += 1;
-        if rounds % 8 == 0 {
+        if rounds == 1 || rounds % 8 == 0 {
             println!("verifying: {written} blocks written, {checked} read back");
         }
     }
