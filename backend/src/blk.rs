@@ -3,13 +3,22 @@
 mod config;
 mod disk;
 mod header;
+// Hands memory to the kernel for as long as a transfer takes.
+#[allow(unsafe_code)]
+mod io;
 mod job;
+mod pipeline;
+mod pool;
+mod stopwatch;
 
 pub use disk::{Disk, DiskError, SECTOR};
 
-use crate::device::{Device, DeviceCounters, DeviceError, DeviceType, QueueSetup, Turn};
+use crate::device::{
+    Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Turn,
+};
 use crate::queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, VirtQueue};
-use job::{BUFFER, Job, Round};
+use pipeline::Pipeline;
+use std::os::fd::BorrowedFd;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
@@ -23,30 +32,27 @@ const _: () = assert!(QUEUE_SIZE <= MAX_QUEUE_SIZE);
 /// Queues that one disk may have.
 pub const MAX_QUEUES: u16 = 16;
 
-/// Requests in one round: what is copied in one batch.
-const ROUND_REQUESTS: usize = 64;
-/// Rounds in one turn, before other devices and the guest's traps have theirs.
-const TURN_ROUNDS: usize = 4;
+/// Requests of a disk that are under way at once, of all its queues; the others wait in theirs.
+const MAX_JOBS: u16 = 128;
+
+/// Requests that are taken at once: enough to share the cost of a call, and no more, so that a guest with a
+/// deep queue prepares the next ones, and handles the last, while these are under way.
+const BATCH: usize = 8;
 
 /// What `VIRTIO_BLK_T_GET_ID` returns, padded with zeros.
 pub type Serial = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
 /// A disk for a guest.
 pub struct Blk {
-    disk: Disk,
-    serial: Serial,
     config: Vec<u8>,
     queue_sizes: Vec<u16>,
     queues: Vec<Option<ActiveQueue>>,
-    round: Round,
-    counters: DeviceCounters,
+    pipeline: Pipeline,
 }
 
 /// A queue between start and stop.
 struct ActiveQueue {
     queue: VirtQueue,
-    /// Popped and not finished: larger than a round has room for, or for the next round.
-    jobs: Vec<Job>,
     /// Whether the driver flushes. One that does not expects a write to be stable when it is done
     /// (virtio 1.3, 5.2.6.2).
     driver_flushes: bool,
@@ -54,18 +60,73 @@ struct ActiveQueue {
 
 impl Blk {
     /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`].
-    pub fn new(disk: Disk, serial: Serial, queues: u16) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn new(disk: Disk, serial: Serial, queues: u16) -> std::io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
-        Self {
+        Ok(Self {
             config: config::config_space(&disk, queues),
-            disk,
-            serial,
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             queues: (0..queues).map(|_| None).collect(),
-            round: Round::new(),
-            counters: DeviceCounters::default(),
+            pipeline: Pipeline::new(disk, serial)?,
+        })
+    }
+
+    /// Takes the next batch of requests off the queues. True if there was any.
+    fn gather(&mut self) -> Result<bool, DeviceError> {
+        let mut room = self.pipeline.room().min(BATCH);
+        let full = room;
+        for (index, active) in started(&mut self.queues) {
+            while room > 0 {
+                let popped = active.queue.pop().map_err(of_queue(index))?;
+                let Some(request) = popped else { break };
+                room -= 1;
+                self.pipeline
+                    .admit(index, request, !active.driver_flushes)
+                    .map_err(|failure| failure.of(index))?;
+            }
+        }
+        Ok(room < full)
+    }
+
+    /// How busy the device is when it has found nothing to do.
+    fn activity(&self) -> Activity {
+        if self.pipeline.is_waiting() {
+            Activity::Waiting
+        } else {
+            Activity::Idle
         }
     }
+
+    /// Gives the driver what has ended. True if it wants an interrupt for it.
+    fn deliver(&mut self, access: &mut dyn GuestAccess) -> Result<bool, DeviceError> {
+        let Self {
+            queues, pipeline, ..
+        } = self;
+        pipeline.deliver(access, |index, completion| {
+            let active = queues[index].as_mut();
+            let queue = &mut active.expect("a job outlives not its queue").queue;
+            queue.complete(completion).map_err(of_queue(index))
+        })?;
+        let mut interrupt = false;
+        for (index, active) in started(queues) {
+            interrupt |= active.queue.publish().map_err(of_queue(index))?;
+        }
+        Ok(interrupt)
+    }
+}
+
+fn started(queues: &mut [Option<ActiveQueue>]) -> impl Iterator<Item = (usize, &mut ActiveQueue)> {
+    queues
+        .iter_mut()
+        .enumerate()
+        .filter_map(|(index, queue)| Some((index, queue.as_mut()?)))
+}
+
+fn of_queue(index: usize) -> impl Fn(QueueError) -> DeviceError {
+    move |error| DeviceFailure::from(error).of(index)
 }
 
 impl Device for Blk {
@@ -81,7 +142,7 @@ impl Device for Blk {
         if self.queues.len() > 1 {
             features |= 1 << VIRTIO_BLK_F_MQ;
         }
-        if self.disk.read_only() {
+        if self.pipeline.disk().read_only() {
             features |= 1 << VIRTIO_BLK_F_RO;
         }
         features
@@ -106,75 +167,67 @@ impl Device for Blk {
             setup.has_feature(VIRTIO_RING_F_EVENT_IDX),
             access,
         )?;
-        let driver_flushes = setup.has_feature(VIRTIO_BLK_F_FLUSH);
         self.queues[index.get()] = Some(ActiveQueue {
             queue,
-            jobs: Vec::new(),
-            driver_flushes,
+            driver_flushes: setup.has_feature(VIRTIO_BLK_F_FLUSH),
         });
         Ok(())
     }
 
-    fn process(
-        &mut self,
-        index: QueueIndex,
-        access: &mut dyn GuestAccess,
-    ) -> Result<Turn, DeviceError> {
-        let Some(active) = &mut self.queues[index.get()] else {
-            return Ok(Turn::default());
-        };
-        let mut more = true;
-        active.queue.suspend_kicks()?;
-        for _ in 0..TURN_ROUNDS {
-            active.gather()?;
-            if active.jobs.is_empty() && !active.queue.resume_kicks()? {
-                more = false;
-                break;
-            }
-            let ActiveQueue {
-                queue,
-                jobs,
-                driver_flushes,
-            } = active;
-            self.round.run(
-                jobs,
-                &self.disk,
-                &self.serial,
-                access,
-                *driver_flushes,
-                &mut self.counters,
-            )?;
-            for job in jobs.extract_if(.., |job| job.is_finished()) {
-                queue.complete(job.into_completion())?;
-            }
+    fn process(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError> {
+        let ended = self.pipeline.gather_ended();
+        if self.pipeline.is_due() {
+            return Ok(Turn {
+                interrupt: self.deliver(access)?,
+                activity: Activity::Working,
+            });
         }
+        let begun = self.gather()? | self.pipeline.begin(access);
         Ok(Turn {
-            interrupt: active.queue.needs_interrupt()?,
-            more,
+            interrupt: false,
+            activity: if ended || begun {
+                Activity::Working
+            } else {
+                self.activity()
+            },
         })
     }
 
+    fn rest(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError> {
+        if self.pipeline.has_ended() {
+            return Ok(Turn {
+                interrupt: self.deliver(access)?,
+                activity: Activity::Working,
+            });
+        }
+        let mut more = self.pipeline.must_submit();
+        // Without room, a kick would tell of what cannot be taken; the end of a transfer makes room.
+        if self.pipeline.room() > 0 {
+            for (index, active) in started(&mut self.queues) {
+                more |= active.queue.resume_kicks().map_err(of_queue(index))?;
+            }
+        }
+        Ok(Turn {
+            interrupt: false,
+            activity: if more {
+                Activity::Working
+            } else {
+                self.activity()
+            },
+        })
+    }
+
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.pipeline.events()
+    }
+
     fn stop_queue(&mut self, index: QueueIndex) {
-        self.queues[index.get()] = None;
+        if self.queues[index.get()].take().is_some() {
+            self.pipeline.forget(index.get());
+        }
     }
 
     fn counters(&self) -> DeviceCounters {
-        self.counters
-    }
-}
-
-impl ActiveQueue {
-    /// Pops as many requests as a round has room for.
-    fn gather(&mut self) -> Result<(), DeviceError> {
-        let mut room = BUFFER.saturating_sub(self.jobs.iter().map(Job::room).sum());
-        while self.jobs.len() < ROUND_REQUESTS && room > 0 {
-            let Some(request) = self.queue.pop()? else {
-                break;
-            };
-            let job = Job::new(request)?;
-            room = room.saturating_sub(job.room());
-            self.jobs.push(job);
-        }
-        Ok(())
+        self.pipeline.counters()
     }
 }

@@ -1,6 +1,7 @@
 //! What the transport asks of a device.
 
 use crate::queue::{QueueError, QueueIndex, QueueLayout};
+use std::os::fd::BorrowedFd;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
 
 /// A virtio device type number (virtio 1.3, section 5).
@@ -25,25 +26,52 @@ impl QueueSetup {
     }
 }
 
-/// What one turn at a queue came to.
+/// What one look at a device's queues came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "the driver waits for its interrupt"]
 pub struct Turn {
     /// The driver wants an interrupt.
     pub interrupt: bool,
-    /// The turn's budget ran out: there is more to do.
-    pub more: bool,
+    pub activity: Activity,
+}
+
+/// How busy somebody is who has just had a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Activity {
+    /// There is nothing to do until the guest does something.
+    #[default]
+    Idle,
+    /// There is nothing to do until the kernel has done something.
+    Waiting,
+    /// Something was done, so that there may be more to do at once.
+    Working,
 }
 
 /// A device that cannot go on until its driver resets it.
 #[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
+#[error("queue {queue}")]
+pub struct DeviceError {
+    pub queue: usize,
+    #[source]
+    pub cause: DeviceFailure,
+}
+
+/// What its driver did to a device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceFailure {
     #[error(transparent)]
     Queue(#[from] QueueError),
     #[error("a request has no writable byte for its status")]
     NoStatus,
     #[error("a request's status cannot be written")]
     Status(#[source] CopyFault),
+}
+
+impl DeviceFailure {
+    /// This failure, of queue `queue`.
+    pub fn of(self, queue: usize) -> DeviceError {
+        DeviceError { queue, cause: self }
+    }
 }
 
 /// Counts since the device was made.
@@ -54,6 +82,23 @@ pub struct DeviceCounters {
     pub errors: u64,
     pub read_bytes: u64,
     pub written_bytes: u64,
+    /// Calls that hand transfers to the kernel: of io_uring, or one for each transfer where that is missing.
+    pub submissions: u64,
+    pub time: StageTimes,
+}
+
+/// Nanoseconds that went into each stage of the device's requests, estimated from some of the batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageTimes {
+    /// Batches of requests that were begun, and that were delivered.
+    pub batches: u64,
+    pub deliveries: u64,
+    /// Copies from the guest.
+    pub copy_in: u64,
+    /// Handing transfers to the kernel, and what it does of them meanwhile.
+    pub submit: u64,
+    /// Copies to the guest.
+    pub copy_out: u64,
 }
 
 /// A virtio device, without its transport.
@@ -85,18 +130,29 @@ pub trait Device {
         access: &mut dyn GuestAccess,
     ) -> Result<(), QueueError>;
 
-    /// Does what is to be done on a queue, within a budget. Nothing, for a queue that was not started.
+    /// Takes a step: takes up some of what the driver made available in the started queues, or delivers
+    /// what has ended. Results may be held back while more are about to come, until [`Device::rest`] at the
+    /// latest.
     ///
     /// # Errors
     ///
     /// [`DeviceError`] if the device cannot go on.
-    fn process(
-        &mut self,
-        index: QueueIndex,
-        access: &mut dyn GuestAccess,
-    ) -> Result<Turn, DeviceError>;
+    fn process(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError>;
 
-    /// Forgets a queue and what was in flight on it; nothing of it is mapped afterwards.
+    /// Prepares for nobody calling [`Device::process`] until the driver kicks or [`Device::events`] is
+    /// readable: delivers what is held back, and asks the driver for kicks. With
+    /// [`Activity::Working`] there is something to do after all.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Device::process`].
+    fn rest(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError>;
+
+    /// Readable when something has ended that [`Device::process`] will take up; `None` if nothing ever
+    /// does by itself.
+    fn events(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Forgets a queue, after waiting for what is in flight on it; nothing of it is mapped afterwards.
     fn stop_queue(&mut self, index: QueueIndex);
 
     fn counters(&self) -> DeviceCounters;

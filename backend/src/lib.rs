@@ -2,7 +2,7 @@
 //!
 //! A device pops [`Request`]s off its [`VirtQueue`]s, copies what it needs of them through
 //! [`GuestAccess`](xen_virtio_guest_mapping::GuestAccess), and gives back [`Completion`]s.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod blk;
 mod device;
@@ -10,7 +10,10 @@ mod log_limit;
 mod queue;
 mod request;
 
-pub use device::{Device, DeviceCounters, DeviceError, DeviceType, QueueSetup, Turn};
+pub use device::{
+    Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup,
+    StageTimes, Turn,
+};
 pub use log_limit::LogLimit;
 pub use queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueLayout, VirtQueue};
 pub use request::{Buffers, Completion, GuestBuffer, Request};

@@ -1,7 +1,8 @@
 //! A split virtqueue (virtio 1.3, 2.7) whose rings are mapped from the guest.
 
 use crate::request::{Completion, Request};
-use std::sync::atomic::Ordering;
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -79,8 +80,13 @@ pub enum QueueError {
 pub struct VirtQueue {
     queue: Queue,
     rings: RingMemory,
-    /// Something was completed since the driver's wish for an interrupt was last asked for.
-    completed: bool,
+    /// The next entry of the used ring to fill. Those from `published` on the driver does not see yet.
+    next_used: Wrapping<u16>,
+    published: Wrapping<u16>,
+    /// The driver has been asked to kick, and nothing was taken from the queue since.
+    kicks_resumed: bool,
+    /// Requests that were completed, whose memory the next ones use.
+    spent: Vec<Request>,
 }
 
 impl VirtQueue {
@@ -142,11 +148,16 @@ impl VirtQueue {
         Ok(Self {
             queue,
             rings,
-            completed: false,
+            next_used: Wrapping(0),
+            published: Wrapping(0),
+            // A driver's own first state: it kicks for the first entry (virtio 1.3, 2.7.10).
+            kicks_resumed: true,
+            spent: Vec::new(),
         })
     }
 
-    /// The next request that the driver made available, if there is one.
+    /// The next request that the driver made available, if there is one. While requests are taken the
+    /// driver is asked not to kick: [`VirtQueue::resume_kicks`] ends that.
     ///
     /// # Errors
     ///
@@ -162,12 +173,18 @@ impl VirtQueue {
                 None => return Ok(None),
             }
         };
+        if std::mem::take(&mut self.kicks_resumed) {
+            self.queue.disable_notification(&self.rings)?;
+        }
         self.read_chain(head).map(Some)
     }
 
-    fn read_chain(&self, head: u16) -> Result<Request, QueueError> {
+    fn read_chain(&mut self, head: u16) -> Result<Request, QueueError> {
         let size = self.queue.size();
-        let mut request = Request::new(head);
+        let mut request = match self.spent.pop() {
+            Some(spent) => spent.reuse(head),
+            None => Request::new(head),
+        };
         let mut index = head;
         for _ in 0..size {
             if index >= size {
@@ -188,53 +205,71 @@ impl VirtQueue {
         Err(QueueError::ChainLoops { head })
     }
 
-    /// Puts a finished request on the used ring.
+    /// Puts a finished request on the used ring, where the driver finds it after the next
+    /// [`VirtQueue::publish`].
     ///
     /// # Errors
     ///
-    /// [`QueueError::Ring`] if the ring cannot be written.
+    /// [`QueueError`] if the ring cannot be written.
     pub fn complete(&mut self, completion: Completion) -> Result<(), QueueError> {
-        self.completed = true;
-        Ok(self
-            .queue
-            .add_used(&self.rings, completion.head, completion.written)?)
+        let Completion {
+            head,
+            written,
+            spent,
+        } = completion;
+        // virtio 1.3, 2.7.8: `le16 flags`, `le16 idx`, then elements of `le32 id`, `le32 len`.
+        let slot = u64::from(self.next_used.0 % self.queue.size());
+        let element = u64::from(written) << 32 | u64::from(head);
+        let address = GuestAddress(self.queue.used_ring()).unchecked_add(4 + 8 * slot);
+        self.rings.write_obj(element.to_le(), address)?;
+        self.next_used += 1;
+        if spent.is_worth_keeping() {
+            self.spent.push(spent);
+        }
+        Ok(())
     }
 
-    /// Whether the driver wants an interrupt for what was completed since this was last asked.
+    /// Shows the driver what was completed since the last time. True if it wants an interrupt for that.
     ///
     /// # Errors
     ///
-    /// [`QueueError`] if the ring cannot be read.
-    pub fn needs_interrupt(&mut self) -> Result<bool, QueueError> {
-        if !std::mem::take(&mut self.completed) || !self.queue.needs_notification(&self.rings)? {
+    /// [`QueueError`] if the rings cannot be read or written.
+    pub fn publish(&mut self) -> Result<bool, QueueError> {
+        let old = std::mem::replace(&mut self.published, self.next_used);
+        let new = self.published;
+        if old == new {
             return Ok(false);
         }
+        self.queue.set_next_used(new.0);
+        let index = GuestAddress(self.queue.used_ring()).unchecked_add(2);
+        self.rings.store(new.0.to_le(), index, Ordering::Release)?;
+        // The driver sees the index before we read its wish, or we see the wish that it wrote after reading
+        // the index: it then looks once more.
+        fence(Ordering::SeqCst);
+        let available = GuestAddress(self.queue.avail_ring());
         if self.queue.event_idx_enabled() {
-            return Ok(true);
+            // virtio 1.3, 2.7.7.2: an interrupt if the entry that `used_event` names is among the new ones.
+            let place = available.unchecked_add(4 + 2 * u64::from(self.queue.size()));
+            let used_event = Wrapping(u16::from_le(self.rings.load(place, Ordering::Relaxed)?));
+            Ok(new - used_event - Wrapping(1) < new - old)
+        } else {
+            // virtio 1.3, 2.7.7: without EVENT_IDX the driver's flag decides.
+            let flags = u16::from_le(self.rings.load(available, Ordering::Relaxed)?);
+            Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         }
-        // virtio 1.3, 2.7.7: without EVENT_IDX the driver's flag decides.
-        let flags: u16 = self
-            .rings
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Acquire)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Asks the driver not to kick: we are looking anyway.
-    ///
-    /// # Errors
-    ///
-    /// [`QueueError::Ring`] if the ring cannot be written.
-    pub fn suspend_kicks(&mut self) -> Result<(), QueueError> {
-        Ok(self.queue.disable_notification(&self.rings)?)
-    }
-
-    /// Asks the driver to kick again. True if it made something available meanwhile, which it then will
-    /// not kick for.
+    /// Asks the driver to kick again, if it was asked not to. True if it made something available
+    /// meanwhile, which it then will not kick for.
     ///
     /// # Errors
     ///
     /// [`QueueError::Ring`] if the ring cannot be read or written.
     pub fn resume_kicks(&mut self) -> Result<bool, QueueError> {
+        if self.kicks_resumed {
+            return Ok(false);
+        }
+        self.kicks_resumed = true;
         Ok(self.queue.enable_notification(&self.rings)?)
     }
 }

@@ -32,6 +32,11 @@ impl Buffers {
         self.len == 0
     }
 
+    fn clear(&mut self) {
+        self.buffers.clear();
+        self.len = 0;
+    }
+
     fn push(&mut self, buffer: GuestBuffer) -> Option<()> {
         self.len = self.len.checked_add(buffer.len)?;
         if buffer.len > 0 {
@@ -80,6 +85,10 @@ pub struct Request {
     pub writable: Buffers,
 }
 
+/// Requests of more buffers than this are not kept for reuse: Linux sends at most 128, and a guest must not
+/// make us hold memory that nobody uses.
+const MAX_KEPT_BUFFERS: usize = 256;
+
 impl Request {
     pub(crate) fn new(head: u16) -> Self {
         Self {
@@ -87,6 +96,19 @@ impl Request {
             readable: Buffers::default(),
             writable: Buffers::default(),
         }
+    }
+
+    /// Begins the request at `head` in the memory of an earlier one.
+    pub(crate) fn reuse(mut self, head: u16) -> Self {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        self
+    }
+
+    pub(crate) fn is_worth_keeping(&self) -> bool {
+        let kept = self.readable.buffers.capacity() + self.writable.buffers.capacity();
+        kept <= MAX_KEPT_BUFFERS
     }
 
     /// Takes the chain's next descriptor in.
@@ -117,6 +139,7 @@ impl Request {
         Completion {
             head: self.head,
             written: u32::try_from(written).unwrap_or(self.writable.len),
+            spent: self,
         }
     }
 }
@@ -127,6 +150,8 @@ impl Request {
 pub struct Completion {
     pub(crate) head: u16,
     pub(crate) written: u32,
+    /// The request that this is of, for its memory.
+    pub(crate) spent: Request,
 }
 
 #[cfg(test)]

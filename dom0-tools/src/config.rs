@@ -14,6 +14,22 @@ pub struct Config {
     /// What the guests' `virtio = [ … ]` devices are made of.
     #[serde(default, rename = "virtio")]
     pub devices: Vec<VirtioConfig>,
+    #[serde(default)]
+    pub polling: PollingConfig,
+}
+
+/// How long a worker looks for work before it sleeps, see [`polling`](crate::polling).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PollingConfig {
+    /// Microseconds at most; 0 turns it off.
+    pub limit_us: u64,
+}
+
+impl Default for PollingConfig {
+    fn default() -> Self {
+        Self { limit_us: 1000 }
+    }
 }
 
 /// One device of an xl file's `virtio = [ … ]`, which has no place for a path.

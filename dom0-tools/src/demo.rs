@@ -8,15 +8,14 @@ mod transport;
 pub use hal::SimHal;
 pub use transport::SimTransport;
 
+use crate::server::Server;
 use anyhow::{Context, Result, ensure};
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Token, Waker};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virtio_drivers::device::blk::VirtIOBlk;
@@ -24,7 +23,7 @@ use xen_virtio_backend::Device;
 use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceReport, Hypervisor, Machine, MmioDevice, MmioRange};
+use xen_virtio_transport::{DeviceReport, Hypervisor, MmioDevice, MmioRange};
 
 /// Where the simulated guest's first device is, and its interrupt: where libxl puts a guest's first.
 pub const FIRST_DEVICE: MmioRange = MmioRange {
@@ -34,6 +33,8 @@ pub const FIRST_DEVICE: MmioRange = MmioRange {
 pub const FIRST_IRQ: u32 = 33;
 
 const GUEST_FRAMES: usize = 4096;
+/// The simulated guest is a thread, and answers soon.
+const POLL_LIMIT: Duration = Duration::from_micros(50);
 const REQUEST: usize = 64 << 10;
 const REQUEST_SECTORS: usize = REQUEST / 512;
 
@@ -72,7 +73,11 @@ pub fn run(options: &Options) -> Result<String> {
         AddressMode::Grants
     };
     let (guest, machine) = SimMachine::start(mode, || {
-        vec![Box::new(Blk::new(disk, *b"xen-virtioctl demo\0\0", 1))]
+        Ok(vec![Box::new(Blk::new(
+            disk,
+            *b"xen-virtioctl demo\0\0",
+            1,
+        )?)])
     })?;
     let written = (0..bytes).map(pattern).collect::<Vec<u8>>();
 
@@ -201,12 +206,13 @@ impl Drop for TemporaryDisk {
 
 /// A simulated guest's machine in a thread of its own, as a worker serves a real one.
 pub struct SimMachine {
-    thread: JoinHandle<std::io::Result<Vec<DeviceReport>>>,
-    stop: Arc<Waker>,
+    thread: Thread,
+    stop: Waker,
 }
 
-const TRAPS: Token = Token(0);
-const STOP: Token = Token(1);
+type Thread = JoinHandle<std::io::Result<Vec<DeviceReport>>>;
+
+const STOP: Token = Token(0);
 
 impl SimMachine {
     /// A guest with the devices that `devices` makes, in the machine's thread: the first at
@@ -217,13 +223,20 @@ impl SimMachine {
     /// If this machine has not the memory, threads or descriptors.
     pub fn start(
         mode: AddressMode,
-        devices: impl FnOnce() -> Vec<Box<dyn Device>> + Send + 'static,
+        devices: impl FnOnce() -> std::io::Result<Vec<Box<dyn Device>>> + Send + 'static,
     ) -> Result<(SimGuest, Self)> {
         let (hypervisor, guest) = simulate(GUEST_FRAMES)?;
-        let poll = Poll::new()?;
-        let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
-        let thread = std::thread::spawn(move || serve(hypervisor, devices(), mode, poll));
-        Ok((guest, Self { thread, stop }))
+        let (sender, receiver) = sync_channel(1);
+        let thread = std::thread::spawn(move || {
+            let server = Server::new(hypervisor, POLL_LIMIT)?;
+            // Whoever waits for the waker waits still.
+            let _ = sender.send(Waker::new(server.registry(), STOP)?);
+            serve(server, devices()?, mode)
+        });
+        match receiver.recv() {
+            Ok(stop) => Ok((guest, Self { thread, stop })),
+            Err(_) => Err(join(thread).err().context("the machine did not start")?),
+        }
     }
 
     /// Ends the machine once it has nothing to do; what its devices report at the end.
@@ -233,50 +246,41 @@ impl SimMachine {
     /// What kept it from running.
     pub fn stop(self) -> Result<Vec<DeviceReport>> {
         self.stop.wake()?;
-        let reports = self
-            .thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("the machine's thread panicked"))?;
-        Ok(reports?)
+        join(self.thread)
     }
 }
 
+fn join(thread: Thread) -> Result<Vec<DeviceReport>> {
+    let ended = thread.join();
+    Ok(ended.map_err(|_| anyhow::anyhow!("the machine's thread panicked"))??)
+}
+
 fn serve(
-    hypervisor: SimHypervisor,
+    mut server: Server<SimHypervisor>,
     devices: Vec<Box<dyn Device>>,
     mode: AddressMode,
-    mut poll: Poll,
 ) -> std::io::Result<Vec<DeviceReport>> {
-    let mut machine = Machine::new(hypervisor);
     let mut slots = Vec::new();
     for ((device, base), irq) in devices
         .into_iter()
         .zip((FIRST_DEVICE.base..).step_by(0x200))
         .zip(FIRST_IRQ..)
     {
-        let access = machine.hypervisor().guest_access(mode);
-        let line = machine.hypervisor().interrupt_line(irq);
+        let access = server.hypervisor().guest_access(mode);
+        let line = server.hypervisor().interrupt_line(irq);
         let device = MmioDevice::new(device, mode, access, line);
         let range = MmioRange {
             base,
             ..FIRST_DEVICE
         };
-        slots.push(machine.add(range, device).map_err(std::io::Error::other)?);
+        slots.push(server.add(range, device).map_err(std::io::Error::other)?);
     }
-    let traps = machine.hypervisor().events().as_raw_fd();
-    poll.registry()
-        .register(&mut SourceFd(&traps), TRAPS, Interest::READABLE)?;
-    let mut events = Events::with_capacity(4);
-    let mut more = false;
     loop {
-        poll.poll(&mut events, more.then_some(Duration::ZERO))?;
-        machine.hypervisor().clear_events()?;
-        more = machine.turn();
-        if !more && events.iter().any(|event| event.token() == STOP) {
+        server.serve(None)?;
+        if server.is_ready(STOP) {
             return Ok(slots
                 .into_iter()
-                .filter_map(|slot| machine.device(slot))
-                .map(MmioDevice::report)
+                .filter_map(|slot| server.device(slot))
                 .collect());
         }
     }

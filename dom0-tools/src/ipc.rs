@@ -1,6 +1,7 @@
 //! What supervisor and worker say to each other: one JSON message a packet, with file descriptors beside.
 
 use crate::libxl::EntryKey;
+use crate::server::ServerReport;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
@@ -24,6 +25,8 @@ pub enum ToWorker {
     /// gntdev.
     Start {
         domid: u16,
+        /// Microseconds for which the worker may look for work before it sleeps.
+        poll_limit_us: u64,
     },
     /// A disk for the guest. Descriptor: the open file or block device.
     AttachDisk {
@@ -61,6 +64,7 @@ pub enum FromWorker {
         key: EntryKey,
     },
     Report {
+        server: ServerReport,
         devices: Vec<(EntryKey, DeviceReport)>,
     },
 }
@@ -172,13 +176,22 @@ mod tests {
         assert!(theirs.receive::<ToWorker>().unwrap().is_none());
         let file = File::open("/dev/null").unwrap();
         ours.send(
-            &ToWorker::Start { domid: 3 },
+            &ToWorker::Start {
+                domid: 3,
+                poll_limit_us: 9,
+            },
             &[file.as_fd(), file.as_fd(), file.as_fd()],
         )
         .unwrap();
         ours.send(&ToWorker::Report, &[]).unwrap();
         let (message, fds) = theirs.receive::<ToWorker>().unwrap().unwrap();
-        assert!(matches!(message, ToWorker::Start { domid: 3 }));
+        assert!(matches!(
+            message,
+            ToWorker::Start {
+                domid: 3,
+                poll_limit_us: 9
+            }
+        ));
         assert_eq!(fds.len(), 3);
         assert!(
             matches!(theirs.receive().unwrap(), Some((ToWorker::Report, fds)) if fds.is_empty())

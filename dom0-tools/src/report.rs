@@ -1,6 +1,7 @@
 //! What `xen-virtioctl list` shows.
 
 use crate::libxl::{EntryKey, Form, entry_path};
+use crate::server::ServerReport;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
 use virtio_bindings::{
@@ -22,6 +23,8 @@ pub struct GuestReport {
     pub worker: Option<u32>,
     /// Why there is none, or why it does not answer.
     pub error: Option<String>,
+    /// What the worker says of itself.
+    pub server: Option<ServerReport>,
     pub devices: Vec<EntryReport>,
 }
 
@@ -217,6 +220,7 @@ mod tests {
                 name: "ivi".into(),
                 worker: Some(77),
                 error: None,
+                server: None,
                 devices,
             }],
         }

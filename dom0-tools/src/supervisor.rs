@@ -233,7 +233,8 @@ impl Supervisor {
                         worker.reap(self.poll.registry());
                     }
                     guest.attach(key, &mut self.store, &self.config);
-                    guest.start_worker(self.poll.registry(), &mut self.next_token);
+                    let registry = self.poll.registry();
+                    guest.start_worker(self.config.polling, registry, &mut self.next_token);
                     guest.send_pending();
                 } else {
                     guest.refuse_served(key);

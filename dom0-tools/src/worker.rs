@@ -2,9 +2,10 @@
 
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::EntryKey;
+use crate::server::Server;
 use anyhow::{Context, Result, anyhow, bail};
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Interest, Token};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -14,10 +15,9 @@ use xen_virtio_backend::blk::{Blk, Disk, Serial};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
-use xen_virtio_transport::{Hypervisor, Machine, MmioDevice, MmioRange, Slot};
+use xen_virtio_transport::{Hypervisor, MmioDevice, MmioRange, Slot};
 
-const TRAPS: Token = Token(0);
-const SUPERVISOR: Token = Token(1);
+const SUPERVISOR: Token = Token(0);
 
 /// How often a worker without a supervisor looks whether its guest still lives.
 const ORPHAN_CHECK: Duration = Duration::from_secs(1);
@@ -32,8 +32,8 @@ const MAX_DISK_QUEUES: usize = 4;
 /// What keeps the guest from being served; the supervisor is told too.
 pub fn run(socket: OwnedFd) -> Result<()> {
     let channel = Channel::new(socket);
-    let guest = match start(&channel) {
-        Ok(guest) => guest,
+    let server = match start(&channel) {
+        Ok(server) => server,
         Err(error) => {
             // The supervisor logs it, with the guest's name.
             channel.send(
@@ -47,17 +47,21 @@ pub fn run(socket: OwnedFd) -> Result<()> {
     };
     Worker {
         channel,
-        machine: Machine::new(guest),
+        server,
         slots: BTreeMap::new(),
         supervised: true,
     }
     .serve()
 }
 
-fn start(channel: &Channel) -> Result<XenGuest> {
+fn start(channel: &Channel) -> Result<Server<XenGuest>> {
     wait_readable(channel)?;
     let (message, fds) = channel.receive()?.context("the supervisor sent nothing")?;
-    let ToWorker::Start { domid } = message else {
+    let ToWorker::Start {
+        domid,
+        poll_limit_us,
+    } = message
+    else {
         bail!("the supervisor began with {message:?}")
     };
     let [privcmd, evtchn, gntdev] = <[OwnedFd; 3]>::try_from(fds)
@@ -65,7 +69,8 @@ fn start(channel: &Channel) -> Result<XenGuest> {
     let domid = Domid(domid);
     let privcmd = Privcmd::new(privcmd.into(), domid);
     let evtchn = EventChannels::new(evtchn.into(), domid);
-    Ok(XenGuest::new(privcmd, File::from(gntdev), evtchn)?)
+    let guest = XenGuest::new(privcmd, File::from(gntdev), evtchn)?;
+    Ok(Server::new(guest, Duration::from_micros(poll_limit_us))?)
 }
 
 fn wait_readable(channel: &Channel) -> io::Result<()> {
@@ -79,7 +84,7 @@ fn wait_readable(channel: &Channel) -> io::Result<()> {
 
 struct Worker {
     channel: Channel,
-    machine: Machine<XenGuest>,
+    server: Server<XenGuest>,
     slots: BTreeMap<EntryKey, Slot>,
     /// Whether the supervisor is still there. Without it the guest is served on as it is.
     supervised: bool,
@@ -87,44 +92,31 @@ struct Worker {
 
 impl Worker {
     fn serve(mut self) -> Result<()> {
-        let mut poll = Poll::new()?;
-        let traps = self.machine.hypervisor().events().as_raw_fd();
-        poll.registry()
-            .register(&mut SourceFd(&traps), TRAPS, Interest::READABLE)?;
         let supervisor = self.channel.as_fd().as_raw_fd();
-        poll.registry()
-            .register(&mut SourceFd(&supervisor), SUPERVISOR, Interest::READABLE)?;
-        let mut events = Events::with_capacity(8);
-        let mut more = false;
+        self.server.registry().register(
+            &mut SourceFd(&supervisor),
+            SUPERVISOR,
+            Interest::READABLE,
+        )?;
         let mut checked = Instant::now();
         loop {
-            let timeout = match (more, self.supervised) {
-                (true, _) => Some(Duration::ZERO),
-                (false, true) => None,
-                // Nobody else would tell that the guest is gone.
-                (false, false) => Some(ORPHAN_CHECK),
-            };
-            match poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(error.into());
-                }
-                _ => {}
-            }
-            // Traps first, and never left out: an edge that was seen while `more` was set is not seen again.
-            self.machine.hypervisor().clear_events()?;
-            more = self.machine.turn();
+            // Without a supervisor nobody else would tell that the guest is gone.
+            let timeout = (!self.supervised).then_some(ORPHAN_CHECK);
+            self.server.serve(timeout)?;
             if !self.supervised && checked.elapsed() >= ORPHAN_CHECK {
-                if !self.machine.hypervisor().is_alive() {
+                if !self.server.hypervisor().is_alive() {
                     return Ok(());
                 }
                 checked = Instant::now();
             }
-            if self.supervised && events.iter().any(|event| event.token() == SUPERVISOR) {
+            if self.supervised && self.server.is_ready(SUPERVISOR) {
                 if self.obey()? {
                     return Ok(());
                 }
                 if !self.supervised {
-                    poll.registry().deregister(&mut SourceFd(&supervisor))?;
+                    self.server
+                        .registry()
+                        .deregister(&mut SourceFd(&supervisor))?;
                 }
             }
         }
@@ -145,7 +137,7 @@ impl Worker {
                 }
             };
             let answer = match message {
-                ToWorker::Start { domid } => bail!("told to start again, for guest {domid}"),
+                ToWorker::Start { domid, .. } => bail!("told to start again, for guest {domid}"),
                 ToWorker::AttachDisk {
                     key,
                     base,
@@ -174,17 +166,16 @@ impl Worker {
                 }
                 ToWorker::Detach { key } => {
                     if let Some(slot) = self.slots.remove(&key) {
-                        self.machine.remove(slot);
+                        self.server.remove(slot);
                     }
                     FromWorker::Detached { key }
                 }
                 ToWorker::Report => FromWorker::Report {
+                    server: self.server.report(),
                     devices: self
                         .slots
                         .iter()
-                        .filter_map(|(key, slot)| {
-                            Some((*key, self.machine.device(*slot)?.report()))
-                        })
+                        .filter_map(|(key, slot)| Some((*key, self.server.device(*slot)?)))
                         .collect(),
                 },
                 ToWorker::Stop => return Ok(true),
@@ -215,13 +206,13 @@ impl Worker {
             .next()
             .context("no descriptor came with the disk")?;
         let disk = Disk::from_file(file.into(), read_only)?;
-        let hypervisor = self.machine.hypervisor();
+        let hypervisor = self.server.hypervisor();
         let queues = hypervisor.vcpus().min(MAX_DISK_QUEUES);
-        let blk = Blk::new(disk, padded(serial), queues.try_into()?);
+        let blk = Blk::new(disk, padded(serial), queues.try_into()?)?;
         let access = hypervisor.guest_access(mode);
         let line = hypervisor.interrupt_line(irq);
         Ok(self
-            .machine
+            .server
             .add(range, MmioDevice::new(Box::new(blk), mode, access, line))?)
     }
 }

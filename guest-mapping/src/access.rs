@@ -5,7 +5,7 @@ use crate::policy::Refusal;
 use crate::ring::RingMemory;
 use std::io;
 use std::ops::Range;
-use vm_memory::{GuestAddress, Permissions};
+use vm_memory::{GuestAddress, Permissions, VolatileSlice};
 
 /// A device's access to the memory of its guest.
 ///
@@ -24,12 +24,13 @@ pub trait GuestAccess {
         permissions: Permissions,
     ) -> Result<RingMemory, AccessError>;
 
-    /// Carries out every operation, in any order, and sets its `result`.
+    /// Carries out every operation, in any order, and sets its `result`. Other parts of `buffer` may be in
+    /// use elsewhere meanwhile.
     ///
     /// # Panics
     ///
     /// If an operation's range lies outside `buffer`: the ranges are the device's own, not the guest's.
-    fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]);
+    fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]);
 
     /// The guest's memory map changed (`IOREQ_TYPE_INVALIDATE`): forget what was cached of it.
     fn invalidate(&mut self) {}
@@ -178,4 +179,11 @@ pub(crate) fn gfn(page: Page) -> crate::Gfn {
         Page::Frame(gfn) => gfn,
         Page::Grant(_) => unreachable!("the policy for frames admits no grant"),
     }
+}
+
+/// The part of a device's buffer that a segment is for.
+pub(crate) fn part<'a>(buffer: &VolatileSlice<'a>, range: Range<usize>) -> VolatileSlice<'a> {
+    buffer
+        .subslice(range.start, range.len())
+        .expect("an operation's range lies in its device's buffer")
 }

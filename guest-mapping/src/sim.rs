@@ -2,12 +2,12 @@
 //! [`xen`](crate::xen) gets from Xen, with faults to order.
 
 use crate::access::{
-    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment,
+    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, part,
     ring_segments,
 };
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, Gref, PAGE_SIZE, Page, Policy, RingMemory, Segment};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use vm_memory::{GuestAddress, MmapRegion, Permissions, VolatileMemory, VolatileSlice};
@@ -34,7 +34,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Table {
     used_frames: Vec<bool>,
-    grants: HashMap<Gref, Grant>,
+    grants: BTreeMap<Gref, Grant>,
     next_reference: u32,
     failing_copies: u32,
     revoked_while_mapped: u64,
@@ -186,7 +186,7 @@ pub struct SimAccess {
 impl SimAccess {
     fn copy_piece(
         &self,
-        buffer: &mut [u8],
+        buffer: &VolatileSlice<'_>,
         direction: Direction,
         segment: Segment,
         local: std::ops::Range<usize>,
@@ -208,11 +208,10 @@ impl SimAccess {
         let slice = frame
             .subslice(segment.offset, segment.len)
             .map_err(|_| fault)?;
+        let ours = part(buffer, local);
         match direction {
-            Direction::FromGuest => {
-                slice.copy_to(&mut buffer[local]);
-            }
-            Direction::ToGuest => slice.copy_from(&buffer[local]),
+            Direction::FromGuest => slice.copy_to_volatile_slice(ours),
+            Direction::ToGuest => ours.copy_to_volatile_slice(slice),
         }
         Ok(())
     }
@@ -268,7 +267,7 @@ impl GuestAccess for SimAccess {
         ))
     }
 
-    fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
+    fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         let mut pieces = std::mem::take(&mut self.pieces);
         pieces.clear();
         let bytes = each_segment(
@@ -352,7 +351,8 @@ mod tests {
         len: usize,
     ) -> CopyOp {
         let mut operations = [CopyOp::new(direction, guest, 0..len)];
-        access.copy(&mut vec![0x5a; len], &mut operations);
+        let mut bytes = vec![0x5a; len];
+        access.copy(&VolatileSlice::from(&mut bytes[..]), &mut operations);
         let [operation] = operations;
         operation
     }

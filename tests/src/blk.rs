@@ -20,7 +20,7 @@ pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimM
         .map(|path| Disk::open(path, read_only).expect("a disk"))
         .collect();
     SimMachine::start(AddressMode::Grants, move || {
-        let blk = |disk| Box::new(Blk::new(disk, *b"a serial of 20 bytes", queues)) as _;
+        let blk = |disk| Ok(Box::new(Blk::new(disk, *b"a serial of 20 bytes", queues)?) as _);
         disks.into_iter().map(blk).collect()
     })
     .expect("a simulated guest")

@@ -3,6 +3,7 @@
 use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest};
 use crate::mmio_device::MmioDevice;
 use std::io;
+use xen_virtio_backend::Activity;
 
 /// Traps answered before the devices have a turn: a guest that does nothing but trap must not starve its
 /// own queues.
@@ -79,23 +80,37 @@ impl<H: Hypervisor> Machine<H> {
         self.slots[slot].1.as_ref()
     }
 
-    /// Answers the traps that wait, then gives each device a turn. True if there is more to do at once.
-    pub fn turn(&mut self) -> bool {
-        let mut more = true;
+    /// Answers the traps that wait, then gives each device a turn.
+    pub fn turn(&mut self) -> Activity {
+        let mut activity = Activity::Idle;
         for _ in 0..TRAPS_PER_TURN {
             if !self.answer_trap() {
-                more = false;
                 break;
             }
+            activity = Activity::Working;
         }
-        for device in self
-            .slots
-            .iter_mut()
-            .filter_map(|(_, device)| device.as_mut())
-        {
-            more |= device.process();
+        for device in devices(&mut self.slots) {
+            activity = activity.max(device.process());
         }
-        more
+        activity
+    }
+
+    /// Prepares for nobody calling [`Machine::turn`] until the hypervisor's or a device's events are there.
+    /// [`Activity::Working`] if something is to be done after all.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn rest(&mut self) -> io::Result<Activity> {
+        // From here on a trap is an event again; one that came before is found by the turn.
+        self.hypervisor.clear_events()?;
+        let mut activity = self.turn();
+        if activity < Activity::Working {
+            for device in devices(&mut self.slots) {
+                activity = activity.max(device.rest());
+            }
+        }
+        Ok(activity)
     }
 
     fn answer_trap(&mut self) -> bool {
@@ -120,7 +135,7 @@ impl<H: Hypervisor> Machine<H> {
                 trap.done();
             }
             TrapRequest::Invalidate => {
-                for device in slots.iter_mut().filter_map(|(_, device)| device.as_mut()) {
+                for device in devices(slots) {
                     device.invalidate();
                 }
                 trap.done();
@@ -129,6 +144,10 @@ impl<H: Hypervisor> Machine<H> {
         }
         true
     }
+}
+
+fn devices(slots: &mut [(MmioRange, Option<MmioDevice>)]) -> impl Iterator<Item = &mut MmioDevice> {
+    slots.iter_mut().filter_map(|(_, device)| device.as_mut())
 }
 
 /// The device that answers for `address`, and the offset in its page.

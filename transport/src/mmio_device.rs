@@ -3,10 +3,12 @@
 use crate::hypervisor::{InterruptLine, Width};
 use crate::interrupt::{Cause, Interrupt};
 use crate::register_file::{Effect, Offer, RegisterFile};
-use crate::registers::{Location, Register};
+use crate::registers::{Location, Register, TrapCounters};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
-use xen_virtio_backend::{Device, DeviceError, LogLimit, QueueIndex, Turn};
+use xen_virtio_backend::{Activity, Device, DeviceError, DeviceFailure, LogLimit, Turn};
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
 /// One virtio-mmio device of a guest.
@@ -15,12 +17,9 @@ pub struct MmioDevice {
     device: Box<dyn Device>,
     access: Box<dyn GuestAccess>,
     interrupt: Interrupt,
-    /// Queues that have, or may have, something to do.
-    pending: Vec<bool>,
     failure: Option<String>,
-    traps: u64,
+    traps: TrapCounters,
     refused_accesses: u64,
-    kicks: u64,
     failure_log: LogLimit,
     access_log: LogLimit,
 }
@@ -45,9 +44,20 @@ pub struct DeviceReport {
     pub read_bytes: u64,
     pub written_bytes: u64,
     pub traps: u64,
+    /// The traps by register; the configuration space is one.
+    pub traps_by_register: BTreeMap<String, u64>,
     pub refused_accesses: u64,
     pub kicks: u64,
     pub interrupts: u64,
+    /// Calls that hand transfers to the kernel.
+    pub submissions: u64,
+    /// Batches of requests that were begun, and that were delivered.
+    pub batches: u64,
+    pub deliveries: u64,
+    /// Nanoseconds by stage, see [`StageTimes`](xen_virtio_backend::StageTimes).
+    pub copy_in_ns: u64,
+    pub submit_ns: u64,
+    pub copy_out_ns: u64,
     /// Why the device needs a reset, until it gets one.
     pub failure: Option<String>,
 }
@@ -72,15 +82,13 @@ impl MmioDevice {
             queue_sizes: device.queue_sizes().to_vec(),
         };
         Self {
-            pending: vec![false; offer.queue_sizes.len()],
             registers: RegisterFile::new(offer),
             device,
             access,
             interrupt: Interrupt::new(line),
             failure: None,
-            traps: 0,
+            traps: TrapCounters::default(),
             refused_accesses: 0,
-            kicks: 0,
             failure_log: LogLimit::default(),
             access_log: LogLimit::default(),
         }
@@ -88,8 +96,9 @@ impl MmioDevice {
 
     /// The driver reads `width` bytes at `offset` of the device's page.
     pub fn read(&mut self, offset: u64, width: Width) -> u64 {
-        self.traps += 1;
-        match Location::decode(offset, width) {
+        let location = Location::decode(offset, width);
+        self.traps.count(location);
+        match location {
             Location::Register(register) => self.registers.read(register).into(),
             Location::Config(offset) => self.read_config(offset, width),
             Location::Nothing => {
@@ -110,8 +119,9 @@ impl MmioDevice {
 
     /// The driver writes the low `width` bytes of `value` at `offset` of the device's page.
     pub fn write(&mut self, offset: u64, width: Width, value: u64) {
-        self.traps += 1;
-        let effect = match Location::decode(offset, width) {
+        let location = Location::decode(offset, width);
+        self.traps.count(location);
+        let effect = match location {
             Location::Register(register) => {
                 let value = u32::try_from(value & u64::from(u32::MAX)).expect("32 bits");
                 self.write_register(register, value)
@@ -131,22 +141,14 @@ impl MmioDevice {
     fn write_register(&mut self, register: Register, value: u32) -> Effect {
         let effect = self.registers.write(register, value);
         match effect {
-            Effect::Nothing | Effect::Refused => {}
+            // After a kick, or when the driver is ready, the queues have their turn: `process`.
+            Effect::Nothing | Effect::Refused | Effect::Notify(_) | Effect::DriverOk => {}
             Effect::StartQueue(index, setup) => {
                 if let Err(error) = self.device.start_queue(index, setup, &mut *self.access) {
-                    self.fail(index, &error.into());
+                    self.fail(&DeviceFailure::from(error).of(index.get()));
                 }
             }
-            Effect::StopQueue(index) => self.stop_queue(index),
-            Effect::Notify(index) => {
-                self.kicks += 1;
-                self.pending[index.get()] = true;
-            }
-            Effect::DriverOk => {
-                for index in self.registers.queues() {
-                    self.pending[index.get()] = self.registers.runs(index);
-                }
-            }
+            Effect::StopQueue(index) => self.device.stop_queue(index),
             Effect::Reset => {
                 self.stop_queues();
                 self.access.invalidate();
@@ -156,40 +158,58 @@ impl MmioDevice {
         effect
     }
 
-    fn stop_queue(&mut self, index: QueueIndex) {
-        self.pending[index.get()] = false;
-        self.device.stop_queue(index);
-    }
-
     fn stop_queues(&mut self) {
         for index in self.registers.queues() {
-            self.stop_queue(index);
+            self.device.stop_queue(index);
         }
     }
 
-    /// Gives every queue with something to do one turn. True if there is more to do.
-    pub fn process(&mut self) -> bool {
+    /// Gives the queues a turn.
+    pub fn process(&mut self) -> Activity {
         self.interrupt.retry();
-        for index in self.registers.queues() {
-            if !std::mem::take(&mut self.pending[index.get()]) || !self.registers.runs(index) {
-                continue;
-            }
-            match self.device.process(index, &mut *self.access) {
-                Ok(Turn { interrupt, more }) => {
-                    self.pending[index.get()] = more;
-                    if interrupt {
-                        self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
-                    }
+        if !self.registers.is_live() {
+            return Activity::Idle;
+        }
+        let turn = self.device.process(&mut *self.access);
+        self.take(turn)
+    }
+
+    /// Prepares for nobody calling [`MmioDevice::process`] until there is a trap or [`MmioDevice::events`]
+    /// are there.
+    pub fn rest(&mut self) -> Activity {
+        if !self.registers.is_live() {
+            return Activity::Idle;
+        }
+        let turn = self.device.rest(&mut *self.access);
+        self.take(turn)
+    }
+
+    fn take(&mut self, turn: Result<Turn, DeviceError>) -> Activity {
+        match turn {
+            Ok(Turn {
+                interrupt,
+                activity,
+            }) => {
+                if interrupt {
+                    self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
                 }
-                Err(error) => self.fail(index, &error),
+                activity
+            }
+            Err(error) => {
+                self.fail(&error);
+                Activity::Idle
             }
         }
-        self.pending.contains(&true)
+    }
+
+    /// Readable when [`MmioDevice::process`] has something to do that no trap tells of.
+    pub fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.device.events()
     }
 
     /// Stops the device until its driver resets it, and tells the driver (virtio 1.3, 2.1.2).
-    fn fail(&mut self, index: QueueIndex, error: &DeviceError) {
-        let failure = format!("queue {}: {}", index.get(), with_sources(error));
+    fn fail(&mut self, error: &DeviceError) {
+        let failure = with_sources(error);
         if self.failure_log.allow() {
             tracing::warn!("the guest's driver must reset this device: {failure}");
         }
@@ -225,7 +245,7 @@ impl MmioDevice {
             device_type: self.device.device_type().0,
             status: self.registers.status(),
             features: self.registers.negotiated_features(),
-            queues: self.pending.len(),
+            queues: self.registers.queues().count(),
             ready_queues: self.registers.ready_queues(),
             grants_mapped: access.grants_mapped,
             frames_mapped: access.frames_mapped,
@@ -237,10 +257,17 @@ impl MmioDevice {
             request_errors: device.errors,
             read_bytes: device.read_bytes,
             written_bytes: device.written_bytes,
-            traps: self.traps,
+            traps: self.traps.total(),
+            traps_by_register: self.traps.by_register(),
             refused_accesses: self.refused_accesses,
-            kicks: self.kicks,
+            kicks: self.traps.of(Register::QueueNotify),
             interrupts: self.interrupt.raised(),
+            submissions: device.submissions,
+            batches: device.time.batches,
+            deliveries: device.time.deliveries,
+            copy_in_ns: device.time.copy_in,
+            submit_ns: device.time.submit,
+            copy_out_ns: device.time.copy_out,
             failure: self.failure.clone(),
         }
     }

@@ -327,16 +327,16 @@ impl RegisterFile {
 
     fn notify(&self, value: u32) -> Effect {
         match QueueIndex::new(value, self.queues.len()) {
-            Some(index) if self.runs(index) => Effect::Notify(index),
+            Some(index) if self.is_live() && self.queues[index.get()].ready => {
+                Effect::Notify(index)
+            }
             _ => Effect::Refused,
         }
     }
 
-    /// Whether the device may work on this queue.
-    pub fn runs(&self, index: QueueIndex) -> bool {
-        self.queues[index.get()].ready
-            && self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
-            && !self.needs_reset()
+    /// Whether the device may work on its queues (virtio 1.3, 3.1.1).
+    pub fn is_live(&self) -> bool {
+        self.has_status(VIRTIO_CONFIG_S_DRIVER_OK) && !self.needs_reset()
     }
 
     /// All queues, whatever their state.

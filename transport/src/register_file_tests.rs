@@ -100,7 +100,7 @@ fn the_probe_of_linux_virtio_mmio_finds_and_starts_the_device() {
     assert_eq!(setup.layout.available, GuestAddress(0x8000_0000_0000_2000));
     assert_eq!(setup.layout.used, GuestAddress(0x8000_0000_0000_3000));
     assert_eq!(registers.read(Register::QueueReady), 1);
-    assert!(!registers.runs(index));
+    assert!(!registers.is_live());
     assert_eq!(registers.write(Register::QueueNotify, 0), Effect::Refused);
     let all = ACK | DRIVER | FEATURES_OK | DRIVER_OK;
     assert_eq!(registers.write(Register::Status, all), Effect::DriverOk);

@@ -1,6 +1,7 @@
 //! The register layout of virtio-mmio version 2 (virtio 1.3, 4.2.2).
 
 use crate::hypervisor::Width;
+use std::collections::BTreeMap;
 use virtio_bindings::virtio_mmio as mmio;
 
 /// A 32-bit register.
@@ -95,6 +96,46 @@ pub(crate) const REGISTERS: [(u32, Register); 29] = [
         Register::ConfigGeneration,
     ),
 ];
+
+/// How often a driver has accessed each part of a device's page.
+#[derive(Debug, Default)]
+pub(crate) struct TrapCounters {
+    registers: [u64; REGISTERS.len()],
+    config: u64,
+    nothing: u64,
+}
+
+impl TrapCounters {
+    pub(crate) fn count(&mut self, location: Location) {
+        let counter = match location {
+            Location::Register(register) => &mut self.registers[register as usize],
+            Location::Config(_) => &mut self.config,
+            Location::Nothing => &mut self.nothing,
+        };
+        *counter += 1;
+    }
+
+    pub(crate) fn of(&self, register: Register) -> u64 {
+        self.registers[register as usize]
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.registers.iter().sum::<u64>() + self.config + self.nothing
+    }
+
+    /// Those that are not zero, by name.
+    pub(crate) fn by_register(&self) -> BTreeMap<String, u64> {
+        REGISTERS
+            .iter()
+            .map(|(_, register)| (format!("{register:?}"), self.of(*register)))
+            .chain([
+                ("Config".to_owned(), self.config),
+                ("none".to_owned(), self.nothing),
+            ])
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+}
 
 /// What an access of a device's page touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! What a guest's disk is kept in: a raw file or a block device.
 
-use std::cell::Cell;
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use xen_virtio_guest_mapping::PAGE_SIZE;
 
 /// The unit of a request's sector number and of the capacity, whatever the block size
 /// (virtio 1.3, 5.2.4).
@@ -13,7 +14,7 @@ pub const SECTOR: u64 = 512;
 /// The block size that a guest sees of a disk kept in a file.
 const FILE_BLOCK: u32 = 512;
 
-const O_NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 
 /// Why a path cannot be a guest's disk.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +38,6 @@ pub struct Disk {
     bytes: u64,
     block_size: u32,
     read_only: bool,
-    /// A flush has failed. Linux reports lost pages once, and a later fdatasync would say that all is well.
-    lost_writes: Cell<bool>,
 }
 
 impl Disk {
@@ -94,12 +93,15 @@ impl Disk {
         if bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // O_NONBLOCK was for opening; io_uring would fail a transfer that has to wait.
+        let mut flags = fcntl_getfl(&file)? - OFlags::NONBLOCK;
+        flags.set(OFlags::DIRECT, takes_direct_io(&file, block_size));
+        fcntl_setfl(&file, flags)?;
         Ok(Self {
             file,
             bytes,
             block_size,
             read_only,
-            lost_writes: Cell::new(false),
         })
     }
 
@@ -124,27 +126,21 @@ impl Disk {
     pub fn contains(&self, offset: u64, len: u64) -> bool {
         len.is_multiple_of(SECTOR) && offset.checked_add(len).is_some_and(|end| end <= self.bytes)
     }
+}
 
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+/// Whether every block that the guest sees can be transferred past the page cache, which would hold in
+/// dom0's memory what the guest holds in its own.
+fn takes_direct_io(file: &File, block_size: u32) -> bool {
+    let mask = StatxFlags::DIOALIGN | StatxFlags::TYPE;
+    let Ok(stat) = statx(file, "", AtFlags::EMPTY_PATH, mask) else {
+        return false;
+    };
+    if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+        // Linux does not say so of each block device; all of them take whole blocks.
+        return FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
     }
-
-    pub(super) fn write(&self, offset: u64, buffer: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(buffer, offset)
-    }
-
-    /// Makes everything written so far stable. Once that has failed it fails for good: what was lost
-    /// cannot be written again from here.
-    pub(super) fn flush(&self) -> io::Result<()> {
-        if self.lost_writes.get() {
-            return Err(io::Error::other(
-                "an earlier flush failed, and what it lost is gone",
-            ));
-        }
-        self.file
-            .sync_data()
-            .inspect_err(|_| self.lost_writes.set(true))
-    }
+    let (memory, offset) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
+    offset != 0 && offset <= block_size && memory as usize <= PAGE_SIZE
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! One guest: its entries in xenstore, and its worker.
 
 use super::worker_process::WorkerProcess;
-use crate::config::Config;
+use crate::config::{Config, PollingConfig};
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{self, Entry, EntryKey, EntryKind};
 use crate::report::{EntryReport, GuestReport};
+use crate::server::ServerReport;
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
@@ -23,6 +24,8 @@ pub(super) struct Guest {
     worker: Option<WorkerProcess>,
     error: Option<String>,
     entries: BTreeMap<EntryKey, Known>,
+    /// The worker's newest report of itself, until it is shown.
+    server: Option<ServerReport>,
 }
 
 /// What we have of an entry.
@@ -58,6 +61,7 @@ impl Guest {
             worker: None,
             error: None,
             entries: BTreeMap::new(),
+            server: None,
         })
     }
 
@@ -161,7 +165,12 @@ impl Guest {
     }
 
     /// Starts the worker, if something waits for one.
-    pub(super) fn start_worker(&mut self, registry: &Registry, next_token: &mut usize) {
+    pub(super) fn start_worker(
+        &mut self,
+        polling: PollingConfig,
+        registry: &Registry,
+        next_token: &mut usize,
+    ) {
         let waiting = self
             .entries
             .values()
@@ -171,7 +180,7 @@ impl Guest {
         }
         let token = Token(*next_token);
         *next_token += 1;
-        match WorkerProcess::start(self.domid, registry, token) {
+        match WorkerProcess::start(self.domid, polling, registry, token) {
             Ok(worker) => {
                 tracing::info!(
                     "guest {} ({}): worker {} serves it",
@@ -272,7 +281,8 @@ impl Guest {
                     );
                 }
             }
-            FromWorker::Report { devices } => {
+            FromWorker::Report { server, devices } => {
+                self.server = Some(server.clone());
                 for (key, report) in devices {
                     if let Some(known) = self.entries.get_mut(key) {
                         known.report = Some(report.clone());
@@ -328,6 +338,7 @@ impl Guest {
             devices: devices.collect(),
             worker: self.worker.as_ref().map(WorkerProcess::pid),
             error: self.error.clone(),
+            server: self.server.take(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A worker as its supervisor sees it: a process, and the connection to it.
 
+use crate::config::PollingConfig;
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use anyhow::{Context, Result};
 use mio::unix::SourceFd;
@@ -29,7 +30,12 @@ pub(super) struct WorkerProcess {
 
 impl WorkerProcess {
     /// Starts a worker for `domid`, with what it may use of Xen.
-    pub(super) fn start(domid: u16, registry: &Registry, token: Token) -> Result<Self> {
+    pub(super) fn start(
+        domid: u16,
+        polling: PollingConfig,
+        registry: &Registry,
+        token: Token,
+    ) -> Result<Self> {
         let (channel, theirs) = Channel::pair()?;
         let privcmd = open("/dev/xen/privcmd", 0)?;
         Privcmd::restrict(&privcmd, Domid(domid)).context("restricting privcmd to the guest")?;
@@ -53,9 +59,13 @@ impl WorkerProcess {
             token,
         };
         let fds = [privcmd.as_fd(), evtchn.as_fd(), gntdev.as_fd()];
+        let start = ToWorker::Start {
+            domid,
+            poll_limit_us: polling.limit_us,
+        };
         let begun = registry
             .register(&mut SourceFd(&worker.raw_fd()), token, Interest::READABLE)
-            .and_then(|()| worker.send(&ToWorker::Start { domid }, &fds));
+            .and_then(|()| worker.send(&start, &fds));
         match begun {
             Ok(()) => Ok(worker),
             Err(error) => {

@@ -6,7 +6,7 @@ use super::abi::{
 use super::{Domid, Mapping};
 use crate::access::{
     AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gref,
-    ring_segments,
+    part, ring_segments,
 };
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gref, MAX_RING_PAGES, PAGE_SIZE, Policy, RingMemory};
@@ -109,7 +109,7 @@ impl GuestAccess for GrantAccess {
         ))
     }
 
-    fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
+    fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         self.segments.clear();
         self.owners.clear();
         let bytes = each_segment(
@@ -118,7 +118,7 @@ impl GuestAccess for GrantAccess {
             operations,
             |owner, direction, segment, local| {
                 let virt = GrantCopyPointer {
-                    virt: buffer[local].as_mut_ptr().cast(),
+                    virt: part(buffer, local).ptr_guard_mut().as_ptr().cast(),
                 };
                 let foreign = GrantCopyPointer {
                     foreign: GrantCopyForeign {
@@ -154,8 +154,8 @@ impl GuestAccess for GrantAccess {
                 .expect("a batch is far below 2^32 segments"),
             segments: self.segments.as_mut_ptr(),
         };
-        // SAFETY: every segment's local side lies in `buffer`, borrowed mutably for this call; the kernel
-        // writes only there and in the segments' status.
+        // SAFETY: every segment's local side lies in `buffer`, which is volatile memory that outlives this
+        // call; the kernel writes only there and in the segments' status.
         let called = unsafe { abi::gntdev_grant_copy(self.gntdev.as_raw_fd(), &raw mut request) };
         for (segment, &owner) in self.segments.iter().zip(&self.owners) {
             if let Err(errno) = called {

@@ -4,7 +4,7 @@ use super::abi;
 use super::{Domid, Mapping};
 use crate::access::{
     AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gfn,
-    ring_segments,
+    part, ring_segments,
 };
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory, Segment};
@@ -167,7 +167,7 @@ impl GuestAccess for FrameAccess {
         ))
     }
 
-    fn copy(&mut self, buffer: &mut [u8], operations: &mut [CopyOp]) {
+    fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         self.pieces.clear();
         let bytes = each_segment(
             POLICY,
@@ -195,12 +195,11 @@ impl GuestAccess for FrameAccess {
                 let gfn = gfn(piece.segment.page);
                 match self.cache.get(gfn) {
                     Ok((mapping, page)) => {
-                        let slice = mapping.slice(page + piece.segment.offset, piece.segment.len);
+                        let guest = mapping.slice(page + piece.segment.offset, piece.segment.len);
+                        let ours = part(buffer, piece.local.clone());
                         match piece.direction {
-                            Direction::FromGuest => {
-                                slice.copy_to(&mut buffer[piece.local.clone()]);
-                            }
-                            Direction::ToGuest => slice.copy_from(&buffer[piece.local.clone()]),
+                            Direction::FromGuest => guest.copy_to_volatile_slice(ours),
+                            Direction::ToGuest => ours.copy_to_volatile_slice(guest),
                         }
                     }
                     Err(errno) => {

@@ -48,6 +48,9 @@ pub(crate) fn run(device: &Path, seconds: u64) -> Result<()> {
         depth,
     } in CASES
     {
+        if std::env::var("ONLY").is_ok_and(|only| only != name) {
+            continue;
+        }
         let mut ring = Ring::open(device, block, depth)?;
         // The first transfers of a case set things up, on both sides.
         transfer(&mut ring, write, block, Duration::from_millis(200))?;

@@ -1,0 +1,365 @@
+//! Where a disk's transfers are carried out: io_uring, or one call each where the kernel has none for us.
+
+use super::disk::Disk;
+use io_uring::{IoUring, opcode, types};
+use rustix::io::ReadWriteFlags;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::slice;
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
+
+/// The disk and the memory among what the ring has registered: the kernel looks neither up again.
+const DISK: types::Fixed = types::Fixed(0);
+const MEMORY: u16 = 0;
+
+/// What is asked of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    /// With `stable`, the write ends when it is on stable storage.
+    Write {
+        stable: bool,
+    },
+    /// Everything that was written is on stable storage when this ends.
+    Flush,
+}
+
+/// One transfer between the disk and a part of [`DiskIo`]'s memory, which is the transfer's until it ends.
+#[derive(Clone, Debug)]
+pub(super) struct Transfer {
+    /// Tells this transfer from others in flight.
+    pub(super) id: u16,
+    pub(super) kind: Kind,
+    /// Byte of the disk.
+    pub(super) offset: u64,
+    pub(super) place: Range<usize>,
+}
+
+/// A transfer that ended, and the bytes that it moved.
+pub(super) type Ended = (u16, io::Result<usize>);
+
+/// A disk and the memory that its transfers use.
+pub(super) struct DiskIo {
+    engine: Engine,
+    ended: VecDeque<Ended>,
+    in_flight: usize,
+    submissions: u64,
+    /// A flush has failed. Linux reports lost pages once, and a later one would say that all is well.
+    lost_writes: bool,
+    disk: Disk,
+    memory: MmapRegion<()>,
+}
+
+enum Engine {
+    Uring {
+        ring: Box<IoUring>,
+        /// Entries in the submission queue that the kernel has not taken.
+        unsubmitted: usize,
+    },
+    Blocking(Vec<Transfer>),
+}
+
+impl DiskIo {
+    /// `bytes` of memory, and room for `depth` transfers at once.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub(super) fn new(disk: Disk, bytes: usize, depth: u16) -> io::Result<Self> {
+        let memory = MmapRegion::new(bytes).map_err(io::Error::other)?;
+        let engine = match uring(&disk, &memory, depth) {
+            Ok(ring) => Engine::Uring {
+                ring: Box::new(ring),
+                unsubmitted: 0,
+            },
+            Err(error) => {
+                tracing::info!(
+                    "the kernel gives no io_uring ({error}): a slow disk holds its guest up"
+                );
+                Engine::Blocking(Vec::with_capacity(depth.into()))
+            }
+        };
+        Ok(Self {
+            engine,
+            ended: VecDeque::with_capacity(depth.into()),
+            in_flight: 0,
+            submissions: 0,
+            lost_writes: false,
+            disk,
+            memory,
+        })
+    }
+
+    pub(super) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub(super) fn memory(&self) -> VolatileSlice<'_> {
+        self.memory.as_volatile_slice()
+    }
+
+    /// Transfers begun that [`DiskIo::next_ended`] has not returned.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub(super) fn submissions(&self) -> u64 {
+        self.submissions
+    }
+
+    /// Readable when a transfer has ended.
+    pub(super) fn events(&self) -> Option<BorrowedFd<'_>> {
+        match &self.engine {
+            // SAFETY: the ring keeps its descriptor open as long as it lives.
+            Engine::Uring { ring, .. } => Some(unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }),
+            Engine::Blocking(_) => None,
+        }
+    }
+
+    /// Begins a transfer at the next [`DiskIo::submit`].
+    ///
+    /// # Panics
+    ///
+    /// If more transfers are in flight than there is room for.
+    pub(super) fn begin(&mut self, transfer: Transfer) {
+        self.in_flight += 1;
+        if transfer.kind == Kind::Flush && self.lost_writes {
+            let lost = io::Error::other("an earlier flush failed, and what it lost is gone");
+            self.ended.push_back((transfer.id, Err(lost)));
+            return;
+        }
+        match &mut self.engine {
+            Engine::Blocking(waiting) => waiting.push(transfer),
+            Engine::Uring { ring, unsubmitted } => {
+                let Transfer {
+                    id,
+                    kind,
+                    offset,
+                    place,
+                } = transfer;
+                let part = part(&self.memory, &place);
+                let (start, len) = (part.ptr_guard_mut().as_ptr(), transfer_len(&place));
+                let entry = match kind {
+                    Kind::Read => opcode::ReadFixed::new(DISK, start, len, MEMORY)
+                        .offset(offset)
+                        .build(),
+                    Kind::Write { stable } => opcode::WriteFixed::new(DISK, start, len, MEMORY)
+                        .offset(offset)
+                        .rw_flags(if stable { libc::RWF_DSYNC } else { 0 })
+                        .build(),
+                    Kind::Flush => opcode::Fsync::new(DISK)
+                        .flags(types::FsyncFlags::DATASYNC)
+                        .build(),
+                };
+                // The id, and whether it is a flush.
+                let entry = entry.user_data(u64::from(id) << 1 | u64::from(kind == Kind::Flush));
+                // SAFETY: the file and the memory outlive the transfer: `drop` waits for all of them. The
+                // part of the memory is the transfer's until then.
+                unsafe { ring.submission().push(&entry) }.expect("room for every transfer");
+                *unsubmitted += 1;
+            }
+        }
+    }
+
+    /// Hands to the kernel what was begun. What it does not take now, it is given at the next call.
+    pub(super) fn submit(&mut self) {
+        match &mut self.engine {
+            Engine::Uring { unsubmitted: 0, .. } => {}
+            Engine::Uring { ring, unsubmitted } => {
+                self.submissions += 1;
+                match ring.submit() {
+                    Ok(taken) => *unsubmitted -= taken,
+                    Err(error) => tracing::debug!("io_uring takes nothing now: {error}"),
+                }
+            }
+            Engine::Blocking(waiting) => {
+                for transfer in waiting.drain(..) {
+                    self.submissions += 1;
+                    let result = perform(&self.disk, &self.memory, &transfer);
+                    self.lost_writes |= transfer.kind == Kind::Flush && result.is_err();
+                    self.ended.push_back((transfer.id, result));
+                }
+            }
+        }
+    }
+
+    /// Whether the kernel has not taken all that was begun.
+    pub(super) fn must_submit(&self) -> bool {
+        match &self.engine {
+            Engine::Uring { unsubmitted, .. } => *unsubmitted > 0,
+            Engine::Blocking(waiting) => !waiting.is_empty(),
+        }
+    }
+
+    /// The next transfer that has ended, if there is one.
+    pub(super) fn next_ended(&mut self) -> Option<Ended> {
+        if self.ended.is_empty() {
+            self.collect();
+        }
+        let ended = self.ended.pop_front()?;
+        self.in_flight -= 1;
+        Some(ended)
+    }
+
+    fn collect(&mut self) {
+        let Engine::Uring { ring, .. } = &mut self.engine else {
+            return;
+        };
+        for entry in ring.completion() {
+            let (data, code) = (entry.user_data(), entry.result());
+            let result = usize::try_from(code).map_err(|_| io::Error::from_raw_os_error(-code));
+            self.lost_writes |= data & 1 == 1 && result.is_err();
+            let id = u16::try_from(data >> 1).expect("an id that begin gave");
+            self.ended.push_back((id, result));
+        }
+    }
+
+    /// Waits until everything in flight has ended; [`DiskIo::next_ended`] returns it.
+    pub(super) fn wait_all(&mut self) {
+        self.submit();
+        while self.ended.len() < self.in_flight {
+            if let Engine::Uring { ring, unsubmitted } = &mut self.engine {
+                match ring.submit_and_wait(1) {
+                    Ok(taken) => *unsubmitted -= taken,
+                    Err(error) => tracing::debug!("waiting for the disk: {error}"),
+                }
+            }
+            self.collect();
+        }
+    }
+}
+
+impl Drop for DiskIo {
+    fn drop(&mut self) {
+        self.wait_all();
+    }
+}
+
+/// A ring that knows the disk as [`DISK`] and the memory as [`MEMORY`].
+fn uring(disk: &Disk, memory: &MmapRegion<()>, depth: u16) -> io::Result<IoUring> {
+    let ring = IoUring::new(depth.into())?;
+    ring.submitter()
+        .register_files(&[disk.file().as_raw_fd()])?;
+    let whole = libc::iovec {
+        iov_base: memory.as_ptr().cast(),
+        iov_len: memory.size(),
+    };
+    // SAFETY: the memory outlives the ring, or is unmapped when nothing is in flight, see `drop`.
+    unsafe { ring.submitter().register_buffers(&[whole]) }?;
+    Ok(ring)
+}
+
+fn part<'a>(memory: &'a MmapRegion<()>, place: &Range<usize>) -> VolatileSlice<'a> {
+    memory
+        .get_slice(place.start, place.len())
+        .expect("a transfer's place is in the memory")
+}
+
+fn transfer_len(place: &Range<usize>) -> u32 {
+    place.len().try_into().expect("the memory is small")
+}
+
+/// Carries a transfer out at once.
+fn perform(disk: &Disk, memory: &MmapRegion<()>, transfer: &Transfer) -> io::Result<usize> {
+    let file = disk.file().as_fd();
+    let part = part(memory, &transfer.place);
+    let start = part.ptr_guard_mut().as_ptr();
+    // SAFETY: within the memory; this part of it is the transfer's, which ends in this function.
+    let bytes = unsafe { slice::from_raw_parts_mut(start, part.len()) };
+    let flags = ReadWriteFlags::empty();
+    Ok(match transfer.kind {
+        Kind::Read => {
+            rustix::io::preadv2(file, &mut [IoSliceMut::new(bytes)], transfer.offset, flags)?
+        }
+        Kind::Write { stable } => {
+            let flags = if stable { ReadWriteFlags::DSYNC } else { flags };
+            rustix::io::pwritev2(file, &[IoSlice::new(bytes)], transfer.offset, flags)?
+        }
+        Kind::Flush => {
+            rustix::fs::fdatasync(file)?;
+            0
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    fn disk_io(bytes: &[u8], uring: bool) -> (tempfile::NamedTempFile, DiskIo) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let disk = Disk::open(file.path(), false).unwrap();
+        let mut io = DiskIo::new(disk, 1 << 16, 8).unwrap();
+        if !uring {
+            io.engine = Engine::Blocking(Vec::new());
+        }
+        (file, io)
+    }
+
+    fn transfer(id: u16, kind: Kind, offset: u64, place: Range<usize>) -> Transfer {
+        Transfer {
+            id,
+            kind,
+            offset,
+            place,
+        }
+    }
+
+    fn results(io: &mut DiskIo) -> Vec<(u16, Option<usize>)> {
+        io.wait_all();
+        let mut results: Vec<_> = std::iter::from_fn(|| io.next_ended())
+            .map(|(id, result)| (id, result.ok()))
+            .collect();
+        results.sort_unstable();
+        results
+    }
+
+    #[test]
+    fn both_engines_move_bytes_and_tell_of_errors() {
+        for uring in [true, false] {
+            let (file, mut io) = disk_io(&[7; 8192], uring);
+            io.memory().write_slice(&[9; 512], 4096).unwrap();
+            let write = Kind::Write { stable: true };
+            io.begin(transfer(1, write, 512, 4096..4608));
+            io.begin(transfer(2, Kind::Read, 4096, 0..512));
+            io.begin(transfer(3, Kind::Flush, 0, 0..0));
+            io.begin(transfer(4, Kind::Read, 8192, 512..1024));
+            io.submit();
+            let expected = [(1, Some(512)), (2, Some(512)), (3, Some(0)), (4, Some(0))];
+            assert_eq!(results(&mut io), expected, "uring {uring}");
+            assert_eq!(io.in_flight(), 0);
+            let mut read = [0; 512];
+            io.memory().read_slice(&mut read, 0).unwrap();
+            assert_eq!(read, [7; 512]);
+            assert_eq!(std::fs::read(file.path()).unwrap()[512..1024], [9; 512]);
+        }
+    }
+
+    #[test]
+    fn a_flush_after_a_failed_one_fails_for_good() {
+        for uring in [true, false] {
+            let (_file, mut io) = disk_io(&[0; 4096], uring);
+            io.lost_writes = true;
+            io.begin(transfer(5, Kind::Flush, 0, 0..0));
+            io.begin(transfer(6, Kind::Read, 0, 0..512));
+            assert_eq!(
+                results(&mut io),
+                [(5, None), (6, Some(512))],
+                "uring {uring}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_transfer_may_be_in_flight_when_the_disk_goes() {
+        let (file, mut io) = disk_io(&[0; 4096], true);
+        io.memory().write_slice(&[3; 4096], 0).unwrap();
+        io.begin(transfer(0, Kind::Write { stable: false }, 0, 0..4096));
+        drop(io);
+        assert_eq!(std::fs::read(file.path()).unwrap(), [3; 4096]);
+    }
+}

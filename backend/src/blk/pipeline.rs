@@ -1,0 +1,279 @@
+//! The stages that requests go through, each stage for as many of them at once as there are.
+
+use super::Serial;
+use super::header::Status;
+use super::io::DiskIo;
+use super::job::{DESK, Failure, Job, Next, PIECE};
+use super::pool::Pool;
+use super::stopwatch::Stopwatch;
+use super::{Disk, MAX_JOBS};
+use crate::device::{DeviceCounters, DeviceError, DeviceFailure};
+use crate::log_limit::LogLimit;
+use crate::request::{Completion, Request};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
+
+/// Bytes of memory for data: all that a guest's requests can make us hold, a disk.
+const DATA: usize = 1 << 20;
+const _: () = assert!(PIECE <= DATA);
+
+/// Requests between the available and the used ring.
+pub(super) struct Pipeline {
+    jobs: Slab<Job>,
+    /// Jobs that need memory for their next piece, in the order in which they came.
+    waiting: VecDeque<u16>,
+    /// Jobs whose piece is done, held back until they are delivered together.
+    ended: Vec<u16>,
+    pool: Pool,
+    io: DiskIo,
+    serial: Serial,
+    counters: DeviceCounters,
+    log_limit: LogLimit,
+    /// Scratch space: a batch's jobs and operations.
+    batch: Vec<u16>,
+    operations: Vec<CopyOp>,
+}
+
+impl Pipeline {
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub(super) fn new(disk: Disk, serial: Serial) -> io::Result<Self> {
+        let desks = usize::from(MAX_JOBS) * DESK;
+        let bytes = desks + DATA;
+        let room = usize::from(MAX_JOBS);
+        Ok(Self {
+            jobs: Slab::with_capacity(room),
+            waiting: VecDeque::with_capacity(room),
+            ended: Vec::with_capacity(room),
+            pool: Pool::new(desks..bytes),
+            io: DiskIo::new(disk, bytes, MAX_JOBS)?,
+            serial,
+            counters: DeviceCounters::default(),
+            log_limit: LogLimit::default(),
+            batch: Vec::with_capacity(room),
+            operations: Vec::with_capacity(2 * room),
+        })
+    }
+
+    pub(super) fn disk(&self) -> &Disk {
+        self.io.disk()
+    }
+
+    pub(super) fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.io.events()
+    }
+
+    pub(super) fn counters(&self) -> DeviceCounters {
+        DeviceCounters {
+            submissions: self.io.submissions(),
+            ..self.counters
+        }
+    }
+
+    /// How many more requests fit in.
+    pub(super) fn room(&self) -> usize {
+        usize::from(MAX_JOBS) - self.jobs.len()
+    }
+
+    /// Takes a request in, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceFailure::NoStatus`].
+    pub(super) fn admit(
+        &mut self,
+        queue: usize,
+        request: Request,
+        write_through: bool,
+    ) -> Result<(), DeviceFailure> {
+        let entry = self.jobs.vacant_entry();
+        let id = u16::try_from(entry.key()).expect("fewer than MAX_JOBS");
+        entry.insert(Job::new(queue, request, id, write_through)?);
+        self.waiting.push_back(id);
+        Ok(())
+    }
+
+    /// Begins as many of the waiting pieces as there is memory for. True if there were any.
+    pub(super) fn begin(&mut self, access: &mut dyn GuestAccess) -> bool {
+        self.batch.clear();
+        self.operations.clear();
+        while let Some(&id) = self.waiting.front() {
+            let job = &mut self.jobs[usize::from(id)];
+            let run = match job.room() {
+                0 => None,
+                room => match self.pool.take(room) {
+                    None => break,
+                    run => run,
+                },
+            };
+            job.begin_piece(run);
+            job.plan_copies_in(&mut self.operations);
+            self.batch.push(id);
+            self.waiting.pop_front();
+        }
+        if self.batch.is_empty() {
+            return false;
+        }
+        let time = &mut self.counters.time;
+        let mut stopwatch = Stopwatch::start(&mut time.batches);
+        access.copy(&self.io.memory(), &mut self.operations);
+        stopwatch.stop(&mut time.copy_in);
+        for index in 0..self.batch.len() {
+            let id = self.batch[index];
+            let job = &mut self.jobs[usize::from(id)];
+            let next = match first_fault(&self.operations[job.piece.copies.clone()]) {
+                None => job.execute(&self.io.memory(), self.io.disk(), &self.serial),
+                Some(fault) => {
+                    self.log("a request's data cannot be read from the guest", &fault);
+                    Err(Failure::Guest(Status::IoError))
+                }
+            };
+            self.go_on(id, next);
+        }
+        self.io.submit();
+        stopwatch.stop(&mut self.counters.time.submit);
+        true
+    }
+
+    fn go_on(&mut self, id: u16, next: Result<Next, Failure>) {
+        match next {
+            Ok(Next::Disk(transfer)) => self.io.begin(transfer),
+            Ok(Next::CopyOut) => self.ended.push(id),
+            Err(failure) => {
+                let status = match failure {
+                    Failure::Guest(status) => status,
+                    Failure::Disk(error) => {
+                        self.log("the disk failed", &error);
+                        Status::IoError
+                    }
+                };
+                self.jobs[usize::from(id)].fail(status);
+                self.ended.push(id);
+            }
+        }
+    }
+
+    /// Takes up what the disk has done. True if it has done something.
+    pub(super) fn gather_ended(&mut self) -> bool {
+        let mut any = false;
+        while let Some((id, result)) = self.io.next_ended() {
+            let next = self.jobs[usize::from(id)].moved(result);
+            self.go_on(id, next);
+            any = true;
+        }
+        self.io.submit();
+        any
+    }
+
+    /// Whether what has ended is to be delivered now: at least half of what is under way. So one alone
+    /// never waits, and many are not delivered one by one.
+    pub(super) fn is_due(&self) -> bool {
+        !self.ended.is_empty() && self.ended.len() >= self.io.in_flight()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    /// Whether the kernel has something to do.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.io.in_flight() > 0
+    }
+
+    /// Whether the kernel has not taken all that it was given.
+    pub(super) fn must_submit(&self) -> bool {
+        self.io.must_submit()
+    }
+
+    /// Copies out what has ended, and hands each finished request to `complete`, with the number of its
+    /// queue.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceFailure::Status`] if a request cannot be told how it ended, and those of `complete`.
+    pub(super) fn deliver(
+        &mut self,
+        access: &mut dyn GuestAccess,
+        mut complete: impl FnMut(usize, Completion) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let mut stopwatch = Stopwatch::start(&mut self.counters.time.deliveries);
+        self.copy_out(access)?;
+        stopwatch.stop(&mut self.counters.time.copy_out);
+        for id in self.ended.drain(..) {
+            let job = &mut self.jobs[usize::from(id)];
+            job.advance(&mut self.counters);
+            if let Some(run) = job.piece.run.take() {
+                self.pool.give_back(run);
+            }
+            if job.is_finished() {
+                let job = self.jobs.remove(id.into());
+                complete(job.queue, job.into_completion())?;
+            } else {
+                self.waiting.push_back(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_out(&mut self, access: &mut dyn GuestAccess) -> Result<(), DeviceError> {
+        self.operations.clear();
+        for &id in &self.ended {
+            let job = &mut self.jobs[usize::from(id)];
+            job.plan_copies_out(&self.io.memory(), &mut self.operations);
+        }
+        access.copy(&self.io.memory(), &mut self.operations);
+        // A request whose data could not be delivered failed, and is told so in a copy of its own.
+        for index in 0..self.ended.len() {
+            let job = &mut self.jobs[usize::from(self.ended[index])];
+            let Some(fault) = first_fault(&self.operations[job.piece.copies.clone()]) else {
+                continue;
+            };
+            job.fail(Status::IoError);
+            let queue = job.queue;
+            let mut again = Vec::new();
+            job.plan_status(&self.io.memory(), &mut again);
+            access.copy(&self.io.memory(), &mut again);
+            self.log("a request's result cannot be written to the guest", &fault);
+            if let Some(fault) = first_fault(&again) {
+                return Err(DeviceFailure::Status(fault).of(queue));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for what is in flight, and forgets what came from queue `queue`.
+    pub(super) fn forget(&mut self, queue: usize) {
+        // A write that reached the disk after the next driver's first would undo it.
+        while self.io.in_flight() > 0 {
+            self.io.wait_all();
+            self.gather_ended();
+        }
+        let jobs = &mut self.jobs;
+        let mut keep = |id: &u16| jobs[usize::from(*id)].queue != queue;
+        self.waiting.retain(&mut keep);
+        self.ended.retain(&mut keep);
+        jobs.retain(|_, job| {
+            let keep = job.queue != queue;
+            if !keep && let Some(run) = job.piece.run.take() {
+                self.pool.give_back(run);
+            }
+            keep
+        });
+    }
+
+    fn log(&mut self, what: &str, error: &dyn std::error::Error) {
+        if self.log_limit.allow() {
+            tracing::warn!("{what}: {error}; the guest is told of an I/O error");
+        }
+    }
+}
+
+fn first_fault(operations: &[CopyOp]) -> Option<CopyFault> {
+    operations
+        .iter()
+        .find_map(|operation| operation.result.err())
+}

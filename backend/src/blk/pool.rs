@@ -1,0 +1,93 @@
+//! The memory that requests' data passes through: whole pages, as direct I/O wants them.
+
+use std::ops::Range;
+use xen_virtio_guest_mapping::PAGE_SIZE;
+
+/// Hands out runs of pages of a memory that somebody else owns.
+#[derive(Debug)]
+pub(super) struct Pool {
+    used: Vec<bool>,
+    /// Where to look first: behind what was handed out last.
+    next: usize,
+}
+
+/// Pages that belong to one request until they are given back.
+#[derive(Debug)]
+#[must_use = "pages that are not given back are lost"]
+pub(super) struct Run {
+    first: usize,
+    pages: usize,
+}
+
+impl Run {
+    /// The byte of the memory at which the run begins.
+    pub(super) fn start(&self) -> usize {
+        self.first * PAGE_SIZE
+    }
+}
+
+impl Pool {
+    /// A pool of the whole pages in `bytes`, a range of the memory that begins at a page.
+    pub(super) fn new(bytes: Range<usize>) -> Self {
+        let (first, end) = (bytes.start.div_ceil(PAGE_SIZE), bytes.end / PAGE_SIZE);
+        let used = (0..end).map(|page| page < first).collect();
+        Self { used, next: first }
+    }
+
+    /// Room for `bytes`, at least one, side by side; `None` until enough has been given back.
+    pub(super) fn take(&mut self, bytes: usize) -> Option<Run> {
+        let pages = bytes.div_ceil(PAGE_SIZE);
+        let first = self
+            .find(self.next..self.used.len(), pages)
+            .or_else(|| self.find(0..self.used.len(), pages))?;
+        self.used[first..first + pages].fill(true);
+        self.next = first + pages;
+        Some(Run { first, pages })
+    }
+
+    fn find(&self, range: Range<usize>, pages: usize) -> Option<usize> {
+        let mut free = 0;
+        for page in range {
+            free = if self.used[page] { 0 } else { free + 1 };
+            if free == pages {
+                return Some(page + 1 - pages);
+            }
+        }
+        None
+    }
+
+    pub(super) fn give_back(&mut self, Run { first, pages }: Run) {
+        self.used[first..first + pages].fill(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_do_not_overlap_and_come_back() {
+        let mut pool = Pool::new(PAGE_SIZE..9 * PAGE_SIZE);
+        let runs: Vec<Run> = [1, PAGE_SIZE, 3 * PAGE_SIZE, 2 * PAGE_SIZE + 1]
+            .into_iter()
+            .map(|bytes| pool.take(bytes).unwrap())
+            .collect();
+        let starts: Vec<usize> = runs.iter().map(|run| run.start() / PAGE_SIZE).collect();
+        assert_eq!(starts, [1, 2, 3, 6]);
+        assert!(pool.take(1).is_none());
+        for run in runs {
+            pool.give_back(run);
+        }
+        assert!(pool.take(8 * PAGE_SIZE + 1).is_none());
+        assert_eq!(pool.take(8 * PAGE_SIZE).unwrap().start(), PAGE_SIZE);
+    }
+
+    #[test]
+    fn a_gap_behind_the_last_run_is_found() {
+        let mut pool = Pool::new(0..4 * PAGE_SIZE);
+        let first = pool.take(PAGE_SIZE).unwrap();
+        let _rest = pool.take(3 * PAGE_SIZE).unwrap();
+        pool.give_back(first);
+        assert_eq!(pool.take(1).unwrap().start(), 0);
+    }
+}

@@ -1,0 +1,125 @@
+//! When to go on looking for work, and when to sleep.
+//!
+//! Waking up costs more than most of a guest's requests: dom0 is scheduled, and the kernel goes through an
+//! interrupt and a system call or two. So a worker that has just done something looks a while longer, as
+//! long as that has paid lately.
+
+use std::time::{Duration, Instant};
+
+/// The shortest time for which looking makes sense.
+const SHORTEST: Duration = Duration::from_micros(20);
+
+/// How long to look: grown by sleeps that were too short to be worth it, shrunk by long ones.
+#[derive(Debug)]
+pub struct Polling {
+    /// The longest time; zero to sleep at once, always.
+    limit: Duration,
+    window: Duration,
+    last_work: Instant,
+    in_vain: Duration,
+}
+
+impl Polling {
+    pub fn new(limit: Duration, now: Instant) -> Self {
+        Self {
+            limit,
+            window: Duration::ZERO,
+            last_work: now,
+            in_vain: Duration::ZERO,
+        }
+    }
+
+    /// Something was done.
+    pub fn worked(&mut self, now: Instant) {
+        self.last_work = now;
+    }
+
+    /// Whether to look again before sleeping.
+    pub fn goes_on(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_work) < self.window
+    }
+
+    /// Ends a look that found nothing, before sleeping.
+    pub fn gave_up(&mut self, now: Instant) {
+        self.in_vain += now
+            .saturating_duration_since(self.last_work)
+            .min(self.window);
+    }
+
+    /// There was work again after sleeping for so long.
+    pub fn slept(&mut self, time: Duration) {
+        self.window = if time < self.limit {
+            (2 * self.window).clamp(SHORTEST.min(self.limit), self.limit)
+        } else {
+            Some(self.window / 2)
+                .filter(|window| *window >= SHORTEST)
+                .unwrap_or_default()
+        };
+    }
+
+    /// The time for which looking has found nothing, so far: what it costs.
+    pub fn in_vain(&self) -> Duration {
+        self.in_vain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_micros(500);
+
+    fn microseconds(count: u64) -> Duration {
+        Duration::from_micros(count)
+    }
+
+    /// The window after sleeps of these lengths.
+    fn window_after(sleeps: impl IntoIterator<Item = u64>) -> Duration {
+        let mut polling = Polling::new(LIMIT, Instant::now());
+        for sleep in sleeps {
+            polling.slept(microseconds(sleep));
+        }
+        polling.window
+    }
+
+    #[test]
+    fn short_sleeps_grow_the_window_up_to_the_limit() {
+        assert_eq!(window_after([]), Duration::ZERO);
+        assert_eq!(window_after([100]), SHORTEST);
+        assert_eq!(window_after([100, 100, 100]), 4 * SHORTEST);
+        assert_eq!(window_after([499; 20]), LIMIT);
+    }
+
+    #[test]
+    fn long_sleeps_shrink_it_to_nothing() {
+        let grown = [100, 100, 100];
+        assert_eq!(window_after(grown.into_iter().chain([500])), 2 * SHORTEST);
+        assert_eq!(
+            window_after(grown.into_iter().chain([500; 3])),
+            Duration::ZERO
+        );
+    }
+
+    #[test]
+    fn looking_ends_with_the_window_and_is_accounted_for() {
+        let start = Instant::now();
+        let mut polling = Polling::new(LIMIT, start);
+        polling.slept(microseconds(1));
+        polling.worked(start);
+        assert!(polling.goes_on(start + microseconds(19)));
+        assert!(!polling.goes_on(start + microseconds(20)));
+        polling.gave_up(start + microseconds(25));
+        assert_eq!(polling.in_vain(), microseconds(20));
+    }
+
+    #[test]
+    fn with_a_limit_of_zero_nothing_is_looked_for() {
+        let start = Instant::now();
+        let mut polling = Polling::new(Duration::ZERO, start);
+        for sleep in [0, 1, 1000] {
+            polling.slept(microseconds(sleep));
+            polling.worked(start);
+            assert!(!polling.goes_on(start));
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The loop that serves a machine: looks for work while that pays, and sleeps when it does not.
+
+use crate::polling::Polling;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+use xen_virtio_backend::Activity;
+use xen_virtio_transport::{
+    DeviceReport, Hypervisor, Machine, MachineError, MmioDevice, MmioRange, Slot,
+};
+
+/// Tokens from here on are the server's own.
+const OWN_TOKENS: usize = 1 << 16;
+const TRAPS: Token = Token(OWN_TOKENS);
+const DEVICE: Token = Token(OWN_TOKENS + 1);
+
+/// Turns without a look at what else is readable.
+const BUSY_TURNS: u32 = 4096;
+/// Turns that find nothing without a look at the clock, and at who else wants the processor.
+const TURNS_PER_LOOK: u32 = 64;
+
+/// Serves one guest's machine.
+pub struct Server<H> {
+    machine: Machine<H>,
+    poll: Poll,
+    events: Events,
+    polling: Polling,
+    /// Turns since the last one that found something to do.
+    idle_turns: u32,
+    sleeps: u64,
+}
+
+/// What serving has cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerReport {
+    /// How often there was nothing to do, and then something again.
+    pub sleeps: u64,
+    /// Nanoseconds of looking for work that found none.
+    pub polled_ns: u64,
+    /// Nanoseconds of processor time that the process has used.
+    pub cpu_ns: u64,
+}
+
+impl<H: Hypervisor> Server<H> {
+    /// A server that looks for work for at most `limit` before it sleeps.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn new(hypervisor: H, limit: Duration) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let traps = hypervisor.events().as_raw_fd();
+        poll.registry()
+            .register(&mut SourceFd(&traps), TRAPS, Interest::READABLE)?;
+        Ok(Self {
+            machine: Machine::new(hypervisor),
+            poll,
+            events: Events::with_capacity(16),
+            polling: Polling::new(limit, Instant::now()),
+            idle_turns: 0,
+            sleeps: 0,
+        })
+    }
+
+    pub fn hypervisor(&mut self) -> &mut H {
+        self.machine.hypervisor()
+    }
+
+    /// For what else [`Server::serve`] is to return for.
+    pub fn registry(&self) -> &Registry {
+        self.poll.registry()
+    }
+
+    /// Adds a device, see [`Machine::add`].
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`], or the system's.
+    pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, AddError> {
+        let slot = self.machine.add(range, device)?;
+        if let Some(events) = self.events_of(slot) {
+            self.poll
+                .registry()
+                .register(&mut SourceFd(&events), DEVICE, Interest::READABLE)?;
+        }
+        Ok(slot)
+    }
+
+    /// Takes a device away, see [`Machine::remove`].
+    pub fn remove(&mut self, slot: Slot) {
+        if let Some(events) = self.events_of(slot) {
+            // It was registered, or adding it had failed.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&events));
+        }
+        self.machine.remove(slot);
+    }
+
+    fn events_of(&self, slot: Slot) -> Option<RawFd> {
+        Some(self.machine.device(slot)?.events()?.as_raw_fd())
+    }
+
+    pub fn device(&self, slot: Slot) -> Option<DeviceReport> {
+        self.machine.device(slot).map(MmioDevice::report)
+    }
+
+    /// Serves until something else that was registered may be readable, or for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn serve(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        for _ in 0..BUSY_TURNS {
+            match self.machine.turn() {
+                Activity::Working => {
+                    self.idle_turns = 0;
+                    continue;
+                }
+                // A kernel thread that carries out our transfers may wait for this processor.
+                Activity::Waiting => std::thread::yield_now(),
+                Activity::Idle => std::hint::spin_loop(),
+            }
+            if self.idle_turns.is_multiple_of(TURNS_PER_LOOK) {
+                let now = Instant::now();
+                if self.idle_turns == 0 {
+                    self.polling.worked(now);
+                }
+                if !self.polling.goes_on(now) && self.machine.rest()? < Activity::Working {
+                    return self.sleep(timeout);
+                }
+                // Others may have work, whatever we hope for.
+                std::thread::yield_now();
+            }
+            self.idle_turns = self.idle_turns.wrapping_add(1);
+        }
+        self.wait(Some(Duration::ZERO))
+    }
+
+    fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let asleep = Instant::now();
+        self.polling.gave_up(asleep);
+        self.wait(timeout)?;
+        let awake = Instant::now();
+        self.polling.slept(awake - asleep);
+        self.idle_turns = 0;
+        self.sleeps += 1;
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what was registered with `token` may be readable.
+    pub fn is_ready(&self, token: Token) -> bool {
+        self.events.iter().any(|event| event.token() == token)
+    }
+
+    pub fn report(&self) -> ServerReport {
+        ServerReport {
+            sleeps: self.sleeps,
+            polled_ns: nanoseconds(self.polling.in_vain()),
+            cpu_ns: nanoseconds(cpu_time()),
+        }
+    }
+}
+
+/// The processor time that this process has used.
+fn cpu_time() -> Duration {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else {
+        return Duration::ZERO;
+    };
+    let time = usage.user_time() + usage.system_time();
+    Duration::from_micros(time.num_microseconds().try_into().unwrap_or(0))
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Why a device is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("its events cannot be waited for")]
+    Events(#[from] io::Error),
+}
