@@ -182,7 +182,7 @@ impl Device for Blk {
                 activity: Activity::Working,
             });
         }
-        let begun = self.gather()? | self.pipeline.begin(access);
+        let begun = self.pipeline.submit() || self.gather()? | self.pipeline.copy_in(access);
         Ok(Turn {
             interrupt: false,
             activity: if ended || begun {

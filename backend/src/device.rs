@@ -90,8 +90,9 @@ pub struct DeviceCounters {
 /// Nanoseconds that went into each stage of the device's requests, estimated from some of the batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageTimes {
-    /// Batches of requests that were begun, and that were delivered.
+    /// Batches of requests that were copied in, submitted, and delivered.
     pub batches: u64,
+    pub submissions: u64,
     pub deliveries: u64,
     /// Copies from the guest.
     pub copy_in: u64,

@@ -29,6 +29,11 @@ impl Polling {
         }
     }
 
+    /// Whether looking pays at present.
+    pub fn is_on(&self) -> bool {
+        !self.window.is_zero()
+    }
+
     /// Something was done.
     pub fn worked(&mut self, now: Instant) {
         self.last_work = now;

@@ -22,7 +22,9 @@ const DEVICE: Token = Token(OWN_TOKENS + 1);
 /// Turns without a look at what else is readable.
 const BUSY_TURNS: u32 = 4096;
 /// Turns that find nothing without a look at the clock, and at who else wants the processor.
-const TURNS_PER_LOOK: u32 = 64;
+const TURNS_PER_LOOK: u32 = 32;
+/// Looks for a trap between turns that find nothing: traps hold the guest up, and rings do not.
+const WATCHES: u32 = 32;
 
 /// Serves one guest's machine.
 pub struct Server<H> {
@@ -122,7 +124,12 @@ impl<H: Hypervisor> Server<H> {
                 }
                 // A kernel thread that carries out our transfers may wait for this processor.
                 Activity::Waiting => std::thread::yield_now(),
-                Activity::Idle => std::hint::spin_loop(),
+                Activity::Idle => {
+                    if self.polling.is_on() && self.machine.watch(WATCHES) {
+                        self.idle_turns = 0;
+                        continue;
+                    }
+                }
             }
             if self.idle_turns.is_multiple_of(TURNS_PER_LOOK) {
                 let now = Instant::now();

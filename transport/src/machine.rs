@@ -95,6 +95,17 @@ impl<H: Hypervisor> Machine<H> {
         activity
     }
 
+    /// Looks for a trap as often as `times`, and answers the first. True if there was one.
+    ///
+    /// Xen looks whether a trap is answered before it takes the vCPU from its processor: an answer within
+    /// a microsecond or two spares the guest being scheduled twice.
+    pub fn watch(&mut self, times: u32) -> bool {
+        (0..times).any(|_| {
+            std::hint::spin_loop();
+            self.answer_trap()
+        })
+    }
+
     /// Prepares for nobody calling [`Machine::turn`] until the hypervisor's or a device's events are there.
     /// [`Activity::Working`] if something is to be done after all.
     ///

@@ -32,9 +32,11 @@ pub(super) struct Pipeline {
     serial: Serial,
     counters: DeviceCounters,
     log_limit: LogLimit,
-    /// Scratch space: a batch's jobs and operations.
+    /// Jobs that were copied in, by `copies_in`, and are to be submitted.
     batch: Vec<u16>,
-    operations: Vec<CopyOp>,
+    copies_in: Vec<CopyOp>,
+    /// Scratch space of [`Pipeline::deliver`].
+    copies_out: Vec<CopyOp>,
 }
 
 impl Pipeline {
@@ -55,7 +57,8 @@ impl Pipeline {
             counters: DeviceCounters::default(),
             log_limit: LogLimit::default(),
             batch: Vec::with_capacity(room),
-            operations: Vec::with_capacity(2 * room),
+            copies_in: Vec::with_capacity(2 * room),
+            copies_out: Vec::with_capacity(2 * room),
         })
     }
 
@@ -97,10 +100,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Begins as many of the waiting pieces as there is memory for. True if there were any.
-    pub(super) fn begin(&mut self, access: &mut dyn GuestAccess) -> bool {
-        self.batch.clear();
-        self.operations.clear();
+    /// Copies in as many of the waiting pieces as there is memory for: a batch. True if there were any.
+    pub(super) fn copy_in(&mut self, access: &mut dyn GuestAccess) -> bool {
+        self.copies_in.clear();
         while let Some(&id) = self.waiting.front() {
             let job = &mut self.jobs[usize::from(id)];
             let run = match job.room() {
@@ -111,7 +113,7 @@ impl Pipeline {
                 },
             };
             job.begin_piece(run);
-            job.plan_copies_in(&mut self.operations);
+            job.plan_copies_in(&mut self.copies_in);
             self.batch.push(id);
             self.waiting.pop_front();
         }
@@ -120,12 +122,21 @@ impl Pipeline {
         }
         let time = &mut self.counters.time;
         let mut stopwatch = Stopwatch::start(&mut time.batches);
-        access.copy(&self.io.memory(), &mut self.operations);
+        access.copy(&self.io.memory(), &mut self.copies_in);
         stopwatch.stop(&mut time.copy_in);
-        for index in 0..self.batch.len() {
-            let id = self.batch[index];
+        true
+    }
+
+    /// Hands the batch that was copied in to the disk. True if there was one.
+    pub(super) fn submit(&mut self) -> bool {
+        if self.batch.is_empty() {
+            return false;
+        }
+        let mut stopwatch = Stopwatch::start(&mut self.counters.time.submissions);
+        let batch = std::mem::take(&mut self.batch);
+        for &id in &batch {
             let job = &mut self.jobs[usize::from(id)];
-            let next = match first_fault(&self.operations[job.piece.copies.clone()]) {
+            let next = match first_fault(&self.copies_in[job.piece.copies.clone()]) {
                 None => job.execute(&self.io.memory(), self.io.disk(), &self.serial),
                 Some(fault) => {
                     self.log("a request's data cannot be read from the guest", &fault);
@@ -134,6 +145,8 @@ impl Pipeline {
             };
             self.go_on(id, next);
         }
+        self.batch = batch;
+        self.batch.clear();
         self.io.submit();
         stopwatch.stop(&mut self.counters.time.submit);
         true
@@ -220,16 +233,16 @@ impl Pipeline {
     }
 
     fn copy_out(&mut self, access: &mut dyn GuestAccess) -> Result<(), DeviceError> {
-        self.operations.clear();
+        self.copies_out.clear();
         for &id in &self.ended {
             let job = &mut self.jobs[usize::from(id)];
-            job.plan_copies_out(&self.io.memory(), &mut self.operations);
+            job.plan_copies_out(&self.io.memory(), &mut self.copies_out);
         }
-        access.copy(&self.io.memory(), &mut self.operations);
+        access.copy(&self.io.memory(), &mut self.copies_out);
         // A request whose data could not be delivered failed, and is told so in a copy of its own.
         for index in 0..self.ended.len() {
             let job = &mut self.jobs[usize::from(self.ended[index])];
-            let Some(fault) = first_fault(&self.operations[job.piece.copies.clone()]) else {
+            let Some(fault) = first_fault(&self.copies_out[job.piece.copies.clone()]) else {
                 continue;
             };
             job.fail(Status::IoError);
@@ -256,6 +269,7 @@ impl Pipeline {
         let mut keep = |id: &u16| jobs[usize::from(*id)].queue != queue;
         self.waiting.retain(&mut keep);
         self.ended.retain(&mut keep);
+        self.batch.retain(&mut keep);
         jobs.retain(|_, job| {
             let keep = job.queue != queue;
             if !keep && let Some(run) = job.piece.run.take() {
