@@ -37,7 +37,7 @@ const MAX_JOBS: u16 = 128;
 
 /// Requests that are taken at once: enough to share the cost of a call, and no more, so that a guest with a
 /// deep queue prepares the next ones, and handles the last, while these are under way.
-const BATCH: usize = 8;
+const BATCH: usize = 16;
 
 /// What `VIRTIO_BLK_T_GET_ID` returns, padded with zeros.
 pub type Serial = [u8; VIRTIO_BLK_ID_BYTES as usize];

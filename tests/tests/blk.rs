@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, SimHal, SimTransport};
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_tests::{BlkRequest, Driver, NEXT, Negotiated, RawQueue, WRITE, disk_of};
+use xen_virtio_tests::{BlkRequest, Driver, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of};
 use xen_virtio_transport::{MmioRange, Register, TrapRequest, Width};
 
 const SECTORS: u64 = 4096;
@@ -254,6 +254,89 @@ fn requests_end_with_the_status_that_fits() {
         panic!("one device")
     };
     assert_eq!(report.request_errors, 8);
+}
+
+/// Reads, writes and flushes under way together, each kind ending in its own time, do not get mixed up.
+#[test]
+fn sixteen_requests_at_once_keep_apart() {
+    const SLOTS: u16 = 16;
+    const ROUNDS: u16 = 200;
+    struct Slot {
+        write: BlkRequest,
+        flush: BlkRequest,
+        read: BlkRequest,
+        steps: u16,
+    }
+    impl Slot {
+        fn offer(&mut self, slot: u16, queue: &mut RawQueue) {
+            let request = match self.steps % 3 {
+                0 => {
+                    let value = (slot * 31 + self.steps).to_le_bytes()[0];
+                    self.write.data.write(0, &[value; 4096]);
+                    &self.write
+                }
+                1 => &self.flush,
+                _ => &self.read,
+            };
+            request.status.write(0, &[NO_STATUS]);
+            request.describe(queue, slot * 3);
+            queue.offer(slot * 3);
+        }
+        fn check(&mut self) {
+            let request = match self.steps % 3 {
+                0 => &self.write,
+                1 => &self.flush,
+                _ => &self.read,
+            };
+            assert_eq!(request.status.read(), [0], "step {}", self.steps);
+            if self.steps % 3 == 2 {
+                assert!(
+                    self.read.data.read() == self.write.data.read(),
+                    "step {}",
+                    self.steps
+                );
+            }
+            self.steps += 1;
+        }
+    }
+
+    let file = disk_file();
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = Driver::new(guest, 0);
+    let mut queue = driver.start(64);
+    let request = |kind, slot, len, reads| BlkRequest::new(&driver, kind, slot * 8, len, reads);
+    let mut slots: Vec<Slot> = (0..u64::from(SLOTS))
+        .map(|slot| Slot {
+            write: request(VIRTIO_BLK_T_OUT, slot, 4096, false),
+            flush: request(VIRTIO_BLK_T_FLUSH, slot, 1, false),
+            read: request(VIRTIO_BLK_T_IN, slot, 4096, true),
+            steps: 0,
+        })
+        .collect();
+    for (number, slot) in (0..).zip(&mut slots) {
+        slot.offer(number, &mut queue);
+    }
+    driver.notify(0);
+    let mut seen = 0;
+    while slots.iter().any(|slot| slot.steps < ROUNDS) {
+        assert!(
+            driver.wait(|| queue.used_index() != seen),
+            "{seen} were completed"
+        );
+        let number = u16::try_from(queue.used(seen).0 / 3).unwrap();
+        let slot = &mut slots[usize::from(number)];
+        seen = seen.wrapping_add(1);
+        slot.check();
+        if slot.steps < ROUNDS {
+            slot.offer(number, &mut queue);
+            driver.notify(0);
+        }
+    }
+    let [report] = &machine.stop().unwrap()[..] else {
+        panic!("one device")
+    };
+    assert_eq!(report.requests, u64::from(SLOTS * ROUNDS));
+    assert_eq!((report.request_errors, report.kicks > 0), (0, true));
 }
 
 /// A request that is larger than the device's buffer, in odd pieces, arrives whole.

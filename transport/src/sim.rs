@@ -27,14 +27,18 @@ pub struct SimGuest {
 
 struct Shared {
     memory: SimMemory,
-    traps: Mutex<VecDeque<(TrapRequest, SyncSender<u64>)>>,
+    /// `None` once nobody answers any more.
+    traps: Mutex<Option<TrapQueue>>,
     events: EventFd,
     interrupts: Mutex<HashMap<u32, u64>>,
     interrupted: Condvar,
 }
 
+/// Traps that wait, each with where its answer goes.
+type TrapQueue = VecDeque<(TrapRequest, SyncSender<u64>)>;
+
 impl Shared {
-    fn traps(&self) -> MutexGuard<'_, VecDeque<(TrapRequest, SyncSender<u64>)>> {
+    fn traps(&self) -> MutexGuard<'_, Option<TrapQueue>> {
         self.traps.lock().expect("no holder of this lock panics")
     }
 
@@ -53,7 +57,7 @@ impl Shared {
 pub fn simulate(frames: usize) -> io::Result<(SimHypervisor, SimGuest)> {
     let shared = Arc::new(Shared {
         memory: SimMemory::new(frames)?,
-        traps: Mutex::default(),
+        traps: Mutex::new(Some(TrapQueue::new())),
         events: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
         interrupts: Mutex::default(),
         interrupted: Condvar::new(),
@@ -91,7 +95,7 @@ impl SimGuest {
     /// Any trap, as Xen might deliver it. `None` if nobody answers.
     pub fn trap(&self, request: TrapRequest) -> Option<u64> {
         let (sender, receiver) = sync_channel(1);
-        self.shared.traps().push_back((request, sender));
+        self.shared.traps().as_mut()?.push_back((request, sender));
         self.shared.events.write(1).ok()?;
         receiver.recv().ok()
     }
@@ -117,7 +121,7 @@ impl SimGuest {
 
 impl Hypervisor for SimHypervisor {
     fn next_trap(&mut self) -> Option<Trap<'_>> {
-        let (request, answer) = self.shared.traps().pop_front()?;
+        let (request, answer) = self.shared.traps().as_mut()?.pop_front()?;
         self.answering = Some(answer);
         Some(Trap::new(request, 0, self))
     }
@@ -150,6 +154,13 @@ impl Hypervisor for SimHypervisor {
 
     fn guest_access(&self, mode: AddressMode) -> Box<dyn GuestAccess> {
         Box::new(self.shared.memory.access(mode))
+    }
+}
+
+impl Drop for SimHypervisor {
+    fn drop(&mut self) {
+        // A machine that has failed leaves no vCPU waiting.
+        *self.shared.traps() = None;
     }
 }
 
