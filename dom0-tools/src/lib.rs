@@ -8,6 +8,7 @@ pub mod libxl;
 pub mod polling;
 pub mod report;
 pub mod server;
+pub mod stats;
 pub mod supervisor;
 pub mod worker;
 pub mod xenstore;

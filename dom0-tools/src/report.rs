@@ -182,11 +182,15 @@ impl EntryReport {
     }
 }
 
-fn write_table<const COLUMNS: usize>(
+/// Writes rows whose cells stand below each other; the first is the header.
+pub(crate) fn write_table<const COLUMNS: usize>(
     f: &mut fmt::Formatter<'_>,
     rows: &[[String; COLUMNS]],
 ) -> fmt::Result {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
     for row in rows {
         let mut line = String::new();

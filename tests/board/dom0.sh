@@ -170,30 +170,59 @@ HOTPLUG
     chmod +x /tmp/pv-hotplug
 }
 
-# bench_guest NAME DISK_LINE: prints `CASE IOPS MB/s` for each case.
-bench_guest() {
-    guest "$1" bench "disk = [ $2 ]"
+# stop_daemon and its workers, so that the next one reads another configuration.
+stop_daemon() {
+    kill "$DAEMON"
+    wait "$DAEMON" 2>/dev/null
+    wait_for 5 "the workers to end" no_worker
+}
+
+# polling LIMIT: configures the service, which is not running.
+polling() {
+    mkdir -p /etc/xen-virtiod
+    printf '[polling]\nlimit-us = %s\n' "$1" >/etc/xen-virtiod/config.toml
+}
+
+# bench NAME PATTERNS RUNS SECONDS DISKS XL_LINE: a guest that measures its disks, which is left running.
+bench() {
+    guest "$1" bench "$6"
+    sed -i "s/GUEST=bench/& PATTERNS=$2 RUNS=$3 SECS=$4 DISKS=$5/" "/tmp/$1.cfg"
     create "$1"
-    said "$1" 'guest: done' 120 >/dev/null
-    console "$1" | sed -n 's/^bench //p'
-    destroy "$1"
+    said "$1" 'guest: done' 400 >/dev/null
+}
+
+# counts: what the only device has counted, a line of `NAME VALUE` pairs.
+counts() {
+    local field
+    for field in requests traps kicks interrupts copy_batches copy_segments submissions copy_in_ns submit_ns \
+        copy_out_ns sleeps cpu_ns polled_ns; do
+        echo -n " $field $(report $field)"
+    done
+    echo
 }
 
 run_bench() {
-    start_daemon
+    local patterns=4k-qd1-randread,4k-qd4-randread,4k-qd16-randread,4k-qd64-randread,4k-qd1-randwrite
+    patterns+=,4k-qd4-randwrite,4k-qd16-randwrite,4k-qd64-randwrite,64k-qd4-read,64k-qd4-write,1m-qd2-read,1m-qd2-write
+    local some=4k-qd1-randread,4k-qd16-randread,4k-qd16-randwrite pattern limit three
     make_disk /tmp/disk.img 128
     losetup /dev/loop0 /tmp/disk.img
     write_pv_hotplug
-    say "xen-blkback (in-kernel PV) on /dev/loop0"
-    bench_guest pv "'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=/dev/loop0'" >/tmp/pv
-    say "xen-virtiod with grants on /dev/loop0"
-    bench_guest grants "$(disk /dev/loop0)" >/tmp/grants
-    say "xen-virtiod with foreign frames on /dev/loop0"
-    bench_guest frames "$(disk /dev/loop0 0)" >/tmp/frames
-    say "IOPS; the ratio to xen-blkback in brackets"
-    # The bench's own runs are the only readers: a case that is missing shows as a missing row.
-    paste -d' ' /tmp/pv /tmp/grants /tmp/frames | awk '
-        BEGIN { printf "  %-14s %12s %20s %20s\n", "", "xen-blkback", "virtio, grants", "virtio, frames" }
-        { printf "  %-14s %12d %12d (%.2f) %12d (%.2f)\n", $1, $2, $5, $5 / $2, $8, $8 / $2 }'
-    [ "$(wc -l </tmp/grants)" -ge 4 ] || fail "the bench did not end"
+    three="disk = [ 'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=/dev/loop0',
+        $(disk /dev/loop0 1 xvdb), $(disk /dev/loop0 0 xvdc) ]"
+    for limit in 1000 0; do
+        polling $limit
+        start_daemon
+        say "one guest with three disks on one loop device, polling for at most $limit us"
+        bench "bench$limit" "$patterns" "${BENCH_RUNS:-5}" 0.5 xvda,vda,vdb "$three"
+        console "bench$limit" | sed -n "s/^bench /  bench $limit /p"
+        destroy "bench$limit"
+        patterns=$some
+        for pattern in ${some//,/ }; do
+            bench "$pattern$limit" "$pattern" 1 3 vda "disk = [ $(disk /dev/loop0) ]"
+            echo "  counts $limit $pattern$(counts)"
+            destroy "$pattern$limit"
+        done
+        stop_daemon
+    done
 }

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
+use xen_virtio_dom0_tools::stats::Stats;
 use xen_virtio_dom0_tools::{control, demo, xl_config};
 
 /// Shows the virtio devices of this host's Xen guests.
@@ -24,6 +25,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
+    Stats,
     /// Checks the virtio devices of an xl file: to be run before `xl create`.
     Check { file: PathBuf },
     /// Runs a block device for a simulated guest, on this machine, without Xen.
@@ -53,6 +56,10 @@ fn run(command: Command) -> Result<String> {
             } else {
                 report.to_string()
             })
+        }
+        Command::Stats => {
+            let report = control::list(control::SOCKET_PATH.as_ref())?;
+            Ok(Stats(&report).to_string())
         }
         Command::Check { file } => {
             let text =

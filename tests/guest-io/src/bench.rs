@@ -1,81 +1,80 @@
-//! Random transfers for a while, at the sizes and depths that the project is measured by.
+//! Transfers for a while, at a size and a depth.
 
 use crate::ring::{Random, Ring, Transfer};
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use std::path::Path;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-struct Case {
-    name: &'static str,
-    write: bool,
+/// What to measure, written as `4k-qd16-randread`: block size, transfers in flight, and fio's name for the
+/// pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pattern {
     block: usize,
     depth: usize,
+    write: bool,
+    random: bool,
 }
 
-const CASES: [Case; 4] = [
-    Case {
-        name: "4k-qd1-read",
-        write: false,
-        block: 4 << 10,
-        depth: 1,
-    },
-    Case {
-        name: "4k-qd16-read",
-        write: false,
-        block: 4 << 10,
-        depth: 16,
-    },
-    Case {
-        name: "4k-qd16-write",
-        write: true,
-        block: 4 << 10,
-        depth: 16,
-    },
-    Case {
-        name: "64k-qd4-read",
-        write: false,
-        block: 64 << 10,
-        depth: 4,
-    },
-];
+impl FromStr for Pattern {
+    type Err = anyhow::Error;
 
-/// Prints a line `bench NAME IOPS MB/s` for each case, `seconds` each.
-pub(crate) fn run(device: &Path, seconds: u64) -> Result<()> {
-    for Case {
-        name,
-        write,
-        block,
-        depth,
-    } in CASES
-    {
-        if std::env::var("ONLY").is_ok_and(|only| only != name) {
-            continue;
-        }
-        let mut ring = Ring::open(device, block, depth)?;
-        // The first transfers of a case set things up, on both sides.
-        transfer(&mut ring, write, block, Duration::from_millis(200))?;
-        let limit = Duration::from_secs(seconds);
-        let (count, took) = transfer(&mut ring, write, block, limit)?;
-        let iops = f64::from(count) / took.as_secs_f64();
-        println!("bench {name} {iops:.0} {:.1}", iops * block as f64 / 1e6);
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('-').collect();
+        let [block, depth, kind] = parts[..] else {
+            bail!("{text:?} is not like 4k-qd16-randread")
+        };
+        let block = match block.split_at(block.len().saturating_sub(1)) {
+            (number, "k") => number.parse::<usize>()? << 10,
+            (number, "m") => number.parse::<usize>()? << 20,
+            _ => bail!("{block:?} is not a size like 4k or 1m"),
+        };
+        let depth = depth.strip_prefix("qd").context("no depth like qd16")?;
+        let (random, kind) = match kind.strip_prefix("rand") {
+            Some(kind) => (true, kind),
+            None => (false, kind),
+        };
+        Ok(Self {
+            block,
+            depth: depth.parse()?,
+            write: match kind {
+                "read" => false,
+                "write" => true,
+                _ => bail!("{kind:?} is neither read nor write"),
+            },
+            random,
+        })
     }
+}
+
+/// Prints IOPS and MB/s.
+pub(crate) fn run(device: &Path, pattern: &str, seconds: f64) -> Result<()> {
+    let pattern: Pattern = pattern.parse()?;
+    let mut ring = Ring::open(device, pattern.block, pattern.depth)?;
+    // The first transfers set things up, on both sides.
+    transfer(&mut ring, pattern, Duration::from_millis(200))?;
+    let (count, took) = transfer(&mut ring, pattern, Duration::from_secs_f64(seconds))?;
+    let iops = f64::from(count) / took.as_secs_f64();
+    println!("{iops:.0} {:.1}", iops * pattern.block as f64 / 1e6);
     Ok(())
 }
 
-fn transfer(
-    ring: &mut Ring,
-    write: bool,
-    block: usize,
-    limit: Duration,
-) -> Result<(u32, Duration)> {
+fn transfer(ring: &mut Ring, pattern: Pattern, limit: Duration) -> Result<(u32, Duration)> {
     let mut random = Random(1);
-    let blocks = usize::try_from(ring.bytes)? / block;
+    let blocks = usize::try_from(ring.bytes)? / pattern.block;
     let began = Instant::now();
+    let mut next = 0;
     let mut count = 0;
     ring.run(
         |_, _| {
-            let offset = (random.below(blocks) * block) as u64;
-            let transfer = if write {
+            let block = if pattern.random {
+                random.below(blocks)
+            } else {
+                next % blocks
+            };
+            next += 1;
+            let offset = (block * pattern.block) as u64;
+            let transfer = if pattern.write {
                 Transfer::Write(offset)
             } else {
                 Transfer::Read(offset)
@@ -88,4 +87,33 @@ fn transfer(
         },
     )?;
     Ok((count, began.elapsed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_what_its_name_says() {
+        let pattern: Pattern = "4k-qd16-randwrite".parse().unwrap();
+        let expected = Pattern {
+            block: 4096,
+            depth: 16,
+            write: true,
+            random: true,
+        };
+        assert_eq!(pattern, expected);
+        let pattern: Pattern = "1m-qd2-read".parse().unwrap();
+        assert_eq!((pattern.block, pattern.random), (1 << 20, false));
+        for wrong in [
+            "",
+            "4k",
+            "4-qd1-read",
+            "4k-1-read",
+            "4k-qd1-trim",
+            "k-qd1-read",
+        ] {
+            assert!(wrong.parse::<Pattern>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -7,17 +7,18 @@ mod verify;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 
-const USAGE: &str = "usage: guest-io bench DEVICE SECONDS | guest-io verify DEVICE SECONDS";
+const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, device, seconds] = &arguments[..] else {
-        bail!(USAGE)
-    };
-    let seconds: u64 = seconds.parse().context(USAGE)?;
-    match &**what {
-        "bench" => bench::run(Path::new(device), seconds),
-        "verify" => verify::run(Path::new(device), seconds),
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["bench", device, pattern, seconds] => {
+            bench::run(Path::new(device), pattern, seconds.parse().context(USAGE)?)
+        }
+        ["verify", device, seconds] => {
+            verify::run(Path::new(device), seconds.parse().context(USAGE)?)
+        }
         _ => bail!(USAGE),
     }
 }

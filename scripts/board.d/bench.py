@@ -1,0 +1,105 @@
+"""Makes a table, a JSON file and a picture of what the board's bench printed.
+
+Reads the console from standard input: lines `bench LIMIT DISK PATTERN IOPS MB/s` and
+`counts LIMIT PATTERN NAME VALUE...`, where LIMIT is the polling limit in microseconds.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+
+DISKS = {"xvda": "xen-blkback", "vda": "grants", "vdb": "frames"}
+
+
+def read(lines):
+    runs, counts = {}, []
+    for words in map(str.split, lines):
+        if words[:1] == ["bench"] and len(words) == 6:
+            _, limit, disk, pattern, iops, _ = words
+            runs.setdefault((int(limit), pattern), {}).setdefault(DISKS[disk], []).append(int(iops))
+        elif words[:1] == ["counts"]:
+            values = {name: int(value) for name, value in zip(words[3::2], words[4::2])}
+            counts.append({"limit_us": int(words[1]), "pattern": words[2], **values})
+    return runs, counts
+
+
+def summary(runs):
+    rows = []
+    for (limit, pattern), disks in runs.items():
+        row = {"limit_us": limit, "pattern": pattern, "runs": disks}
+        row["iops"] = {name: statistics.median(values) for name, values in disks.items()}
+        # Each run of one against the same run of the other: what disturbs a run disturbs both.
+        row["ratio"] = {
+            name: statistics.median(a / b for a, b in zip(values, disks["xen-blkback"]))
+            for name, values in disks.items()
+            if name != "xen-blkback"
+        }
+        rows.append(row)
+    return rows
+
+
+def table(rows, counts):
+    print("Random or sequential direct I/O, IOPS (median), the ratio to xen-blkback in brackets\n")
+    print("| pattern | polling | xen-blkback | grants | frames |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        cells = [f"{row['iops'][name]:,.0f} ({row['ratio'][name]:.2f})" for name in ("grants", "frames")]
+        polling = f"{row['limit_us']} µs" if row["limit_us"] else "off"
+        print(f"| {row['pattern']} | {polling} | {row['iops']['xen-blkback']:,.0f} | {' | '.join(cells)} |")
+    print("\nA request with grants costs\n")
+    print("| pattern | polling | kicks | interrupts | copy calls | segments | disk calls | sleeps | processor | in vain |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for count in counts:
+        names = ("kicks", "interrupts", "copy_batches", "copy_segments", "submissions", "sleeps")
+        cells = [f"{count[name] / count['requests']:.2f}" for name in names]
+        cells += [f"{count[name] / count['requests'] / 1000:.0f} µs" for name in ("cpu_ns", "polled_ns")]
+        polling = f"{count['limit_us']} µs" if count["limit_us"] else "off"
+        print(f"| {count['pattern']} | {polling} | {' | '.join(cells)} |")
+
+
+COLOURS = {"grants": "#2f6f9f", "frames": "#8fb8d8"}
+ROW, LEFT, SCALE = 34, 190, 260
+
+
+def picture(rows):
+    most = max(ratio for row in rows for ratio in row["ratio"].values())
+    width, height = LEFT + SCALE * max(most, 1.2) + 60, ROW * len(rows) + 64
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
+        f'viewBox="0 0 {width:.0f} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT}" y="16">speed relative to xen-blkback, same disk, same boot</text>',
+    ]
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        x = LEFT + 90 * index
+        parts.append(f'<rect x="{x}" y="24" width="12" height="12" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 16}" y="34">{name}</text>')
+    for index, row in enumerate(rows):
+        y = 48 + ROW * index
+        polling = "" if row["limit_us"] else ", no polling"
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 17}" text-anchor="end">{row["pattern"]}{polling}</text>')
+        for line, (name, colour) in enumerate(COLOURS.items()):
+            ratio = row["ratio"][name]
+            top = y + 1 + 13 * line
+            parts.append(f'<rect x="{LEFT}" y="{top}" width="{SCALE * ratio:.0f}" height="12" fill="{colour}"/>')
+            parts.append(f'<text x="{LEFT + SCALE * ratio + 4:.0f}" y="{top + 10}" font-size="10">{ratio:.2f}</text>')
+    x = LEFT + SCALE
+    parts.append(f'<line x1="{x}" y1="42" x2="{x}" y2="{height - 14}" stroke="#c03030" stroke-dasharray="4 3"/>')
+    parts.append(f'<text x="{x}" y="{height - 3}" text-anchor="middle" font-size="10">xen-blkback</text>')
+    return "\n".join(parts + ["</svg>"]) + "\n"
+
+
+def main():
+    runs, counts = read(sys.stdin)
+    if not runs:
+        sys.exit("error: the console has no measurement")
+    rows = summary(runs)
+    table(rows, counts)
+    directory = pathlib.Path(sys.argv[1])
+    (directory / "bench.json").write_text(json.dumps({"rows": rows, "counts": counts}, indent=1) + "\n")
+    (directory / "bench.svg").write_text(picture(rows))
+    print(f"\nwritten: {directory}/bench.json, {directory}/bench.svg")
+
+
+main()
