@@ -39,6 +39,10 @@ const MAX_JOBS: u16 = 128;
 /// deep queue prepares the next ones, and handles the last, while these are under way.
 const BATCH: usize = 16;
 
+/// Steps for which results wait for more to be delivered with: some microseconds, whatever the disk does
+/// with the others.
+const HELD_STEPS: u32 = 64;
+
 /// What `VIRTIO_BLK_T_GET_ID` returns, padded with zeros.
 pub type Serial = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
@@ -47,7 +51,11 @@ pub struct Blk {
     config: Vec<u8>,
     queue_sizes: Vec<u16>,
     queues: Vec<Option<ActiveQueue>>,
+    /// The queue that requests are taken from first, so that none is always last.
+    first_queue: usize,
     pipeline: Pipeline,
+    /// Steps for which something that has ended is being held back.
+    held: u32,
 }
 
 /// A queue between start and stop.
@@ -70,7 +78,9 @@ impl Blk {
             config: config::config_space(&disk, queues),
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             queues: (0..queues).map(|_| None).collect(),
+            first_queue: 0,
             pipeline: Pipeline::new(disk, serial)?,
+            held: 0,
         })
     }
 
@@ -78,7 +88,12 @@ impl Blk {
     fn gather(&mut self) -> Result<bool, DeviceError> {
         let mut room = self.pipeline.room().min(BATCH);
         let full = room;
-        for (index, active) in started(&mut self.queues) {
+        let count = self.queues.len();
+        for step in 0..count {
+            let index = (self.first_queue + step) % count;
+            let Some(active) = &mut self.queues[index] else {
+                continue;
+            };
             while room > 0 {
                 let popped = active.queue.pop().map_err(of_queue(index))?;
                 let Some(request) = popped else { break };
@@ -88,6 +103,7 @@ impl Blk {
                     .map_err(|failure| failure.of(index))?;
             }
         }
+        self.first_queue = (self.first_queue + 1) % count;
         Ok(room < full)
     }
 
@@ -102,19 +118,21 @@ impl Blk {
 
     /// Gives the driver what has ended. True if it wants an interrupt for it.
     fn deliver(&mut self, access: &mut dyn GuestAccess) -> Result<bool, DeviceError> {
+        self.held = 0;
         let Self {
             queues, pipeline, ..
         } = self;
-        pipeline.deliver(access, |index, completion| {
+        let delivered = pipeline.deliver(access, |index, completion| {
             let active = queues[index].as_mut();
             let queue = &mut active.expect("a job outlives not its queue").queue;
             queue.complete(completion).map_err(of_queue(index))
-        })?;
+        });
+        // What was completed before a failure is the driver's.
         let mut interrupt = false;
         for (index, active) in started(queues) {
             interrupt |= active.queue.publish().map_err(of_queue(index))?;
         }
-        Ok(interrupt)
+        delivered.map(|()| interrupt)
     }
 }
 
@@ -176,7 +194,8 @@ impl Device for Blk {
 
     fn process(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError> {
         let ended = self.pipeline.gather_ended();
-        if self.pipeline.is_due() {
+        self.held += u32::from(self.pipeline.has_ended());
+        if self.pipeline.is_due() || self.held > HELD_STEPS {
             return Ok(Turn {
                 interrupt: self.deliver(access)?,
                 activity: Activity::Working,

@@ -16,7 +16,7 @@ pub struct Polling {
     limit: Duration,
     window: Duration,
     last_work: Instant,
-    in_vain: Duration,
+    looked: Duration,
 }
 
 impl Polling {
@@ -25,7 +25,7 @@ impl Polling {
             limit,
             window: Duration::ZERO,
             last_work: now,
-            in_vain: Duration::ZERO,
+            looked: Duration::ZERO,
         }
     }
 
@@ -44,11 +44,10 @@ impl Polling {
         now.saturating_duration_since(self.last_work) < self.window
     }
 
-    /// Ends a look that found nothing, before sleeping.
-    pub fn gave_up(&mut self, now: Instant) {
-        self.in_vain += now
-            .saturating_duration_since(self.last_work)
-            .min(self.window);
+    /// Ends a look: work has come, or it is time to sleep.
+    pub fn stopped(&mut self, now: Instant) {
+        let looked = now.saturating_duration_since(self.last_work);
+        self.looked += looked.min(self.window);
     }
 
     /// There was work again after sleeping for so long.
@@ -62,9 +61,9 @@ impl Polling {
         };
     }
 
-    /// The time for which looking has found nothing, so far: what it costs.
-    pub fn in_vain(&self) -> Duration {
-        self.in_vain
+    /// The time spent looking so far: what it costs.
+    pub fn looked(&self) -> Duration {
+        self.looked
     }
 }
 
@@ -113,8 +112,8 @@ mod tests {
         polling.worked(start);
         assert!(polling.goes_on(start + microseconds(19)));
         assert!(!polling.goes_on(start + microseconds(20)));
-        polling.gave_up(start + microseconds(25));
-        assert_eq!(polling.in_vain(), microseconds(20));
+        polling.stopped(start + microseconds(25));
+        assert_eq!(polling.looked(), microseconds(20));
     }
 
     #[test]

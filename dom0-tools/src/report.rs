@@ -34,6 +34,8 @@ pub struct EntryReport {
     /// What the device is, by libxl's entry: the path of a disk, say.
     pub detail: String,
     pub error: Option<String>,
+    /// From finding libxl's entry to having the device's page claimed, once it is.
+    pub claimed_after_ms: Option<u64>,
     /// What the worker says of the device, once it has it.
     pub device: Option<DeviceReport>,
 }
@@ -216,6 +218,7 @@ mod tests {
             key,
             detail: "/dev/vg/ivi, rw".into(),
             error,
+            claimed_after_ms: None,
             device,
         }];
         Report {

@@ -20,7 +20,7 @@ const TRAPS: Token = Token(OWN_TOKENS);
 const DEVICE: Token = Token(OWN_TOKENS + 1);
 
 /// Turns without a look at what else is readable.
-const BUSY_TURNS: u32 = 4096;
+const BUSY_TURNS: u32 = 256;
 /// Turns that find nothing without a look at the clock, and at who else wants the processor.
 const TURNS_PER_LOOK: u32 = 32;
 /// Looks for a trap between turns that find nothing: traps hold the guest up, and rings do not.
@@ -42,7 +42,7 @@ pub struct Server<H> {
 pub struct ServerReport {
     /// How often there was nothing to do, and then something again.
     pub sleeps: u64,
-    /// Nanoseconds of looking for work that found none.
+    /// Nanoseconds of looking for work before it came, or before giving up.
     pub polled_ns: u64,
     /// Nanoseconds of processor time that the process has used.
     pub cpu_ns: u64,
@@ -86,9 +86,12 @@ impl<H: Hypervisor> Server<H> {
     pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, AddError> {
         let slot = self.machine.add(range, device)?;
         if let Some(events) = self.events_of(slot) {
-            self.poll
-                .registry()
-                .register(&mut SourceFd(&events), DEVICE, Interest::READABLE)?;
+            let registry = self.poll.registry();
+            let waited = registry.register(&mut SourceFd(&events), DEVICE, Interest::READABLE);
+            if let Err(error) = waited {
+                self.machine.remove(slot);
+                return Err(error.into());
+            }
         }
         Ok(slot)
     }
@@ -119,14 +122,14 @@ impl<H: Hypervisor> Server<H> {
         for _ in 0..BUSY_TURNS {
             match self.machine.turn() {
                 Activity::Working => {
-                    self.idle_turns = 0;
+                    self.found_work();
                     continue;
                 }
                 // A kernel thread that carries out our transfers may wait for this processor.
                 Activity::Waiting => std::thread::yield_now(),
                 Activity::Idle => {
                     if self.polling.is_on() && self.machine.watch(WATCHES) {
-                        self.idle_turns = 0;
+                        self.found_work();
                         continue;
                     }
                 }
@@ -147,9 +150,16 @@ impl<H: Hypervisor> Server<H> {
         self.wait(Some(Duration::ZERO))
     }
 
+    fn found_work(&mut self) {
+        if self.idle_turns >= TURNS_PER_LOOK {
+            self.polling.stopped(Instant::now());
+        }
+        self.idle_turns = 0;
+    }
+
     fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let asleep = Instant::now();
-        self.polling.gave_up(asleep);
+        self.polling.stopped(asleep);
         self.wait(timeout)?;
         let awake = Instant::now();
         self.polling.slept(awake - asleep);
@@ -173,7 +183,7 @@ impl<H: Hypervisor> Server<H> {
     pub fn report(&self) -> ServerReport {
         ServerReport {
             sleeps: self.sleeps,
-            polled_ns: nanoseconds(self.polling.in_vain()),
+            polled_ns: nanoseconds(self.polling.looked()),
             cpu_ns: nanoseconds(cpu_time()),
         }
     }

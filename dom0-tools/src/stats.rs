@@ -84,7 +84,7 @@ fn write_guest(f: &mut Formatter<'_>, guest: &GuestReport) -> fmt::Result {
     writeln!(
         f,
         "\nguest {name} ({domid}), a request: {:.3} sleeps, {:.1} µs of processor time, {:.1} µs of them \
-         looking for work in vain",
+         looking for work",
         each(server.sleeps, 1.0),
         each(server.cpu_ns, 1e3),
         each(server.polled_ns, 1e3),
@@ -137,6 +137,7 @@ mod tests {
                     key,
                     detail: String::new(),
                     error: None,
+                    claimed_after_ms: Some(12),
                     device: Some(device),
                 }],
             }],

@@ -83,8 +83,9 @@ fn wait_readable(channel: &Channel) -> io::Result<()> {
 }
 
 struct Worker {
-    channel: Channel,
+    /// Dropped before `channel`: when the supervisor sees that end, nothing is in flight any more.
     server: Server<XenGuest>,
+    channel: Channel,
     slots: BTreeMap<EntryKey, Slot>,
     /// Whether the supervisor is still there. Without it the guest is served on as it is.
     supervised: bool,

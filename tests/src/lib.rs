@@ -4,7 +4,9 @@
 mod blk;
 mod driver;
 mod queue;
+mod workload;
 
 pub use blk::{BlkRequest, NEXT, NO_STATUS, WRITE, disk_of};
 pub use driver::{Driver, Negotiated};
 pub use queue::{Buffer, RawQueue};
+pub use workload::{Operation, WORKLOADS, Workload};

@@ -128,19 +128,21 @@ impl Disk {
     }
 }
 
-/// Whether every block that the guest sees can be transferred past the page cache, which would hold in
-/// dom0's memory what the guest holds in its own.
+/// Whether every sector can be transferred past the page cache, which would hold in dom0's memory what the
+/// guest holds in its own.
 fn takes_direct_io(file: &File, block_size: u32) -> bool {
     let mask = StatxFlags::DIOALIGN | StatxFlags::TYPE;
     let Ok(stat) = statx(file, "", AtFlags::EMPTY_PATH, mask) else {
         return false;
     };
+    // A driver may use sectors whatever block size it is told of (virtio 1.3, 5.2.6).
+    let takes_sectors = |alignment: u32| alignment != 0 && u64::from(alignment) <= SECTOR;
     if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
         // Linux does not say so of each block device; all of them take whole blocks.
-        return FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        return kind == FileType::BlockDevice && takes_sectors(block_size);
     }
-    let (memory, offset) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
-    offset != 0 && offset <= block_size && memory as usize <= PAGE_SIZE
+    takes_sectors(stat.stx_dio_offset_align) && stat.stx_dio_mem_align as usize <= PAGE_SIZE
 }
 
 #[cfg(test)]

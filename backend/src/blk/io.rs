@@ -2,9 +2,8 @@
 
 use super::disk::Disk;
 use io_uring::{IoUring, opcode, types};
-use rustix::io::ReadWriteFlags;
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::slice;
@@ -13,15 +12,14 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 /// The disk and the memory among what the ring has registered: the kernel looks neither up again.
 const DISK: types::Fixed = types::Fixed(0);
 const MEMORY: u16 = 0;
+/// Marks the flush among what ends; the others have their id.
+const FLUSH: u64 = u64::MAX;
 
 /// What is asked of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Read,
-    /// With `stable`, the write ends when it is on stable storage.
-    Write {
-        stable: bool,
-    },
+    Write,
     /// Everything that was written is on stable storage when this ends.
     Flush,
 }
@@ -46,7 +44,11 @@ pub(super) struct DiskIo {
     ended: VecDeque<Ended>,
     in_flight: usize,
     submissions: u64,
-    /// A flush has failed. Linux reports lost pages once, and a later one would say that all is well.
+    /// The flushes that one in the kernel stands for, and those that wait for the next one: Linux tells of
+    /// lost pages once, so two at the same time could not both know.
+    flushing: Vec<u16>,
+    flush_next: Vec<u16>,
+    /// A flush has failed. A later one would say that all is well.
     lost_writes: bool,
     disk: Disk,
     memory: MmapRegion<()>,
@@ -86,6 +88,8 @@ impl DiskIo {
             ended: VecDeque::with_capacity(depth.into()),
             in_flight: 0,
             submissions: 0,
+            flushing: Vec::new(),
+            flush_next: Vec::new(),
             lost_writes: false,
             disk,
             memory,
@@ -125,11 +129,49 @@ impl DiskIo {
     /// If more transfers are in flight than there is room for.
     pub(super) fn begin(&mut self, transfer: Transfer) {
         self.in_flight += 1;
-        if transfer.kind == Kind::Flush && self.lost_writes {
-            let lost = io::Error::other("an earlier flush failed, and what it lost is gone");
-            self.ended.push_back((transfer.id, Err(lost)));
+        if transfer.kind == Kind::Flush {
+            self.flush_next.push(transfer.id);
+            self.begin_flush();
+        } else {
+            self.push(transfer);
+        }
+    }
+
+    /// Begins a flush for those that wait, unless one is in the kernel.
+    fn begin_flush(&mut self) {
+        if !self.flushing.is_empty() || self.flush_next.is_empty() {
             return;
         }
+        std::mem::swap(&mut self.flushing, &mut self.flush_next);
+        if self.lost_writes {
+            self.end_flush(Err(io::Error::other(
+                "an earlier flush failed, and what it lost is gone",
+            )));
+            return;
+        }
+        self.push(Transfer {
+            id: 0,
+            kind: Kind::Flush,
+            offset: 0,
+            place: 0..0,
+        });
+    }
+
+    /// Ends all the flushes that one stood for, and begins the next.
+    fn end_flush(&mut self, result: io::Result<usize>) {
+        self.lost_writes |= result.is_err();
+        let message = result.err().map(|error| error.to_string());
+        for id in self.flushing.drain(..) {
+            let result = match &message {
+                None => Ok(0),
+                Some(message) => Err(io::Error::other(message.clone())),
+            };
+            self.ended.push_back((id, result));
+        }
+        self.begin_flush();
+    }
+
+    fn push(&mut self, transfer: Transfer) {
         match &mut self.engine {
             Engine::Blocking(waiting) => waiting.push(transfer),
             Engine::Uring { ring, unsubmitted } => {
@@ -145,16 +187,17 @@ impl DiskIo {
                     Kind::Read => opcode::ReadFixed::new(DISK, start, len, MEMORY)
                         .offset(offset)
                         .build(),
-                    Kind::Write { stable } => opcode::WriteFixed::new(DISK, start, len, MEMORY)
+                    Kind::Write => opcode::WriteFixed::new(DISK, start, len, MEMORY)
                         .offset(offset)
-                        .rw_flags(if stable { libc::RWF_DSYNC } else { 0 })
                         .build(),
                     Kind::Flush => opcode::Fsync::new(DISK)
                         .flags(types::FsyncFlags::DATASYNC)
                         .build(),
                 };
-                // The id, and whether it is a flush.
-                let entry = entry.user_data(u64::from(id) << 1 | u64::from(kind == Kind::Flush));
+                let entry = entry.user_data(match kind {
+                    Kind::Flush => FLUSH,
+                    Kind::Read | Kind::Write => id.into(),
+                });
                 // SAFETY: the file and the memory outlive the transfer: `drop` waits for all of them. The
                 // part of the memory is the transfer's until then.
                 unsafe { ring.submission().push(&entry) }.expect("room for every transfer");
@@ -175,11 +218,13 @@ impl DiskIo {
                 }
             }
             Engine::Blocking(waiting) => {
-                for transfer in waiting.drain(..) {
+                for transfer in std::mem::take(waiting) {
                     self.submissions += 1;
                     let result = perform(&self.disk, &self.memory, &transfer);
-                    self.lost_writes |= transfer.kind == Kind::Flush && result.is_err();
-                    self.ended.push_back((transfer.id, result));
+                    match transfer.kind {
+                        Kind::Flush => self.end_flush(result),
+                        Kind::Read | Kind::Write => self.ended.push_back((transfer.id, result)),
+                    }
                 }
             }
         }
@@ -207,19 +252,26 @@ impl DiskIo {
         let Engine::Uring { ring, .. } = &mut self.engine else {
             return;
         };
+        let mut flush = None;
         for entry in ring.completion() {
             let (data, code) = (entry.user_data(), entry.result());
             let result = usize::try_from(code).map_err(|_| io::Error::from_raw_os_error(-code));
-            self.lost_writes |= data & 1 == 1 && result.is_err();
-            let id = u16::try_from(data >> 1).expect("an id that begin gave");
-            self.ended.push_back((id, result));
+            if data == FLUSH {
+                flush = Some(result);
+            } else {
+                let id = u16::try_from(data).expect("an id that begin gave");
+                self.ended.push_back((id, result));
+            }
+        }
+        if let Some(result) = flush {
+            self.end_flush(result);
         }
     }
 
     /// Waits until everything in flight has ended; [`DiskIo::next_ended`] returns it.
     pub(super) fn wait_all(&mut self) {
-        self.submit();
         while self.ended.len() < self.in_flight {
+            self.submit();
             if let Engine::Uring { ring, unsubmitted } = &mut self.engine {
                 match ring.submit_and_wait(1) {
                     Ok(taken) => *unsubmitted -= taken,
@@ -234,6 +286,11 @@ impl DiskIo {
 impl Drop for DiskIo {
     fn drop(&mut self) {
         self.wait_all();
+        if let Engine::Uring { ring, .. } = &self.engine {
+            // Else the kernel lets go of the disk some time after the ring has gone.
+            let _ = ring.submitter().unregister_files();
+            let _ = ring.submitter().unregister_buffers();
+        }
     }
 }
 
@@ -268,15 +325,9 @@ fn perform(disk: &Disk, memory: &MmapRegion<()>, transfer: &Transfer) -> io::Res
     let start = part.ptr_guard_mut().as_ptr();
     // SAFETY: within the memory; this part of it is the transfer's, which ends in this function.
     let bytes = unsafe { slice::from_raw_parts_mut(start, part.len()) };
-    let flags = ReadWriteFlags::empty();
     Ok(match transfer.kind {
-        Kind::Read => {
-            rustix::io::preadv2(file, &mut [IoSliceMut::new(bytes)], transfer.offset, flags)?
-        }
-        Kind::Write { stable } => {
-            let flags = if stable { ReadWriteFlags::DSYNC } else { flags };
-            rustix::io::pwritev2(file, &[IoSlice::new(bytes)], transfer.offset, flags)?
-        }
+        Kind::Read => rustix::io::pread(file, bytes, transfer.offset)?,
+        Kind::Write => rustix::io::pwrite(file, bytes, transfer.offset)?,
         Kind::Flush => {
             rustix::fs::fdatasync(file)?;
             0
@@ -323,8 +374,7 @@ mod tests {
         for uring in [true, false] {
             let (file, mut io) = disk_io(&[7; 8192], uring);
             io.memory().write_slice(&[9; 512], 4096).unwrap();
-            let write = Kind::Write { stable: true };
-            io.begin(transfer(1, write, 512, 4096..4608));
+            io.begin(transfer(1, Kind::Write, 512, 4096..4608));
             io.begin(transfer(2, Kind::Read, 4096, 0..512));
             io.begin(transfer(3, Kind::Flush, 0, 0..0));
             io.begin(transfer(4, Kind::Read, 8192, 512..1024));
@@ -355,10 +405,27 @@ mod tests {
     }
 
     #[test]
+    fn flushes_at_once_share_their_fate() {
+        for uring in [true, false] {
+            let (_file, mut io) = disk_io(&[0; 4096], uring);
+            for id in 0..5 {
+                io.begin(transfer(id, Kind::Flush, 0, 0..0));
+            }
+            // The first is in the kernel, and fails; those behind it must not succeed after it.
+            assert_eq!((io.flushing.len(), io.flush_next.len()), (1, 4));
+            io.end_flush(Err(io::ErrorKind::Other.into()));
+            assert_eq!(io.ended.len(), 5);
+            assert!(io.ended.iter().all(|(_, result)| result.is_err()));
+            // What the kernel says of the one that was pushed concerns nobody any more.
+            io.wait_all();
+        }
+    }
+
+    #[test]
     fn a_transfer_may_be_in_flight_when_the_disk_goes() {
         let (file, mut io) = disk_io(&[0; 4096], true);
         io.memory().write_slice(&[3; 4096], 0).unwrap();
-        io.begin(transfer(0, Kind::Write { stable: false }, 0, 0..4096));
+        io.begin(transfer(0, Kind::Write, 0, 0..4096));
         drop(io);
         assert_eq!(std::fs::read(file.path()).unwrap(), [3; 4096]);
     }

@@ -49,6 +49,8 @@ pub(super) struct Piece {
     writable: Range<usize>,
     /// Bytes that the disk has moved so far.
     moved: usize,
+    /// They have been written, and are being made stable.
+    flushing: bool,
     /// The operations of the batch that brings it in, or takes it out.
     pub(super) copies: Range<usize>,
 }
@@ -134,11 +136,11 @@ impl Job {
         let start = run.as_ref().map_or(0, Run::start);
         let end = start + self.room();
         let (readable, writable) = self.data_left();
-        let middle = (start + readable).min(end);
+        let middle = start.saturating_add(readable).min(end);
         self.piece = Piece {
             run,
             readable: start..middle,
-            writable: middle..(middle + writable).min(end),
+            writable: middle..middle.saturating_add(writable).min(end),
             ..Piece::default()
         };
     }
@@ -211,11 +213,8 @@ impl Job {
     fn transfer(&self, command: Command, place: Range<usize>) -> Transfer {
         let (kind, offset) = match command {
             Command::Read { offset } => (Kind::Read, offset),
-            Command::Write { offset } => {
-                let stable = self.write_through;
-                (Kind::Write { stable }, offset)
-            }
-            Command::Flush | Command::GetId => (Kind::Flush, 0),
+            Command::Write { offset } if !self.piece.flushing => (Kind::Write, offset),
+            Command::Write { .. } | Command::Flush | Command::GetId => (Kind::Flush, 0),
         };
         Transfer {
             id: self.id,
@@ -228,6 +227,9 @@ impl Job {
     /// Takes note of what the disk has moved. What it left over it is given again.
     pub(super) fn moved(&mut self, result: io::Result<usize>) -> Result<Next, Failure> {
         let (command, place) = match self.command {
+            _ if self.piece.flushing => {
+                return result.map(|_| self.end_piece()).map_err(Failure::Disk);
+            }
             Some(command @ Command::Read { .. }) => (command, &self.piece.writable),
             Some(command @ Command::Write { .. }) => (command, &self.piece.readable),
             _ => return result.map(|_| self.end_piece()).map_err(Failure::Disk),
@@ -239,7 +241,10 @@ impl Job {
             Err(error) => return Err(Failure::Disk(error)),
         };
         let rest = place.start + self.piece.moved..place.end;
-        if rest.is_empty() {
+        if rest.is_empty() && self.write_through && matches!(command, Command::Write { .. }) {
+            self.piece.flushing = true;
+            Ok(Next::Disk(self.transfer(command, 0..0)))
+        } else if rest.is_empty() {
             Ok(self.end_piece())
         } else {
             Ok(Next::Disk(self.transfer(command, rest)))

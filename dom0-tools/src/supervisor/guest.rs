@@ -12,6 +12,7 @@ use mio::{Registry, Token};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use xen_virtio_backend::blk::Disk;
 use xen_virtio_transport::DeviceReport;
@@ -32,8 +33,23 @@ pub(super) struct Guest {
 struct Known {
     detail: String,
     status: Status,
+    /// When the entry was found, and how long it then took until its page was claimed.
+    found: Instant,
+    claimed_after: Option<Duration>,
     /// The worker's newest report, until it is shown.
     report: Option<DeviceReport>,
+}
+
+impl Known {
+    fn new(detail: String, status: Status, found: Instant) -> Self {
+        Self {
+            detail,
+            status,
+            found,
+            claimed_after: None,
+            report: None,
+        }
+    }
 }
 
 enum Status {
@@ -85,6 +101,7 @@ impl Guest {
 
     /// Opens what the entry at `key` needs. What fails is logged, and kept for the report.
     pub(super) fn attach(&mut self, key: EntryKey, store: &mut XenStore, config: &Config) {
+        let found = Instant::now();
         let mut detail = String::new();
         let status = match self.open(key, store, config, &mut detail) {
             Ok(attachment) => Status::Pending(Box::new(attachment)),
@@ -93,14 +110,7 @@ impl Guest {
                 Status::Failed(format!("{error:#}"))
             }
         };
-        self.entries.insert(
-            key,
-            Known {
-                detail,
-                status,
-                report: None,
-            },
-        );
+        self.entries.insert(key, Known::new(detail, status, found));
     }
 
     fn open(
@@ -156,11 +166,8 @@ impl Guest {
         let error = "was served by an earlier xen-virtiod, and is left as it is; \
                      destroy and create the guest to have it served by this one";
         self.log_error(key, error);
-        let known = Known {
-            detail: String::new(),
-            status: Status::Failed(error.to_owned()),
-            report: None,
-        };
+        let status = Status::Failed(error.to_owned());
+        let known = Known::new(String::new(), status, Instant::now());
         self.entries.insert(key, known);
     }
 
@@ -272,12 +279,15 @@ impl Guest {
                 }
             }
             FromWorker::Attached { key } => {
-                if let Some(known) = self.entries.get(key) {
+                if let Some(known) = self.entries.get_mut(key) {
+                    let after = known.found.elapsed();
+                    known.claimed_after = Some(after);
                     tracing::info!(
-                        "guest {} ({}): {key} is {}",
+                        "guest {} ({}): {key} is {}, {} ms after libxl asked for it",
                         self.name,
                         self.domid,
-                        known.detail
+                        known.detail,
+                        after.as_millis()
                     );
                 }
             }
@@ -330,6 +340,9 @@ impl Guest {
                 Status::Failed(error) => Some(error.clone()),
                 Status::Pending(_) | Status::Handed => None,
             },
+            claimed_after_ms: known
+                .claimed_after
+                .map(|after| after.as_millis().try_into().unwrap_or(u64::MAX)),
             device: known.report.take(),
         });
         GuestReport {
