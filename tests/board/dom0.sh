@@ -226,3 +226,43 @@ run_bench() {
         stop_daemon
     done
 }
+
+context_switches() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' "/proc/$1/status"; }
+resident() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
+all_said() {
+    local name
+    for name; do has_said "$name" 'guest: done' || return 1; done
+}
+
+# 1, 4 and 16 guests, the first of them busy: what each process takes.
+run_scale() {
+    local guests=() idle=() index count before after worker
+    start_daemon
+    make_disk /tmp/disk1.img 64
+    guest g1 bench "disk = [ $(disk /tmp/disk1.img) ]" "memory = 64"
+    sed -i 's/GUEST=bench/& PATTERNS=4k-qd4-randread RUNS=1 SECS=300 DISKS=vda/' /tmp/g1.cfg
+    create g1
+    for count in 1 4 16; do
+        for ((index = ${#idle[@]} + 2; index <= count; index++)); do
+            make_disk "/tmp/disk$index.img" 4
+            guest "g$index" idle "disk = [ $(disk "/tmp/disk$index.img") ]" "memory = 64"
+            create "g$index"
+            idle+=("g$index")
+        done
+        wait_for 120 "$count guests to be up" all_said "${idle[@]}"
+        sleep 2
+        guests=()
+        for index in "${idle[@]}"; do guests+=("$(pids_of "$(domid "$index")")"); done
+        before=0 after=0
+        for worker in "${guests[@]}"; do before=$((before + $(context_switches "$worker"))); done
+        sleep 10
+        for worker in "${guests[@]}"; do after=$((after + $(context_switches "$worker"))); done
+        worker=$(pids_of "$(domid g1)")
+        note "$count guests: supervisor $(resident $DAEMON) KiB, busy worker $(resident "$worker") KiB," \
+            "largest idle worker $(for worker in "${guests[@]}"; do resident "$worker"; done | sort -n | tail -n1) KiB;" \
+            "$((after - before)) wake-ups of ${#idle[@]} idle workers in 10 s; pages claimed after" \
+            "$(xen-virtioctl list --json | awk '$1 == "\"claimed_after_ms\":" { print $2 + 0 }' | sort -n | tail -n1) ms at most"
+    done
+}
+
+run_copy_or_map() { guest-io grants | sed 's/^/  /'; }

@@ -18,11 +18,11 @@ create g
 said g 'guest: done' >/dev/null
 sleep 1
 worker=$(pids_of "$(domid g)")
-switches() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' "/proc/$1/status"; }
-rss() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
-worker_before=$(switches "$worker") daemon_before=$(switches "$DAEMON")
-sleep 5
-[ "$(switches "$worker")" = "$worker_before" ] || fail "an idle worker woke up $(($(switches "$worker") - worker_before)) times"
-[ "$(switches "$DAEMON")" = "$daemon_before" ] || fail "an idle supervisor woke up"
-note "resident: worker $(rss "$worker") KiB, supervisor $(rss "$DAEMON") KiB; no wake-up in 5 s"
+worker_before=$(context_switches "$worker") daemon_before=$(context_switches "$DAEMON")
+sleep 10
+[ "$(context_switches "$worker")" = "$worker_before" ] || fail "an idle worker woke up $(($(context_switches "$worker") - worker_before)) times"
+[ "$(context_switches "$DAEMON")" = "$daemon_before" ] || fail "an idle supervisor woke up"
+[ "$(resident "$worker")" -le 6144 ] || fail "the worker takes $(resident "$worker") KiB"
+[ "$(resident "$DAEMON")" -le 8192 ] || fail "the supervisor takes $(resident "$DAEMON") KiB"
+note "resident: worker $(resident "$worker") KiB, supervisor $(resident "$DAEMON") KiB; no wake-up in 10 s"
 destroy g
