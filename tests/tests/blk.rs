@@ -9,9 +9,12 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
+use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::{Device, QueueIndex, QueueLayout, QueueSetup};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, SimHal, SimTransport};
-use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
 use xen_virtio_tests::{BlkRequest, Driver, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of};
+use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{MmioRange, Register, TrapRequest, Width};
 
 const SECTORS: u64 = 4096;
@@ -337,6 +340,53 @@ fn sixteen_requests_at_once_keep_apart() {
     };
     assert_eq!(report.requests, u64::from(SLOTS * ROUNDS));
     assert_eq!((report.request_errors, report.kicks > 0), (0, true));
+}
+
+/// A queue that always has more to do than one step takes does not keep the others from theirs.
+#[test]
+fn queues_have_their_turns() {
+    let file = disk_file();
+    let disk = Disk::open(file.path(), false).unwrap();
+    let mut blk = Blk::new(disk, [0; 20], 2).unwrap();
+    // Nobody answers this guest's traps: only its memory is used.
+    let (_, guest) = simulate(256).unwrap();
+    let driver = Driver::new(guest, 0);
+    let mut access = driver.guest.memory().access(AddressMode::Grants);
+    let mut queues = [0, 1].map(|index| {
+        let queue = RawQueue::new(driver.guest.memory(), 64);
+        let [descriptors, available, used] = queue.addresses().map(GuestAddress);
+        let layout = QueueLayout {
+            size: 64,
+            descriptors,
+            available,
+            used,
+        };
+        let features = 1 << VIRTIO_BLK_F_FLUSH;
+        let index = QueueIndex::new(index, 2).unwrap();
+        blk.start_queue(index, QueueSetup { layout, features }, &mut access)
+            .unwrap();
+        queue
+    });
+    let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, true);
+    let [busy, other] = &mut queues;
+    for head in (0..63).step_by(3) {
+        request.describe(busy, head);
+        busy.offer(head);
+    }
+    request.describe(other, 0);
+    other.offer(0);
+    let mut seen = 0;
+    for _ in 0..1000 {
+        let _ = blk.process(&mut access).unwrap();
+        if other.used_index() == 1 {
+            return;
+        }
+        while busy.used_index() != seen {
+            busy.offer(u16::try_from(busy.used(seen).0).unwrap());
+            seen = seen.wrapping_add(1);
+        }
+    }
+    panic!("the other queue was never served, and the busy one {seen} times");
 }
 
 /// A request that is larger than the device's buffer, in odd pieces, arrives whole.
