@@ -1,6 +1,7 @@
 //! `/etc/xen-virtiod/config.toml`: what an xl file cannot say.
 
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -56,26 +57,73 @@ pub enum ConfigError {
         path: PathBuf,
         error: toml::de::Error,
     },
+    #[error("{}: device {index} of guest {guest:?} is configured twice; remove one [[virtio]]", .path.display())]
+    Twice {
+        path: PathBuf,
+        guest: String,
+        index: u32,
+    },
+    #[error(
+        "{}: polling.limit-us = {limit_us} is more than {MAX_LIMIT_US}: a worker would hardly ever sleep",
+        .path.display()
+    )]
+    PollingLimit { path: PathBuf, limit_us: u64 },
 }
 
+/// The longest time that a worker may be told to look for work.
+const MAX_LIMIT_US: u64 = 100_000;
+
 impl Config {
-    /// Reads the file at `path`; without one, everything is as by default.
+    /// Reads the file at `path`.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], which names the file and the line.
+    /// [`ConfigError`], which names the file and what is wrong in it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Parse {
-                path: path.into(),
-                error,
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read {
-                path: path.into(),
-                source,
-            }),
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.into(),
+            error,
+        })?;
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    /// Reads [`CONFIG_PATH`]; without that file, everything is as by default.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Config::load`].
+    pub fn load_default() -> Result<Self, ConfigError> {
+        match Self::load(CONFIG_PATH.as_ref()) {
+            Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            other => other,
         }
+    }
+
+    fn validate(&self, path: &Path) -> Result<(), ConfigError> {
+        let mut seen = BTreeSet::new();
+        let mut devices = self.devices.iter();
+        if let Some(twice) = devices.find(|device| !seen.insert((&device.guest, device.index))) {
+            return Err(ConfigError::Twice {
+                path: path.into(),
+                guest: twice.guest.clone(),
+                index: twice.index,
+            });
+        }
+        let limit_us = self.polling.limit_us;
+        if limit_us > MAX_LIMIT_US {
+            return Err(ConfigError::PollingLimit {
+                path: path.into(),
+                limit_us,
+            });
+        }
+        Ok(())
     }
 
     pub fn device(&self, guest: &str, index: u32) -> Option<&VirtioConfig> {
@@ -108,10 +156,31 @@ mod tests {
     }
 
     #[test]
-    fn no_file_is_an_empty_configuration() {
+    fn a_file_that_was_named_must_be_there() {
+        let error = Config::load(Path::new("/nonexistent/config.toml")).unwrap_err();
+        assert!(
+            error.to_string().contains("/nonexistent/config.toml"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        let device = "[[virtio]]\nguest = \"ivi\"\nindex = 1\npath = \"/a\"\n";
+        let error = load(&device.repeat(2)).unwrap_err().to_string();
+        assert!(error.contains("device 1 of guest \"ivi\""), "{error}");
+        let error = load("[polling]\nlimit-us = 100001\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("limit-us = 100001"), "{error}");
+    }
+
+    #[test]
+    fn polling_is_on_unless_it_is_turned_off() {
+        assert!(Config::default().polling.limit_us > 0);
         assert_eq!(
-            Config::load(Path::new("/nonexistent/config.toml")).unwrap(),
-            Config::default()
+            load("[polling]\nlimit-us = 0\n").unwrap().polling.limit_us,
+            0
         );
     }
 

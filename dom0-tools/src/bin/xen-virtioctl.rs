@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
+use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::stats::Stats;
 use xen_virtio_dom0_tools::{control, demo, xl_config};
 
@@ -64,7 +64,7 @@ fn run(command: Command) -> Result<String> {
         Command::Check { file } => {
             let text =
                 std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            let findings = xl_config::check(&text, &Config::load(CONFIG_PATH.as_ref())?);
+            let findings = xl_config::check(&text, &Config::load_default()?);
             ensure!(
                 findings.problems.is_empty(),
                 "{}",

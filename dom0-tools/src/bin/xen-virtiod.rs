@@ -6,16 +6,16 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
-use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
+use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::{control, supervisor, worker};
 
 /// Serves virtio devices to Xen guests, as their xl configurations say.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The configuration; it need not exist.
-    #[arg(long, default_value = CONFIG_PATH)]
-    config: PathBuf,
+    /// A configuration other than /etc/xen-virtiod/config.toml, which is read if it is there.
+    #[arg(long)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -55,10 +55,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         rustix::param::page_size()
     );
     match &arguments.role {
-        None => supervisor::run(
-            Config::load(&arguments.config)?,
-            control::SOCKET_PATH.as_ref(),
-        ),
+        None => {
+            let config = match &arguments.config {
+                Some(path) => Config::load(path)?,
+                None => Config::load_default()?,
+            };
+            supervisor::run(config, control::SOCKET_PATH.as_ref())
+        }
         Some(Role::Worker { domid }) => {
             let _guest = tracing::error_span!("guest", domid).entered();
             worker::run(std::io::stdin().as_fd().try_clone_to_owned()?)
