@@ -7,6 +7,7 @@ pub mod ipc;
 pub mod libxl;
 pub mod polling;
 pub mod report;
+pub mod sandbox;
 pub mod server;
 pub mod stats;
 pub mod supervisor;

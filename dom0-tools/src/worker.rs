@@ -66,6 +66,7 @@ fn start(channel: &Channel) -> Result<Server<XenGuest>> {
     };
     let [privcmd, evtchn, gntdev] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|fds| anyhow!("{} descriptors instead of 3", fds.len()))?;
+    crate::sandbox::enter(domid).context("going into the sandbox")?;
     let domid = Domid(domid);
     let privcmd = Privcmd::new(privcmd.into(), domid);
     let evtchn = EventChannels::new(evtchn.into(), domid);

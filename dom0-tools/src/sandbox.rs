@@ -1,0 +1,176 @@
+//! What a worker gives up before it looks at anything that its guest wrote.
+//!
+//! It keeps the descriptors that its supervisor handed over, and may use them only as the filter says.
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+use std::collections::BTreeMap;
+use xen_virtio_guest_mapping::xen::abi as memory;
+use xen_virtio_transport::xen::abi as events;
+
+/// Worker `n` runs as this user and group, plus `n`: nobody else's, where the distribution keeps to
+/// systemd's plan of user ids.
+const FIRST_USER: u32 = 0x7800_0000;
+
+/// Descriptors that a worker may have open: those for Xen, its connection, and two a device.
+const MAX_DESCRIPTORS: u64 = 64;
+/// Bytes of address space: rings, cached frames and buffers of eleven devices, and the program.
+const MAX_ADDRESS_SPACE: u64 = 1 << 30;
+/// Bytes that io_uring may keep in memory: more than eleven disks have.
+const MAX_LOCKED: u64 = 64 << 20;
+
+/// The directory that becomes the worker's root: any that is there.
+const MOUNT_POINT: &str = "/proc";
+
+/// Makes this process the prisoner that serves guest `domid`. It must have one thread, and be root.
+///
+/// # Errors
+///
+/// What could not be given up; the worker must not serve then.
+pub fn enter(domid: u16) -> Result<()> {
+    leave_file_systems().context("leaving the file systems")?;
+    match unshare(CloneFlags::CLONE_NEWNET) {
+        // A kernel without network namespaces: the filter lets no socket be made.
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(error) => return Err(error).context("leaving the network"),
+    }
+    for (resource, limit) in [
+        (Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS),
+        (Resource::RLIMIT_AS, MAX_ADDRESS_SPACE),
+        (Resource::RLIMIT_MEMLOCK, MAX_LOCKED),
+        (Resource::RLIMIT_CORE, 0),
+    ] {
+        setrlimit(resource, limit, limit).with_context(|| format!("limiting {resource:?}"))?;
+    }
+    let id = FIRST_USER + u32::from(domid);
+    setgroups(&[]).context("leaving the groups")?;
+    setresgid(Gid::from_raw(id), Gid::from_raw(id), Gid::from_raw(id)).context("changing group")?;
+    // The last of root's capabilities go with this.
+    setresuid(Uid::from_raw(id), Uid::from_raw(id), Uid::from_raw(id)).context("changing user")?;
+    prctl::set_no_new_privs().context("giving up new privileges")?;
+    let filter = filter().context("building the system call filter")?;
+    seccompiler::apply_filter(&filter).context("installing the system call filter")
+}
+
+/// An empty root that cannot be written, in a mount namespace of its own.
+fn leave_file_systems() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let nothing = None::<&str>;
+    mount(
+        nothing,
+        "/",
+        nothing,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        nothing,
+    )?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(
+        Some("none"),
+        MOUNT_POINT,
+        Some("tmpfs"),
+        flags,
+        Some("size=4k"),
+    )?;
+    chdir(MOUNT_POINT)?;
+    // The old root comes to lie on top of the new one, from where it is taken away.
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")
+}
+
+/// Everything else kills the worker.
+fn filter() -> Result<BpfProgram> {
+    let always = [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_close,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_create1,
+        libc::SYS_epoll_ctl,
+        libc::SYS_recvmsg,
+        libc::SYS_sendmsg,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_brk,
+        libc::SYS_futex,
+        libc::SYS_sched_yield,
+        libc::SYS_io_uring_setup,
+        libc::SYS_io_uring_enter,
+        libc::SYS_io_uring_register,
+        libc::SYS_pread64,
+        libc::SYS_pwrite64,
+        libc::SYS_fdatasync,
+        libc::SYS_lseek,
+        libc::SYS_fcntl,
+        // Of a descriptor: the root is empty.
+        libc::SYS_statx,
+        libc::SYS_fstat,
+        libc::SYS_newfstatat,
+        libc::SYS_getrusage,
+        libc::SYS_clock_gettime,
+        libc::SYS_getrandom,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_sigaltstack,
+        libc::SYS_restart_syscall,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        always.into_iter().map(|call| (call, Vec::new())).collect();
+    rules.insert(libc::SYS_ioctl, ioctls()?);
+    // No memory that can be executed.
+    let not_executable = SeccompCondition::new(
+        2,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64),
+        0,
+    )?;
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![SeccompRule::new(vec![not_executable.clone()])?]);
+    }
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        std::env::consts::ARCH.try_into()?,
+    )?;
+    Ok(filter.try_into()?)
+}
+
+fn ioctls() -> Result<Vec<SeccompRule>> {
+    let requests = [
+        memory::IOCTL_GNTDEV_MAP_GRANT_REF,
+        memory::IOCTL_GNTDEV_UNMAP_GRANT_REF,
+        memory::IOCTL_GNTDEV_GRANT_COPY,
+        memory::IOCTL_PRIVCMD_MMAPBATCH_V2,
+        memory::IOCTL_PRIVCMD_MMAP_RESOURCE,
+        events::IOCTL_PRIVCMD_DM_OP,
+        events::IOCTL_EVTCHN_BIND_INTERDOMAIN,
+        events::IOCTL_EVTCHN_NOTIFY,
+        BLKSSZGET,
+    ];
+    let mut rules = Vec::new();
+    for request in requests {
+        let condition =
+            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
+        rules.push(SeccompRule::new(vec![condition])?);
+    }
+    Ok(rules)
+}
+
+/// `_IO(0x12, 104)` (`linux/fs.h`): a block device's logical block size.
+const BLKSSZGET: u64 = 0x1268;
