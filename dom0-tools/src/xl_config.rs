@@ -5,6 +5,7 @@
 //! what xen-virtiod will make of the rest.
 
 use crate::config::Config;
+use std::collections::BTreeSet;
 use std::path::Path;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use xen_virtio_backend::blk::Disk;
@@ -29,16 +30,73 @@ pub fn check(text: &str, config: &Config) -> Findings {
             .unwrap_or_default()
     };
     let mut findings = Findings::default();
+    let mut vdevs = BTreeSet::new();
     for line in list("disk") {
-        if let Some(result) = check_disk(line) {
+        if let Some(problem) = misspelt(line) {
+            findings.problems.push(problem);
+        } else if let Some(result) = check_disk(line) {
             findings.take(result);
+            let vdev = field(line, "vdev").unwrap_or("?");
+            if !vdevs.insert(vdev) {
+                findings
+                    .problems
+                    .push(format!("disk {vdev}: is there twice"));
+            }
         }
     }
     let guest = list("name").first().cloned().unwrap_or_default();
     for (index, line) in (0..).zip(list("virtio")) {
         findings.take(check_virtio(line, &guest, index, config));
     }
+    if findings == Findings::default() {
+        let problem = "no virtio device: no disk with specification=virtio, and no virtio = [ … ]";
+        findings.problems.push(problem.to_owned());
+    }
     findings
+}
+
+/// What xl knows in a disk's line (xl-disk-configuration(5)).
+const DISK_KEYS: [&str; 15] = [
+    "access",
+    "backend",
+    "backendtype",
+    "cdrom",
+    "devtype",
+    "direct-io-safe",
+    "discard",
+    "format",
+    "grant_usage",
+    "no-discard",
+    "script",
+    "specification",
+    "target",
+    "transport",
+    "vdev",
+];
+
+/// A key that xl does not know, or one that xl takes for a part of the path.
+fn misspelt(line: &str) -> Option<String> {
+    let unknown = |(key, _): &&(&str, &str)| !DISK_KEYS.contains(key) && !key.starts_with("colo");
+    if let Some((key, _)) = fields(line).iter().find(unknown) {
+        return Some(format!("disk {line:?}: xl knows no {key:?}"));
+    }
+    let target = field(line, "target")?;
+    let behind = target.split(',').skip(1).map(str::trim_start);
+    let swallowed = behind
+        .filter_map(|part| part.split_once('='))
+        .find(|(key, _)| DISK_KEYS.contains(key))?;
+    Some(format!(
+        "disk {line:?}: target= must come last; xl takes {}= for a part of the path",
+        swallowed.0
+    ))
+}
+
+/// The value of one key of a device line.
+fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let mut fields = fields(line).into_iter();
+    fields
+        .find(|(name, _)| *name == key)
+        .map(|(_, value)| value)
 }
 
 impl Findings {
@@ -52,13 +110,7 @@ impl Findings {
 
 /// `None` for a disk that is not xen-virtiod's.
 fn check_disk(line: &str) -> Option<Result<String, String>> {
-    let fields = fields(line);
-    let field = |key: &str| {
-        fields
-            .iter()
-            .find(|(name, _)| *name == key)
-            .map(|(_, value)| *value)
-    };
+    let field = |key: &str| field(line, key);
     if field("specification") != Some("virtio") {
         return None;
     }
@@ -67,6 +119,19 @@ fn check_disk(line: &str) -> Option<Result<String, String>> {
         if field("backendtype").is_some_and(|kind| kind != "standalone") {
             return Err(format!(
                 "disk {vdev}: specification=virtio goes with backendtype=standalone"
+            ));
+        }
+        if field("vdev").is_none() {
+            return Err(format!("disk {line:?}: has no vdev=, like vdev=xvda"));
+        }
+        if let Some(format) = field("format").filter(|format| *format != "raw") {
+            return Err(format!(
+                "disk {vdev}: format={format} is not served: an image must be raw"
+            ));
+        }
+        if let Some(transport) = field("transport").filter(|transport| *transport != "mmio") {
+            return Err(format!(
+                "disk {vdev}: transport={transport} is not served, only mmio is"
             ));
         }
         let Some(target) = field("target") else {
@@ -79,7 +144,7 @@ fn check_disk(line: &str) -> Option<Result<String, String>> {
         let how = if read_only { "read-only" } else { "read-write" };
         let memory = match field("grant_usage") {
             Some("1") => "granted pages only",
-            _ => "any page of the guest (no grant_usage=1)",
+            _ => "ANY page of the guest: add grant_usage=1 unless that is meant",
         };
         Ok(format!(
             "disk {vdev}: {target}, {} bytes, {how}; touches {memory}",
@@ -99,6 +164,11 @@ fn check_virtio(line: &str, guest: &str, index: u32, config: &Config) -> Result<
     let end = digits
         .find(|c: char| !c.is_ascii_hexdigit())
         .unwrap_or(digits.len());
+    if let Some(transport) = field(line, "transport").filter(|transport| *transport != "mmio") {
+        return Err(format!(
+            "virtio {index}: transport={transport} is not served, only mmio is"
+        ));
+    }
     let device_type = u32::from_str_radix(&digits[..end], 16)
         .map_err(|_| format!("virtio {index}: type {kind:?} is not virtio,device and a number"))?;
     if device_type != VIRTIO_ID_BLOCK {
@@ -214,6 +284,46 @@ impl Iterator for Words<'_> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_xl_would_misread_is_a_problem() {
+        let disk = "specification=virtio, backendtype=standalone, vdev=xvda";
+        for (lines, expected) in [
+            (vec![], "no virtio device"),
+            (vec!["phy:/dev/vg/a,xvda,w".to_owned()], "no virtio device"),
+            (
+                vec![format!("{disk}, specificaton=virtio, target=/x")],
+                "specificaton",
+            ),
+            (
+                vec![format!("target=/x, {disk}")],
+                "target= must come last; xl takes specification=",
+            ),
+            (
+                vec![format!("{disk}, format=qcow2, target=/x")],
+                "must be raw",
+            ),
+            (
+                vec![format!("{disk}, transport=pci, target=/x")],
+                "transport=pci",
+            ),
+            (
+                vec!["specification=virtio, backendtype=standalone, target=/x".to_owned()],
+                "has no vdev=",
+            ),
+            (
+                vec![format!("{disk}, target=/x"), format!("{disk}, target=/y")],
+                "disk xvda: is there twice",
+            ),
+        ] {
+            let text = format!(
+                "name = 'a'\ndisk = [ {} ]",
+                format!("{lines:?}").trim_matches(['[', ']'])
+            );
+            let problems = check(&text, &Config::default()).problems.join("\n");
+            assert!(problems.contains(expected), "{text}: {problems}");
+        }
+    }
+
     fn check_one(disk: &str) -> Findings {
         let text = format!(
             "# a guest\nname = 'ivi'\nmemory=128\ndisk = [\n '{disk}', # first\n 'phy:/dev/vg/x,xvdb,w' ]\n"
@@ -269,9 +379,10 @@ mod tests {
 
     #[test]
     fn other_disks_and_any_text_are_let_alone() {
-        assert_eq!(
-            check_one("format=raw, vdev=xvda, access=rw, target=/x"),
-            Findings::default()
+        let findings = check_one("format=raw, vdev=xvda, access=rw, target=/x");
+        assert!(
+            findings.problems[0].starts_with("no virtio device"),
+            "{findings:?}"
         );
         for text in [
             "",

@@ -30,25 +30,30 @@ def summary(runs):
         row = {"limit_us": limit, "pattern": pattern, "runs": disks}
         row["iops"] = {name: statistics.median(values) for name, values in disks.items()}
         # Each run of one against the same run of the other: what disturbs a run disturbs both.
-        row["ratio"] = {
-            name: statistics.median(a / b for a, b in zip(values, disks["xen-blkback"]))
+        ratios = {
+            name: [a / b for a, b in zip(values, disks["xen-blkback"])]
             for name, values in disks.items()
             if name != "xen-blkback"
         }
+        row["ratio"] = {name: statistics.median(values) for name, values in ratios.items()}
+        row["range"] = {name: (min(values), max(values)) for name, values in ratios.items()}
         rows.append(row)
     return rows
 
 
 def table(rows, counts):
-    print("Random or sequential direct I/O, IOPS (median), the ratio to xen-blkback in brackets\n")
+    print("Direct I/O, IOPS (median); in brackets the ratio to xen-blkback in the same run (median; range)\n")
     print("| pattern | polling | xen-blkback | grants | frames |")
     print("|---|---|---|---|---|")
     for row in rows:
-        cells = [f"{row['iops'][name]:,.0f} ({row['ratio'][name]:.2f})" for name in ("grants", "frames")]
+        cells = [
+            "{:,.0f} ({:.2f}; {:.2f} to {:.2f})".format(row["iops"][name], row["ratio"][name], *row["range"][name])
+            for name in ("grants", "frames")
+        ]
         polling = f"{row['limit_us']} µs" if row["limit_us"] else "off"
         print(f"| {row['pattern']} | {polling} | {row['iops']['xen-blkback']:,.0f} | {' | '.join(cells)} |")
     print("\nA request with grants costs\n")
-    print("| pattern | polling | kicks | interrupts | copy calls | segments | disk calls | sleeps | processor | in vain |")
+    print("| pattern | polling | kicks | interrupts | copy calls | segments | disk calls | sleeps | processor | of it looking |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for count in counts:
         names = ("kicks", "interrupts", "copy_batches", "copy_segments", "submissions", "sleeps")

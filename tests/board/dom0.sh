@@ -258,8 +258,8 @@ run_scale() {
         sleep 10
         for worker in "${guests[@]}"; do after=$((after + $(context_switches "$worker"))); done
         worker=$(pids_of "$(domid g1)")
-        note "$count guests: supervisor $(resident $DAEMON) KiB, busy worker $(resident "$worker") KiB," \
-            "largest idle worker $(for worker in "${guests[@]}"; do resident "$worker"; done | sort -n | tail -n1) KiB;" \
+        note "guests: $count; supervisor $(resident $DAEMON) KiB, largest worker" \
+            "$(for worker in "$worker" "${guests[@]}"; do resident "$worker"; done | sort -n | tail -n1) KiB;" \
             "$((after - before)) wake-ups of ${#idle[@]} idle workers in 10 s; pages claimed after" \
             "$(xen-virtioctl list --json | awk '$1 == "\"claimed_after_ms\":" { print $2 + 0 }' | sort -n | tail -n1) ms at most"
     done

@@ -28,7 +28,10 @@ enum Command {
     /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
     Stats,
     /// Checks the virtio devices of an xl file: to be run before `xl create`.
-    Check { file: PathBuf },
+    Check {
+        /// The guest's xl file.
+        file: PathBuf,
+    },
     /// Runs a block device for a simulated guest, on this machine, without Xen.
     Demo(demo::Options),
 }

@@ -14,6 +14,7 @@ at_most() {
 polling 0
 start_daemon
 bench qd1 4k-qd1-randread 1 2 vda "disk = [ $(disk /dev/loop0) ]"
+note "4k-qd1-randread, polling off"
 at_most kicks 1.02
 at_most interrupts 1.02
 at_most copy_batches 2.05
