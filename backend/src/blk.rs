@@ -16,7 +16,9 @@ pub use disk::{Disk, DiskError, SECTOR};
 use crate::device::{
     Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Turn,
 };
+use crate::journal::QueueJournal;
 use crate::queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, VirtQueue};
+use crate::state::StateArea;
 use pipeline::Pipeline;
 use std::os::fd::BorrowedFd;
 use virtio_bindings::virtio_blk::{
@@ -67,19 +69,25 @@ struct ActiveQueue {
 }
 
 impl Blk {
-    /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`].
+    /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `lost_writes`
+    /// (a word) remembers a failed flush beyond this process.
     ///
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub fn new(disk: Disk, serial: Serial, queues: u16) -> std::io::Result<Self> {
+    pub fn new(
+        disk: Disk,
+        serial: Serial,
+        queues: u16,
+        lost_writes: StateArea,
+    ) -> std::io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
         Ok(Self {
             config: config::config_space(&disk, queues),
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
-            pipeline: Pipeline::new(disk, serial)?,
+            pipeline: Pipeline::new(disk, serial, lost_writes)?,
             held: 0,
         })
     }
@@ -178,11 +186,13 @@ impl Device for Blk {
         &mut self,
         index: QueueIndex,
         setup: QueueSetup,
+        journal: QueueJournal,
         access: &mut dyn GuestAccess,
     ) -> Result<(), QueueError> {
         let queue = VirtQueue::map(
             setup.layout,
             setup.has_feature(VIRTIO_RING_F_EVENT_IDX),
+            journal,
             access,
         )?;
         self.queues[index.get()] = Some(ActiveQueue {

@@ -1,5 +1,6 @@
 //! What the transport asks of a device.
 
+use crate::journal::QueueJournal;
 use crate::queue::{QueueError, QueueIndex, QueueLayout};
 use std::os::fd::BorrowedFd;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
@@ -121,6 +122,8 @@ pub trait Device {
     /// The driver wrote to the configuration space. What is not writable stays as it is.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
+    /// Starts a queue, or goes on with one that an earlier process had started, as `journal` says.
+    ///
     /// # Errors
     ///
     /// [`QueueError`] if the queue is not usable as the driver set it up.
@@ -128,6 +131,7 @@ pub trait Device {
         &mut self,
         index: QueueIndex,
         setup: QueueSetup,
+        journal: QueueJournal,
         access: &mut dyn GuestAccess,
     ) -> Result<(), QueueError>;
 

@@ -6,14 +6,18 @@
 
 pub mod blk;
 mod device;
+mod journal;
 mod log_limit;
 mod queue;
 mod request;
+mod state;
 
 pub use device::{
     Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup,
     StageTimes, Turn,
 };
+pub use journal::{JournalError, QueueJournal};
 pub use log_limit::LogLimit;
 pub use queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueLayout, VirtQueue};
 pub use request::{Buffers, Completion, GuestBuffer, Request};
+pub use state::{StateArea, StateCell, StateError, StateMemory};

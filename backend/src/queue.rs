@@ -1,6 +1,8 @@
 //! A split virtqueue (virtio 1.3, 2.7) whose rings are mapped from the guest.
 
+use crate::journal::{JournalError, QueueJournal, Standing};
 use crate::request::{Completion, Request};
+use std::collections::VecDeque;
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT};
@@ -59,6 +61,8 @@ pub enum QueueError {
     },
     #[error("the available ring's index is further ahead than the queue is long")]
     AvailableIndex,
+    #[error("the driver made the descriptor chain at {head} available again before it had it back")]
+    HeadInUse { head: u16 },
     #[error("the descriptor chain at {head} names descriptor {index} of a table of {size}")]
     DescriptorIndex { head: u16, index: u16, size: u16 },
     #[error("the descriptor chain at {head} has more descriptors than its table: it loops")]
@@ -69,6 +73,8 @@ pub enum QueueError {
     ReadableAfterWritable { head: u16 },
     #[error("the descriptor chain at {head} uses an indirect table, which was not negotiated")]
     Indirect { head: u16 },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error("the queue's rings are not usable")]
     Ring(#[from] virtio_queue::Error),
     #[error("the queue's rings are not readable")]
@@ -76,13 +82,17 @@ pub enum QueueError {
 }
 
 /// A running virtqueue. Every descriptor is read once; what came of it is in the [`Request`].
-#[derive(Debug)]
 pub struct VirtQueue {
     queue: Queue,
     rings: RingMemory,
-    /// The next entry of the used ring to fill. Those from `published` on the driver does not see yet.
-    next_used: Wrapping<u16>,
-    published: Wrapping<u16>,
+    journal: QueueJournal,
+    /// The next element of the available ring to take, as the journal counts.
+    next_available: u64,
+    /// Heads that an earlier process took, and did not finish.
+    unfinished: VecDeque<u16>,
+    /// The next element of the used ring to fill. Those from `published` on the driver does not see yet.
+    next_used: u64,
+    published: u64,
     /// The driver has been asked to kick, and nothing was taken from the queue since.
     kicks_resumed: bool,
     /// Requests that were completed, whose memory the next ones use.
@@ -90,7 +100,8 @@ pub struct VirtQueue {
 }
 
 impl VirtQueue {
-    /// Maps the rings of a queue and starts at its first entry.
+    /// Maps the rings of a queue and goes on where `journal` says: at their beginning if it is empty. What
+    /// an earlier process had taken and not finished is popped first.
     ///
     /// # Errors
     ///
@@ -98,6 +109,7 @@ impl VirtQueue {
     pub fn map(
         layout: QueueLayout,
         event_idx: bool,
+        journal: QueueJournal,
         access: &mut dyn GuestAccess,
     ) -> Result<Self, QueueError> {
         let QueueLayout {
@@ -144,16 +156,31 @@ impl VirtQueue {
         queue.try_set_avail_ring_address(available)?;
         queue.try_set_used_ring_address(used)?;
         queue.set_event_idx(event_idx);
+        let standing = journal.standing(size)?;
+        queue.set_next_avail(ring_index(standing.available));
         queue.set_ready(true);
-        Ok(Self {
+        let Standing {
+            used,
+            available,
+            taken,
+            unpublished,
+        } = standing;
+        let mut queue = Self {
             queue,
             rings,
-            next_used: Wrapping(0),
-            published: Wrapping(0),
+            journal,
+            next_available: available,
+            unfinished: taken.into(),
+            next_used: used,
+            published: used,
             // A driver's own first state: it kicks for the first entry (virtio 1.3, 2.7.10).
-            kicks_resumed: true,
+            kicks_resumed: available == 0,
             spent: Vec::new(),
-        })
+        };
+        if unpublished {
+            queue.show_used()?;
+        }
+        Ok(queue)
     }
 
     /// The next request that the driver made available, if there is one. While requests are taken the
@@ -163,20 +190,39 @@ impl VirtQueue {
     ///
     /// [`QueueError`] for a ring or a chain that the specification forbids.
     pub fn pop(&mut self) -> Result<Option<Request>, QueueError> {
-        let head = {
-            let mut available = self.queue.iter(&self.rings).map_err(|error| match error {
-                virtio_queue::Error::InvalidAvailRingIndex => QueueError::AvailableIndex,
-                error => QueueError::Ring(error),
-            })?;
-            match available.next() {
-                Some(chain) => chain.head_index(),
+        let head = match self.unfinished.pop_front() {
+            Some(head) => head,
+            None => match self.take_available()? {
+                Some(head) => head,
                 None => return Ok(None),
-            }
+            },
         };
         if std::mem::take(&mut self.kicks_resumed) {
             self.queue.disable_notification(&self.rings)?;
         }
         self.read_chain(head).map(Some)
+    }
+
+    /// Takes the next head off the available ring, if there is one.
+    fn take_available(&mut self) -> Result<Option<u16>, QueueError> {
+        let mut available = self.queue.iter(&self.rings).map_err(|error| match error {
+            virtio_queue::Error::InvalidAvailRingIndex => QueueError::AvailableIndex,
+            error => QueueError::Ring(error),
+        })?;
+        let Some(chain) = available.next() else {
+            return Ok(None);
+        };
+        let (head, size) = (chain.head_index(), self.queue.size());
+        if head >= size {
+            let index = head;
+            return Err(QueueError::DescriptorIndex { head, index, size });
+        }
+        if self.journal.has(head) {
+            return Err(QueueError::HeadInUse { head });
+        }
+        self.journal.take(head, self.next_available);
+        self.next_available += 1;
+        Ok(Some(head))
     }
 
     fn read_chain(&mut self, head: u16) -> Result<Request, QueueError> {
@@ -218,10 +264,11 @@ impl VirtQueue {
             spent,
         } = completion;
         // virtio 1.3, 2.7.8: `le16 flags`, `le16 idx`, then elements of `le32 id`, `le32 len`.
-        let slot = u64::from(self.next_used.0 % self.queue.size());
+        let slot = self.next_used % u64::from(self.queue.size());
         let element = u64::from(written) << 32 | u64::from(head);
         let address = GuestAddress(self.queue.used_ring()).unchecked_add(4 + 8 * slot);
         self.rings.write_obj(element.to_le(), address)?;
+        self.journal.done(head, self.next_used);
         self.next_used += 1;
         if spent.is_worth_keeping() {
             self.spent.push(spent);
@@ -235,14 +282,12 @@ impl VirtQueue {
     ///
     /// [`QueueError`] if the rings cannot be read or written.
     pub fn publish(&mut self) -> Result<bool, QueueError> {
-        let old = std::mem::replace(&mut self.published, self.next_used);
-        let new = self.published;
+        let old = Wrapping(ring_index(self.published));
+        let new = Wrapping(ring_index(self.next_used));
         if old == new {
             return Ok(false);
         }
-        self.queue.set_next_used(new.0);
-        let index = GuestAddress(self.queue.used_ring()).unchecked_add(2);
-        self.rings.store(new.0.to_le(), index, Ordering::Release)?;
+        self.show_used()?;
         // The driver sees the index before we read its wish, or we see the wish that it wrote after reading
         // the index: it then looks once more.
         fence(Ordering::SeqCst);
@@ -259,6 +304,17 @@ impl VirtQueue {
         }
     }
 
+    /// Sets the used ring's index.
+    fn show_used(&mut self) -> Result<(), QueueError> {
+        let new = ring_index(self.next_used);
+        self.queue.set_next_used(new);
+        let index = GuestAddress(self.queue.used_ring()).unchecked_add(2);
+        self.rings.store(new.to_le(), index, Ordering::Release)?;
+        self.published = self.next_used;
+        self.journal.publish(self.published);
+        Ok(())
+    }
+
     /// Asks the driver to kick again, if it was asked not to. True if it made something available
     /// meanwhile, which it then will not kick for.
     ///
@@ -272,4 +328,10 @@ impl VirtQueue {
         self.kicks_resumed = true;
         Ok(self.queue.enable_notification(&self.rings)?)
     }
+}
+
+/// The index in a ring of the element that the journal counts as `position`.
+fn ring_index(position: u64) -> u16 {
+    let [low, high, ..] = position.to_le_bytes();
+    u16::from_le_bytes([low, high])
 }

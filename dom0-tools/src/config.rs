@@ -17,11 +17,27 @@ pub struct Config {
     pub devices: Vec<VirtioConfig>,
     #[serde(default)]
     pub polling: PollingConfig,
+    #[serde(default)]
+    pub limits: LimitsConfig,
+}
+
+/// What one guest may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LimitsConfig {
+    /// Percent of one of dom0's processors that the guest's worker may use, from 1; 100 is no limit.
+    pub cpu_percent: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { cpu_percent: 100 }
+    }
 }
 
 /// How long a worker looks for work before it sleeps, see [`polling`](crate::polling).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PollingConfig {
     /// Microseconds at most; 0 turns it off.
     pub limit_us: u64,
@@ -68,6 +84,8 @@ pub enum ConfigError {
         .path.display()
     )]
     PollingLimit { path: PathBuf, limit_us: u64 },
+    #[error("{}: limits.cpu-percent = {percent} is not between 1 and 100", .path.display())]
+    CpuPercent { path: PathBuf, percent: u32 },
 }
 
 /// The longest time that a worker may be told to look for work.
@@ -84,7 +102,16 @@ impl Config {
             path: path.into(),
             source,
         })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        Self::parse(path, &text)
+    }
+
+    /// The configuration that `text`, of the file at `path`, is.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
             path: path.into(),
             error,
         })?;
@@ -121,6 +148,13 @@ impl Config {
             return Err(ConfigError::PollingLimit {
                 path: path.into(),
                 limit_us,
+            });
+        }
+        let percent = self.limits.cpu_percent;
+        if !(1..=100).contains(&percent) {
+            return Err(ConfigError::CpuPercent {
+                path: path.into(),
+                percent,
             });
         }
         Ok(())
@@ -173,6 +207,17 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("limit-us = 100001"), "{error}");
+        for percent in [0, 101] {
+            let error = load(&format!("[limits]\ncpu-percent = {percent}\n"))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(&format!("cpu-percent = {percent}")),
+                "{error}"
+            );
+        }
+        let empty = load("[limits]\n[polling]\n").unwrap();
+        assert_eq!(empty, Config::default());
     }
 
     #[test]

@@ -19,11 +19,11 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virtio_drivers::device::blk::VirtIOBlk;
-use xen_virtio_backend::Device;
 use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::{Device, StateArea};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceReport, Hypervisor, MmioDevice, MmioRange};
+use xen_virtio_transport::{DeviceReport, DeviceState, Hypervisor, MmioDevice, MmioRange};
 
 /// Where the simulated guest's first device is, and its interrupt: where libxl puts a guest's first.
 pub const FIRST_DEVICE: MmioRange = MmioRange {
@@ -77,6 +77,7 @@ pub fn run(options: &Options) -> Result<String> {
             disk,
             *b"xen-virtioctl demo\0\0",
             1,
+            StateArea::private(8)?,
         )?)])
     })?;
     let written = (0..bytes).map(pattern).collect::<Vec<u8>>();
@@ -228,7 +229,7 @@ impl SimMachine {
         let (hypervisor, guest) = simulate(GUEST_FRAMES)?;
         let (sender, receiver) = sync_channel(1);
         let thread = std::thread::spawn(move || {
-            let server = Server::new(hypervisor, POLL_LIMIT)?;
+            let server = Server::new(hypervisor, POLL_LIMIT, 100)?;
             // Whoever waits for the waker waits still.
             let _ = sender.send(Waker::new(server.registry(), STOP)?);
             serve(server, devices()?, mode)
@@ -268,7 +269,9 @@ fn serve(
     {
         let access = server.hypervisor().guest_access(mode);
         let line = server.hypervisor().interrupt_line(irq);
-        let device = MmioDevice::new(device, mode, access, line);
+        let state = DeviceState::private()?;
+        let device = MmioDevice::new(device, mode, access, line, state);
+        let device = device.map_err(std::io::Error::other)?;
         let range = MmioRange {
             base,
             ..FIRST_DEVICE

@@ -2,6 +2,7 @@
 
 use crate::libxl::EntryKey;
 use crate::server::ServerReport;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
@@ -17,16 +18,18 @@ use xen_virtio_transport::DeviceReport;
 /// The largest message: a report of eleven devices takes about 8 KiB.
 const MAX_MESSAGE: usize = 64 << 10;
 /// The most descriptors that any message carries: [`ToWorker::Start`]'s.
-const MAX_FDS: usize = 3;
+const MAX_FDS: usize = 4;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first message. Descriptors: privcmd and evtchn (non-blocking), both restricted to the guest, and
-    /// gntdev.
+    /// The first message. Descriptors: privcmd and evtchn (non-blocking), both restricted to the guest,
+    /// gntdev, and the guest's state file.
     Start {
         domid: u16,
         /// Microseconds for which the worker may look for work before it sleeps.
         poll_limit_us: u64,
+        /// Percent of one processor that it may use.
+        cpu_percent: u32,
     },
     /// A disk for the guest. Descriptor: the open file or block device.
     AttachDisk {
@@ -37,7 +40,14 @@ pub enum ToWorker {
         grant_usage: bool,
         read_only: bool,
         serial: String,
+        /// The guest has had it from an earlier worker.
+        served: bool,
+        /// Names the device of the guest, also after a reboot, see [`disk_lock`](crate::disk_lock).
+        lock: u64,
     },
+    /// The devices that the guest has had from an earlier worker have all been handed over: its accesses
+    /// can be answered.
+    Serve,
     Detach {
         key: EntryKey,
     },
@@ -89,6 +99,21 @@ impl Channel {
 
     pub fn new(socket: OwnedFd) -> Self {
         Self { socket }
+    }
+
+    /// Whether the other end is still there.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn is_connected(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&now))?;
+        Ok(!fds[0].revents().contains(PollFlags::HUP))
     }
 
     /// # Errors
@@ -179,8 +204,9 @@ mod tests {
             &ToWorker::Start {
                 domid: 3,
                 poll_limit_us: 9,
+                cpu_percent: 50,
             },
-            &[file.as_fd(), file.as_fd(), file.as_fd()],
+            &[file.as_fd(), file.as_fd(), file.as_fd(), file.as_fd()],
         )
         .unwrap();
         ours.send(&ToWorker::Report, &[]).unwrap();
@@ -189,10 +215,11 @@ mod tests {
             message,
             ToWorker::Start {
                 domid: 3,
-                poll_limit_us: 9
+                poll_limit_us: 9,
+                cpu_percent: 50,
             }
         ));
-        assert_eq!(fds.len(), 3);
+        assert_eq!(fds.len(), 4);
         assert!(
             matches!(theirs.receive().unwrap(), Some((ToWorker::Report, fds)) if fds.is_empty())
         );
@@ -207,7 +234,9 @@ mod tests {
             theirs.receive::<ToWorker>().unwrap_err().kind(),
             io::ErrorKind::InvalidData
         );
+        assert!(theirs.is_connected().unwrap());
         drop(ours);
+        assert!(!theirs.is_connected().unwrap());
         assert_eq!(
             theirs.receive::<ToWorker>().unwrap_err().kind(),
             io::ErrorKind::UnexpectedEof

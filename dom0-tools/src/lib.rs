@@ -1,14 +1,17 @@
 //! The programs of dom0: `xen-virtiod`, which supervises one worker process a guest, and `xen-virtioctl`.
 
+mod budget;
 pub mod config;
 pub mod control;
 pub mod demo;
+mod disk_lock;
 pub mod ipc;
 pub mod libxl;
 pub mod polling;
 pub mod report;
 pub mod sandbox;
 pub mod server;
+pub mod state;
 pub mod stats;
 pub mod supervisor;
 pub mod worker;

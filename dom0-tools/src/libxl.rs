@@ -135,6 +135,27 @@ pub fn entries(store: &mut XenStore) -> Result<Vec<(u16, EntryKey)>, XenStoreErr
     Ok(found)
 }
 
+/// The entries of one guest that libxl has not begun to take away, with their states.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub fn active_entries(
+    store: &mut XenStore,
+    domid: u16,
+) -> Result<Vec<(EntryKey, u32)>, XenStoreError> {
+    let mut active = Vec::new();
+    for (other, key) in entries(store)? {
+        if other == domid
+            && let Some(state) = read_state(store, domid, key)?
+            && state < State::Closing as u32
+        {
+            active.push((key, state));
+        }
+    }
+    Ok(active)
+}
+
 /// The state of an entry; `None` if it is gone. What is no number reads as 0.
 ///
 /// # Errors
@@ -166,6 +187,18 @@ pub fn write_state(
             &format!("{}/state", entry_path(domid, key)),
             &(state as u32).to_string(),
         )?;
+    }
+    Ok(())
+}
+
+/// Tells libxl that an entry is served, unless it knows.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub fn tell_ready(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<(), XenStoreError> {
+    if read_state(store, domid, key)? == Some(State::Initialising as u32) {
+        write_state(store, domid, key, State::InitWait)?;
     }
     Ok(())
 }

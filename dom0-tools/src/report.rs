@@ -21,6 +21,9 @@ pub struct GuestReport {
     pub name: String,
     /// The process that serves the guest, while there is one.
     pub worker: Option<u32>,
+    /// How often another one was started in place of one that had died.
+    #[serde(default)]
+    pub restarts: u64,
     /// Why there is none, or why it does not answer.
     pub error: Option<String>,
     /// What the worker says of itself.
@@ -116,6 +119,13 @@ impl fmt::Display for Report {
         for guest in &self.guests {
             if let Some(error) = &guest.error {
                 writeln!(notes, "guest {} ({}): {error}", guest.name, guest.domid)?;
+            }
+            if guest.restarts > 0 {
+                writeln!(
+                    notes,
+                    "guest {} ({}): a worker of it has died {} times, and another one has taken over",
+                    guest.name, guest.domid, guest.restarts
+                )?;
             }
             for entry in &guest.devices {
                 rows.push(entry.row(guest));
@@ -226,6 +236,7 @@ mod tests {
                 domid: 3,
                 name: "ivi".into(),
                 worker: Some(77),
+                restarts: 0,
                 error: None,
                 server: None,
                 devices,

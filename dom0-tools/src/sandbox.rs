@@ -31,6 +31,11 @@ const MAX_LOCKED: u64 = 64 << 20;
 /// The directory that becomes the worker's root: any that is there.
 const MOUNT_POINT: &str = "/proc";
 
+/// The user, and the group, that serves guest `domid` and does nothing else.
+pub fn user(domid: u16) -> u32 {
+    FIRST_USER + u32::from(domid)
+}
+
 /// Makes this process the prisoner that serves guest `domid`. It must have one thread, and be root.
 ///
 /// # Errors
@@ -51,7 +56,7 @@ pub fn enter(domid: u16) -> Result<()> {
     ] {
         setrlimit(resource, limit, limit).with_context(|| format!("limiting {resource:?}"))?;
     }
-    let id = FIRST_USER + u32::from(domid);
+    let id = user(domid);
     setgroups(&[]).context("leaving the groups")?;
     setresgid(Gid::from_raw(id), Gid::from_raw(id), Gid::from_raw(id)).context("changing group")?;
     // The last of root's capabilities go with this.
@@ -96,6 +101,7 @@ fn filter() -> Result<BpfProgram> {
         libc::SYS_epoll_pwait,
         libc::SYS_epoll_create1,
         libc::SYS_epoll_ctl,
+        libc::SYS_ppoll,
         libc::SYS_recvmsg,
         libc::SYS_sendmsg,
         libc::SYS_munmap,

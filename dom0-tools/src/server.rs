@@ -1,10 +1,12 @@
 //! The loop that serves a machine: looks for work while that pays, and sleeps when it does not.
 
+use crate::budget::Budget;
 use crate::polling::Polling;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use rustix::event::{Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -32,6 +34,7 @@ pub struct Server<H> {
     poll: Poll,
     events: Events,
     polling: Polling,
+    budget: Budget,
     /// Turns since the last one that found something to do.
     idle_turns: u32,
     sleeps: u64,
@@ -49,12 +52,13 @@ pub struct ServerReport {
 }
 
 impl<H: Hypervisor> Server<H> {
-    /// A server that looks for work for at most `limit` before it sleeps.
+    /// A server that looks for work for at most `limit` before it sleeps, and uses at most `cpu_percent` of
+    /// one processor.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn new(hypervisor: H, limit: Duration) -> io::Result<Self> {
+    pub fn new(hypervisor: H, limit: Duration, cpu_percent: u32) -> io::Result<Self> {
         let poll = Poll::new()?;
         let traps = hypervisor.events().as_raw_fd();
         poll.registry()
@@ -64,6 +68,7 @@ impl<H: Hypervisor> Server<H> {
             poll,
             events: Events::with_capacity(16),
             polling: Polling::new(limit, Instant::now()),
+            budget: Budget::new(cpu_percent, Instant::now(), cpu_time()),
             idle_turns: 0,
             sleeps: 0,
         })
@@ -119,6 +124,7 @@ impl<H: Hypervisor> Server<H> {
     ///
     /// The system's.
     pub fn serve(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.keep_budget()?;
         for _ in 0..BUSY_TURNS {
             match self.machine.turn() {
                 Activity::Working => {
@@ -148,6 +154,17 @@ impl<H: Hypervisor> Server<H> {
             self.idle_turns = self.idle_turns.wrapping_add(1);
         }
         self.wait(Some(Duration::ZERO))
+    }
+
+    /// Leaves the processor to others, if the guest has had its share of it. Its vCPUs wait meanwhile.
+    fn keep_budget(&mut self) -> io::Result<()> {
+        if self.budget.is_limited()
+            && let Some(rest) = self.budget.rest(Instant::now(), cpu_time())
+        {
+            let rest = Timespec::try_from(rest).map_err(io::Error::other)?;
+            poll(&mut [], Some(&rest))?;
+        }
+        Ok(())
     }
 
     fn found_work(&mut self) {

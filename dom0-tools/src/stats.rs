@@ -127,6 +127,7 @@ mod tests {
                 domid: 3,
                 name: "ivi".into(),
                 worker: Some(77),
+                restarts: 0,
                 error: None,
                 server: Some(ServerReport {
                     sleeps: 10,

@@ -3,7 +3,11 @@
 //! It parses nothing that a guest wrote to memory.
 
 mod clients;
+mod earlier;
+mod entry;
 mod guest;
+mod restarts;
+mod state_files;
 mod worker_process;
 
 use crate::config::Config;
@@ -14,11 +18,12 @@ use crate::report::Report;
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result};
 use clients::Clients;
-use guest::Guest;
+use guest::{Guest, Tools};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use state_files::StateFiles;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -66,9 +71,10 @@ struct Supervisor {
     poll: Poll,
     store: XenStore,
     config: Config,
+    files: StateFiles,
     guests: BTreeMap<u16, Guest>,
-    /// Workers whose guest is gone, and when they are killed if they have not ended.
-    stopping: Vec<(WorkerProcess, Instant)>,
+    /// Workers whose guest is gone, and when those that have not ended are killed.
+    stopping: Vec<(WorkerProcess, Option<Instant>)>,
     clients: Clients,
     collection: Option<Collection>,
     next_token: usize,
@@ -91,6 +97,7 @@ impl Supervisor {
             poll,
             store,
             config,
+            files: StateFiles::new(Path::new(state_files::DIRECTORY))?,
             guests: BTreeMap::new(),
             stopping: Vec::new(),
             clients,
@@ -110,6 +117,11 @@ impl Supervisor {
                 .watch(&format!("backend/{}", form.directory()), form.directory())?;
         }
         self.store.watch("@releaseDomain", "release")?;
+        let store = &mut self.store;
+        self.files.sweep(|domid| {
+            let lives = store.is_introduced(domid)?;
+            lives.then(|| guest::identify(store, domid)).transpose()
+        })?;
         self.follow_xenstore()
     }
 
@@ -126,7 +138,9 @@ impl Supervisor {
                 match event.token() {
                     XENSTORE => {}
                     SIGNALS => {
-                        tracing::info!("told to end; the guests' workers serve on");
+                        tracing::info!(
+                            "told to end; the guests' workers serve on until another one takes over"
+                        );
                         return Ok(());
                     }
                     LISTENER => self
@@ -147,31 +161,54 @@ impl Supervisor {
             // will tell of.
             self.follow_xenstore()?;
             self.pass_deadlines();
+            self.restart_workers();
         }
     }
 
     fn next_deadline(&self) -> Option<Duration> {
         let collection = self.collection.iter().map(|collection| collection.deadline);
-        let stopping = self.stopping.iter().map(|(_, deadline)| *deadline);
+        let stopping = self.stopping.iter().filter_map(|(_, deadline)| *deadline);
+        let restarts = self.guests.values().filter_map(Guest::restart_at);
         collection
             .chain(stopping)
+            .chain(restarts)
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     fn pass_deadlines(&mut self) {
         let now = Instant::now();
-        let late = |(_, deadline): &mut (_, Instant)| *deadline <= now;
-        for (worker, _) in self.stopping.extract_if(.., late) {
-            tracing::warn!("worker {} does not end, and is killed", worker.pid());
-            worker.reap(self.poll.registry());
+        for (worker, deadline) in &mut self.stopping {
+            if deadline.take_if(|deadline| *deadline <= now).is_some() {
+                tracing::warn!("worker {} does not end, and is killed", worker.pid());
+                worker.kill(self.poll.registry());
+            }
         }
+        let died = |(worker, deadline): &mut (WorkerProcess, Option<_>)| {
+            deadline.is_none() && worker.death().is_some()
+        };
+        self.stopping.extract_if(.., died).for_each(drop);
         if self
             .collection
             .as_ref()
             .is_some_and(|c| c.waiting.is_empty() || c.deadline <= now)
         {
             self.answer_clients();
+        }
+    }
+
+    fn restart_workers(&mut self) {
+        let now = Instant::now();
+        for guest in self.guests.values_mut() {
+            if guest.restart_at().is_some_and(|at| at <= now) {
+                let mut tools = Tools {
+                    config: &self.config,
+                    files: &self.files,
+                    registry: self.poll.registry(),
+                    next_token: &mut self.next_token,
+                };
+                guest.restart(&mut self.store, &mut tools);
+            }
         }
     }
 
@@ -199,8 +236,10 @@ impl Supervisor {
 
     /// Brings one entry of xenstore and what we have of it together.
     fn follow_entry(&mut self, domid: u16, key: libxl::EntryKey) -> Result<(), XenStoreError> {
-        let state = libxl::read_state(&mut self.store, domid, key)?;
         self.replace_stale(domid)?;
+        self.take_over(domid)?;
+        let state = libxl::read_state(&mut self.store, domid, key)?;
+        let registry = self.poll.registry();
         let known = self
             .guests
             .get(&domid)
@@ -208,14 +247,14 @@ impl Supervisor {
         match state {
             None => {
                 if let Some(guest) = self.guests.get_mut(&domid) {
-                    guest.forget(key);
+                    guest.forget(key, registry);
                 }
             }
             Some(state) if state == State::Closing as u32 => {
                 let detaching = self
                     .guests
                     .get_mut(&domid)
-                    .is_some_and(|guest| guest.detach(key));
+                    .is_some_and(|guest| guest.detach(key, registry));
                 if !detaching {
                     libxl::write_state(&mut self.store, domid, key, State::Closed)?;
                 }
@@ -224,23 +263,60 @@ impl Supervisor {
             Some(state) => {
                 let guest = match self.guests.entry(domid) {
                     Entry::Occupied(guest) => guest.into_mut(),
-                    Entry::Vacant(place) => place.insert(Guest::read(&mut self.store, domid)?),
-                };
-                if state == State::Initialising as u32 {
-                    // The last guest of this domid must not be served on as this one.
-                    let earlier = |(worker, _): &mut (WorkerProcess, _)| worker.domid() == domid;
-                    for (worker, _) in self.stopping.extract_if(.., earlier) {
-                        worker.reap(self.poll.registry());
+                    Entry::Vacant(place) => {
+                        place.insert(Guest::read(&mut self.store, &self.files, domid)?)
                     }
-                    guest.attach(key, &mut self.store, &self.config);
-                    let registry = self.poll.registry();
-                    guest.start_worker(self.config.polling, registry, &mut self.next_token);
-                    guest.send_pending();
-                } else {
+                };
+                if state != State::Initialising as u32 {
                     guest.refuse_served(key);
+                    return Ok(());
                 }
+                // The last guest of this domid must not be served on as this one.
+                for (worker, deadline) in &mut self.stopping {
+                    if worker.domid() == domid && deadline.take().is_some() {
+                        worker.kill(registry);
+                    }
+                }
+                let mut tools = Tools {
+                    config: &self.config,
+                    files: &self.files,
+                    registry,
+                    next_token: &mut self.next_token,
+                };
+                guest.attach(key, false, &mut self.store, &tools);
+                guest.serve_pending(&mut tools);
             }
         }
+        Ok(())
+    }
+
+    /// Takes over a guest that an earlier supervisor has served, with all its devices at once: none of its
+    /// accesses may be answered before.
+    fn take_over(&mut self, domid: u16) -> Result<(), XenStoreError> {
+        let guest = match self.guests.entry(domid) {
+            Entry::Occupied(guest) => guest.into_mut(),
+            Entry::Vacant(place) => {
+                let guest = Guest::read(&mut self.store, &self.files, domid)?;
+                if !guest.is_to_be_taken_over() {
+                    return Ok(());
+                }
+                place.insert(guest)
+            }
+        };
+        if !guest.is_to_be_taken_over() {
+            return Ok(());
+        }
+        let mut tools = Tools {
+            config: &self.config,
+            files: &self.files,
+            registry: self.poll.registry(),
+            next_token: &mut self.next_token,
+        };
+        for (key, state) in libxl::active_entries(&mut self.store, domid)? {
+            let served = state != State::Initialising as u32;
+            guest.attach(key, served, &mut self.store, &tools);
+        }
+        guest.serve_pending(&mut tools);
         Ok(())
     }
 
@@ -265,26 +341,25 @@ impl Supervisor {
     }
 
     fn release_guest(&mut self, domid: u16) {
-        if let Some(guest) = self.guests.remove(&domid) {
+        if let Some(mut guest) = self.guests.remove(&domid) {
             tracing::info!("guest {} ({domid}) is gone", guest.name());
-            if let Some(worker) = guest.into_worker() {
+            guest.end_earlier_workers();
+            self.files.remove(guest.identity());
+            let deadline = Some(Instant::now() + STOP_LIMIT);
+            for worker in guest.into_workers() {
                 let _ = worker.send(&ToWorker::Stop, &[]);
-                self.stopping.push((worker, Instant::now() + STOP_LIMIT));
+                self.stopping.push((worker, deadline));
             }
         }
     }
 
     fn hear_worker(&mut self, token: Token) -> Result<(), XenStoreError> {
-        if let Some(index) = self
-            .stopping
-            .iter()
-            .position(|(worker, _)| worker.token() == token)
-        {
-            if self.stopping[index].0.has_ended() {
-                self.stopping
-                    .swap_remove(index)
-                    .0
-                    .reap(self.poll.registry());
+        let registry = self.poll.registry();
+        let stopping = |(worker, _): &&mut (WorkerProcess, _)| worker.token() == token;
+        if let Some((worker, deadline)) = self.stopping.iter_mut().find(stopping) {
+            if deadline.is_some() && worker.has_ended() {
+                *deadline = None;
+                worker.kill(registry);
             }
             return Ok(());
         }
@@ -295,7 +370,6 @@ impl Supervisor {
         else {
             return Ok(());
         };
-        let registry = self.poll.registry();
         for heard in 0.. {
             let Some(message) = guest.hear(registry) else {
                 break;
@@ -305,7 +379,7 @@ impl Supervisor {
             }
             match message {
                 FromWorker::Attached { key } if guest.knows(key) => {
-                    libxl::write_state(&mut self.store, domid, key, State::InitWait)?;
+                    libxl::tell_ready(&mut self.store, domid, key)?;
                 }
                 FromWorker::Detached { key } => {
                     libxl::write_state(&mut self.store, domid, key, State::Closed)?;
@@ -320,7 +394,7 @@ impl Supervisor {
                 | FromWorker::AttachFailed { .. } => {}
             }
         }
-        if !guest.has_worker(token)
+        if !guest.is_served_by(token)
             && let Some(collection) = &mut self.collection
         {
             collection.waiting.remove(&token);

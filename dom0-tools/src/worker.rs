@@ -1,9 +1,11 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
+use crate::disk_lock;
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::EntryKey;
 use crate::server::Server;
-use anyhow::{Context, Result, anyhow, bail};
+use crate::state::GuestState;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use std::collections::BTreeMap;
@@ -32,8 +34,9 @@ const MAX_DISK_QUEUES: usize = 4;
 /// What keeps the guest from being served; the supervisor is told too.
 pub fn run(socket: OwnedFd) -> Result<()> {
     let channel = Channel::new(socket);
-    let server = match start(&channel) {
-        Ok(server) => server,
+    let (server, state) = match start(&channel) {
+        Ok(Some(started)) => started,
+        Ok(None) => return Ok(()),
         Err(error) => {
             // The supervisor logs it, with the guest's name.
             channel.send(
@@ -48,30 +51,50 @@ pub fn run(socket: OwnedFd) -> Result<()> {
     Worker {
         channel,
         server,
+        state,
         slots: BTreeMap::new(),
+        begun: false,
         supervised: true,
     }
     .serve()
 }
 
-fn start(channel: &Channel) -> Result<Server<XenGuest>> {
+/// Takes what the supervisor hands over, and the guest from an earlier worker if there was one. `None` if
+/// there is no supervisor any more.
+fn start(channel: &Channel) -> Result<Option<(Server<XenGuest>, GuestState)>> {
     wait_readable(channel)?;
     let (message, fds) = channel.receive()?.context("the supervisor sent nothing")?;
     let ToWorker::Start {
         domid,
         poll_limit_us,
+        cpu_percent,
     } = message
     else {
         bail!("the supervisor began with {message:?}")
     };
-    let [privcmd, evtchn, gntdev] = <[OwnedFd; 3]>::try_from(fds)
-        .map_err(|fds| anyhow!("{} descriptors instead of 3", fds.len()))?;
+    let [privcmd, evtchn, gntdev, state] = <[OwnedFd; 4]>::try_from(fds)
+        .map_err(|fds| anyhow!("{} descriptors instead of 4", fds.len()))?;
     crate::sandbox::enter(domid).context("going into the sandbox")?;
+    // The next supervisor ends the workers that it finds by their user, which this one has had since the
+    // line before. Whose supervisor had ended by then ends by itself, before it touches the guest.
+    if !channel.is_connected()? {
+        return Ok(None);
+    }
+    let state = GuestState::map(&File::from(state))?;
     let domid = Domid(domid);
     let privcmd = Privcmd::new(privcmd.into(), domid);
     let evtchn = EventChannels::new(evtchn.into(), domid);
-    let guest = XenGuest::new(privcmd, File::from(gntdev), evtchn)?;
-    Ok(Server::new(guest, Duration::from_micros(poll_limit_us))?)
+    let server = match state.server()? {
+        Some(server) => server,
+        None => {
+            let server = XenGuest::create_server(&privcmd)?;
+            state.set_server(server);
+            server
+        }
+    };
+    let guest = XenGuest::open(privcmd, File::from(gntdev), evtchn, server)?;
+    let server = Server::new(guest, Duration::from_micros(poll_limit_us), cpu_percent)?;
+    Ok(Some((server, state)))
 }
 
 fn wait_readable(channel: &Channel) -> io::Result<()> {
@@ -84,16 +107,26 @@ fn wait_readable(channel: &Channel) -> io::Result<()> {
 }
 
 struct Worker {
-    /// Dropped before `channel`: when the supervisor sees that end, nothing is in flight any more.
+    /// Dropped before `channel`: when the supervisor sees that end, and the worker was not killed, nothing is
+    /// in flight any more.
     server: Server<XenGuest>,
     channel: Channel,
+    state: GuestState,
     slots: BTreeMap<EntryKey, Slot>,
+    /// The guest may be answered: whatever device it knows is here.
+    begun: bool,
     /// Whether the supervisor is still there. Without it the guest is served on as it is.
     supervised: bool,
 }
 
 impl Worker {
     fn serve(mut self) -> Result<()> {
+        while !self.begun {
+            wait_readable(&self.channel)?;
+            if self.obey()? || !self.supervised {
+                return Ok(());
+            }
+        }
         let supervisor = self.channel.as_fd().as_raw_fd();
         self.server.registry().register(
             &mut SourceFd(&supervisor),
@@ -148,14 +181,23 @@ impl Worker {
                     grant_usage,
                     read_only,
                     serial,
+                    served,
+                    lock,
                 } => {
-                    let range = MmioRange { base, len };
                     let mode = if grant_usage {
                         AddressMode::Grants
                     } else {
                         AddressMode::Frames
                     };
-                    match self.attach_disk(range, irq, mode, read_only, &serial, fds) {
+                    let device = NewDevice {
+                        key,
+                        range: MmioRange { base, len },
+                        irq,
+                        mode,
+                        served,
+                        lock,
+                    };
+                    match self.attach_disk(&device, read_only, &serial, fds) {
                         Ok(slot) => {
                             self.slots.insert(key, slot);
                             FromWorker::Attached { key }
@@ -166,10 +208,15 @@ impl Worker {
                         },
                     }
                 }
+                ToWorker::Serve => {
+                    self.begun = true;
+                    continue;
+                }
                 ToWorker::Detach { key } => {
                     if let Some(slot) = self.slots.remove(&key) {
                         self.server.remove(slot);
                     }
+                    self.state.forget(key)?;
                     FromWorker::Detached { key }
                 }
                 ToWorker::Report => FromWorker::Report {
@@ -196,9 +243,7 @@ impl Worker {
 
     fn attach_disk(
         &mut self,
-        range: MmioRange,
-        irq: u32,
-        mode: AddressMode,
+        new: &NewDevice,
         read_only: bool,
         serial: &str,
         fds: Vec<OwnedFd>,
@@ -207,16 +252,33 @@ impl Worker {
             .into_iter()
             .next()
             .context("no descriptor came with the disk")?;
+        if !read_only {
+            disk_lock::wait_for_earlier_users(&file, new.lock)?;
+        }
         let disk = Disk::from_file(file.into(), read_only)?;
+        let state = self.state.slot(new.key, new.range.base)?;
+        ensure!(
+            state.is_known || !new.served,
+            "nothing is recorded of it, although the guest has had it"
+        );
         let hypervisor = self.server.hypervisor();
         let queues = hypervisor.vcpus().min(MAX_DISK_QUEUES);
-        let blk = Blk::new(disk, padded(serial), queues.try_into()?)?;
-        let access = hypervisor.guest_access(mode);
-        let line = hypervisor.interrupt_line(irq);
-        Ok(self
-            .server
-            .add(range, MmioDevice::new(Box::new(blk), mode, access, line))?)
+        let blk = Blk::new(disk, padded(serial), queues.try_into()?, state.own)?;
+        let access = hypervisor.guest_access(new.mode);
+        let line = hypervisor.interrupt_line(new.irq);
+        let device = MmioDevice::new(Box::new(blk), new.mode, access, line, state.device)?;
+        Ok(self.server.add(new.range, device)?)
     }
+}
+
+/// What the supervisor says of any device.
+struct NewDevice {
+    key: EntryKey,
+    range: MmioRange,
+    irq: u32,
+    mode: AddressMode,
+    served: bool,
+    lock: u64,
 }
 
 /// The first bytes of `text`, as many as a serial number has.

@@ -9,6 +9,7 @@ use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, Gref, PAGE_SIZE, Page, Policy, RingMemory, Segment};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use vm_memory::{GuestAddress, MmapRegion, Permissions, VolatileMemory, VolatileSlice};
 
@@ -18,6 +19,45 @@ const FIRST_FRAME: u64 = 0x4000_0000 / PAGE_SIZE as u64;
 /// `GNTST_bad_gntref` and `GNTST_permission_denied` (`xen/grant_table.h`).
 const GNTST_BAD_GNTREF: i16 = -3;
 const GNTST_PERMISSION_DENIED: i16 = -8;
+
+/// Kills the thread that serves a simulated guest, at a step of one's choice, as SIGKILL kills a process:
+/// nothing more of it is carried out. Every write to what is shared with the guest, or with the process that
+/// follows, is a step.
+#[derive(Debug, Default)]
+pub struct Lifeline {
+    steps: AtomicU64,
+    /// The step that is not carried out; none if zero.
+    last: AtomicU64,
+}
+
+impl Lifeline {
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::SeqCst)
+    }
+
+    /// The thread that comes to step `last`, counted from now on from one, dies there.
+    pub fn cut_at(&self, last: u64) {
+        self.last.store(last, Ordering::SeqCst);
+        self.steps.store(0, Ordering::SeqCst);
+    }
+
+    /// Whether a thread has died since [`Lifeline::cut_at`].
+    pub fn is_cut(&self) -> bool {
+        let last = self.last.load(Ordering::SeqCst);
+        last != 0 && self.steps() >= last
+    }
+
+    /// The next step is about to be carried out.
+    pub fn step(&self) {
+        let step = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
+        if step == self.last.load(Ordering::SeqCst) {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
 
 /// A simulated guest's memory. Clones share it: one for the guest, others for the backend.
 #[derive(Clone, Debug)]
@@ -29,6 +69,7 @@ pub struct SimMemory {
 struct Shared {
     frames: MmapRegion,
     table: Mutex<Table>,
+    lifeline: Lifeline,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +106,7 @@ impl SimMemory {
             shared: Arc::new(Shared {
                 frames: region,
                 table: Mutex::new(table),
+                lifeline: Lifeline::default(),
             }),
         })
     }
@@ -147,6 +189,11 @@ impl SimMemory {
             .ok()
     }
 
+    /// The life of whoever serves this guest.
+    pub fn lifeline(&self) -> &Lifeline {
+        &self.shared.lifeline
+    }
+
     /// The backend's access to this guest.
     pub fn access(&self, mode: AddressMode) -> SimAccess {
         SimAccess {
@@ -191,6 +238,7 @@ impl SimAccess {
         segment: Segment,
         local: std::ops::Range<usize>,
     ) -> Result<(), CopyFault> {
+        self.memory.lifeline().step();
         let mut table = self.memory.table();
         if table.failing_copies > 0 {
             table.failing_copies -= 1;
@@ -314,6 +362,7 @@ struct SimMapping {
 
 impl MappedPages for SimMapping {
     fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        self.memory.lifeline().step();
         let pages = self.memory.memory(self.first, offset + len);
         let slice = pages.and_then(|pages| pages.subslice(offset, len).ok());
         slice.expect("map_ring found the pages in the guest's memory")

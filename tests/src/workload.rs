@@ -1,16 +1,17 @@
 //! Pieces of the data path, to be repeated and measured.
 
-use crate::blk::BlkRequest;
-use crate::driver::Driver;
-use crate::queue::RawQueue;
+use crate::sim::driver;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::blk::{Blk, Disk};
-use xen_virtio_backend::{Device, DeviceType, QueueIndex, QueueLayout, QueueSetup, VirtQueue};
+use xen_virtio_backend::{
+    Device, DeviceType, QueueIndex, QueueJournal, QueueLayout, QueueSetup, StateArea, VirtQueue,
+};
+use xen_virtio_guest_io::{BlkRequest, Buffer, Driver, RawQueue};
 use xen_virtio_guest_mapping::{AddressMode, CopyOp, Direction, GuestAccess, GuestAddress};
-use xen_virtio_transport::sim::simulate;
+use xen_virtio_transport::sim::{SimGuest, simulate};
 use xen_virtio_transport::{Offer, Register, RegisterFile};
 
 /// One operation, ready to be repeated.
@@ -30,10 +31,15 @@ const SIZE: u16 = 64;
 /// Requests of one `blk-batch`.
 const BATCH: u16 = 8;
 
-/// A driver, whose guest nobody answers: only its memory is used.
-fn driver() -> Driver {
+/// A guest that nobody answers, of which only the memory is used, and a driver in it.
+fn guest() -> (SimGuest, Driver) {
     let (_, guest) = simulate(256).expect("memory for a simulated guest");
-    Driver::new(guest, 0)
+    let driver = driver(&guest, 0);
+    (guest, driver)
+}
+
+fn journal() -> QueueJournal {
+    QueueJournal::private().expect("memory")
 }
 
 fn layout(queue: &RawQueue) -> QueueLayout {
@@ -76,11 +82,12 @@ fn register_file() -> Operation {
 
 /// A request taken from its queue and given back.
 fn queue() -> Operation {
-    let driver = driver();
-    let mut raw = RawQueue::new(driver.guest.memory(), SIZE);
+    let (guest, driver) = guest();
+    let mut raw = RawQueue::new(&driver, SIZE);
     BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 4096, true).describe(&raw, 0);
-    let mut access = driver.guest.memory().access(AddressMode::Grants);
-    let mut queue = VirtQueue::map(layout(&raw), true, &mut access).expect("a good queue");
+    let mut access = guest.memory().access(AddressMode::Grants);
+    let mut queue =
+        VirtQueue::map(layout(&raw), true, journal(), &mut access).expect("a good queue");
     Box::new(move || {
         raw.offer(0);
         let request = queue.pop().expect("a good ring").expect("a request");
@@ -91,11 +98,11 @@ fn queue() -> Operation {
 
 /// The three copies of a read of 4 KiB.
 fn copy() -> Operation {
-    let driver = driver();
+    let (guest, driver) = guest();
     let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 4096, true);
-    let mut access = driver.guest.memory().access(AddressMode::Grants);
+    let mut access = guest.memory().access(AddressMode::Grants);
     let mut bytes = vec![0; 8192];
-    let operation = |direction, buffer: &crate::Buffer, local| {
+    let operation = |direction, buffer: &Buffer, local| {
         CopyOp::new(direction, GuestAddress(buffer.address()), local)
     };
     let mut operations = [
@@ -111,8 +118,8 @@ fn copy() -> Operation {
 
 /// Eight reads of 4 KiB at once, from the available ring to the used ring.
 fn blk_batch() -> Operation {
-    let driver = driver();
-    let mut raw = RawQueue::new(driver.guest.memory(), SIZE);
+    let (guest, driver) = guest();
+    let mut raw = RawQueue::new(&driver, SIZE);
     for index in 0..BATCH {
         let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 4096, true);
         request.describe(&raw, index * 3);
@@ -120,14 +127,15 @@ fn blk_batch() -> Operation {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.as_file().set_len(1 << 20).expect("room for a disk");
     let disk = Disk::open(file.path(), false).expect("a disk");
-    let mut blk = Blk::new(disk, [0; 20], 1).expect("memory");
-    let mut access = driver.guest.memory().access(AddressMode::Grants);
+    let mut blk =
+        Blk::new(disk, [0; 20], 1, StateArea::private(8).expect("memory")).expect("memory");
+    let mut access = guest.memory().access(AddressMode::Grants);
     let setup = QueueSetup {
         layout: layout(&raw),
         features: 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH,
     };
     let index = QueueIndex::new(0, 1).expect("the first queue");
-    blk.start_queue(index, setup, &mut access)
+    blk.start_queue(index, setup, journal(), &mut access)
         .expect("a good queue");
     Box::new(move || {
         let before = raw.used_index();

@@ -75,7 +75,6 @@ fn checks() -> Checks {
     layout!(c, "struct xen_dm_op_ioreq_server_range", transport::IoreqServerRange,
         id: "id", kind: "type", start: "start", end: "end");
     layout!(c, "struct xen_dm_op_set_ioreq_server_state", transport::SetIoreqServerState, id: "id", enabled: "enabled");
-    layout!(c, "struct xen_dm_op_destroy_ioreq_server", transport::DestroyIoreqServer, id: "id");
     layout!(c, "struct xen_dm_op_set_irq_level", transport::SetIrqLevel, irq: "irq", level: "level");
     layout!(c, "struct xen_dm_op_nr_vcpus", transport::NrVcpus, vcpus: "vcpus");
     layout!(c, "struct ioreq", transport::Ioreq,
@@ -129,10 +128,6 @@ fn checks() -> Checks {
         (
             "XEN_DMOP_set_ioreq_server_state",
             transport::XEN_DMOP_SET_IOREQ_SERVER_STATE,
-        ),
-        (
-            "XEN_DMOP_destroy_ioreq_server",
-            transport::XEN_DMOP_DESTROY_IOREQ_SERVER,
         ),
         ("XEN_DMOP_set_irq_level", transport::XEN_DMOP_SET_IRQ_LEVEL),
         ("XEN_DMOP_nr_vcpus", transport::XEN_DMOP_NR_VCPUS),

@@ -10,10 +10,10 @@ use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
 use xen_virtio_backend::blk::{Blk, Disk};
-use xen_virtio_backend::{Device, QueueIndex, QueueLayout, QueueSetup};
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, SimHal, SimTransport};
+use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueSetup, StateArea};
+use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport};
 use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
-use xen_virtio_tests::{BlkRequest, Driver, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of};
+use xen_virtio_tests::{BlkRequest, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of, driver};
 use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{MmioRange, Register, TrapRequest, Width};
 
@@ -33,7 +33,7 @@ fn disk_file() -> NamedTempFile {
 fn linux_probes_the_device_and_reads() {
     let file = disk_file();
     let (guest, machine) = disk_of(&[file.path()], 2, false);
-    let driver = Driver::new(guest.clone(), 0);
+    let driver = driver(&guest, 0);
     assert_eq!(driver.read(Register::MagicValue), 0x7472_6976);
     assert_eq!(driver.read(Register::Version), 2);
     assert_eq!(driver.read(Register::DeviceId), 2);
@@ -60,7 +60,7 @@ fn linux_probes_the_device_and_reads() {
         assert_eq!(driver.read(Register::QueueReady), 0);
         let size = driver.read(Register::QueueSizeMax);
         assert!(size >= 128);
-        let queue = RawQueue::new(guest.memory(), 128);
+        let queue = RawQueue::new(&driver, 128);
         driver.start_queue(index, 128, queue.addresses());
         assert_eq!(driver.read(Register::QueueReady), 1);
         queues.push(queue);
@@ -69,10 +69,10 @@ fn linux_probes_the_device_and_reads() {
     assert_eq!(driver.read(Register::QueueSizeMax), 0);
     driver.driver_ok();
     let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 9, 1024, true);
-    let interrupts = guest.interrupts(driver.irq);
+    let interrupts = guest.interrupts(FIRST_IRQ);
     assert_eq!(request.perform(&driver, &mut queues[0]), (0, 1025));
     assert_eq!(request.data.read(), [vec![9; 512], vec![10; 512]].concat());
-    assert!(guest.wait_interrupt(driver.irq, interrupts, Duration::from_secs(5)));
+    assert!(guest.wait_interrupt(FIRST_IRQ, interrupts, Duration::from_secs(5)));
     assert_eq!(driver.read(Register::InterruptStatus), 1);
     driver.write(Register::InterruptAck, 1);
     assert_eq!(driver.read(Register::InterruptStatus), 0);
@@ -142,7 +142,7 @@ fn requests_end_with_the_status_that_fits() {
     let file = disk_file();
     let size = std::fs::metadata(file.path()).unwrap().len();
     let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = Driver::new(guest, 0);
+    let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
     let (ok, io_error, unsupported) = (0, 1, 2);
     for (what, kind, sector, len, reads, expected) in [
@@ -305,7 +305,7 @@ fn sixteen_requests_at_once_keep_apart() {
 
     let file = disk_file();
     let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = Driver::new(guest, 0);
+    let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
     let request = |kind, slot, len, reads| BlkRequest::new(&driver, kind, slot * 8, len, reads);
     let mut slots: Vec<Slot> = (0..u64::from(SLOTS))
@@ -347,13 +347,13 @@ fn sixteen_requests_at_once_keep_apart() {
 fn queues_have_their_turns() {
     let file = disk_file();
     let disk = Disk::open(file.path(), false).unwrap();
-    let mut blk = Blk::new(disk, [0; 20], 2).unwrap();
+    let mut blk = Blk::new(disk, [0; 20], 2, StateArea::private(8).unwrap()).unwrap();
     // Nobody answers this guest's traps: only its memory is used.
     let (_, guest) = simulate(256).unwrap();
-    let driver = Driver::new(guest, 0);
-    let mut access = driver.guest.memory().access(AddressMode::Grants);
+    let driver = driver(&guest, 0);
+    let mut access = guest.memory().access(AddressMode::Grants);
     let mut queues = [0, 1].map(|index| {
-        let queue = RawQueue::new(driver.guest.memory(), 512);
+        let queue = RawQueue::new(&driver, 512);
         let [descriptors, available, used] = queue.addresses().map(GuestAddress);
         let layout = QueueLayout {
             size: 512,
@@ -363,8 +363,13 @@ fn queues_have_their_turns() {
         };
         let features = 1 << VIRTIO_BLK_F_FLUSH;
         let index = QueueIndex::new(index, 2).unwrap();
-        blk.start_queue(index, QueueSetup { layout, features }, &mut access)
-            .unwrap();
+        blk.start_queue(
+            index,
+            QueueSetup { layout, features },
+            QueueJournal::private().unwrap(),
+            &mut access,
+        )
+        .unwrap();
         queue
     });
     let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, true);
@@ -395,7 +400,7 @@ fn queues_have_their_turns() {
 fn a_request_larger_than_the_buffer_is_served_in_parts() {
     let file = disk_file();
     let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = Driver::new(guest, 0);
+    let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
     let bytes: Vec<u8> = (0..1_600_000u32 / 512 * 512)
         .map(|place| (place * 7 / 5).to_le_bytes()[0])
@@ -429,7 +434,7 @@ fn a_request_larger_than_the_buffer_is_served_in_parts() {
 fn a_serial_is_whole_however_much_is_sent_with_the_question() {
     let file = disk_file();
     let (guest, _machine) = disk_of(&[file.path()], 1, false);
-    let driver = Driver::new(guest, 0);
+    let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
     let request = BlkRequest::new(&driver, VIRTIO_BLK_T_GET_ID, 0, 20, true);
     for junk in [1 << 20, (1 << 20) - 30, 3 << 20] {
@@ -453,7 +458,7 @@ fn a_serial_is_whole_however_much_is_sent_with_the_question() {
 fn descriptor_boundaries_mean_nothing() {
     let file = disk_file();
     let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = Driver::new(guest, 0);
+    let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
     let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 5, 512, true);
     // The header in three pieces, one of them empty; the data's last part and the status in one.
@@ -478,7 +483,7 @@ fn a_read_only_disk_is_offered_and_kept_so() {
     let file = disk_file();
     let before = std::fs::read(file.path()).unwrap();
     let (guest, _machine) = disk_of(&[file.path()], 1, true);
-    let driver = Driver::new(guest, 0);
+    let driver = driver(&guest, 0);
     assert!(driver.offered_features() & 1 << VIRTIO_BLK_F_RO != 0);
     let mut queue = driver.start(64);
     let request = BlkRequest::new(&driver, VIRTIO_BLK_T_OUT, 0, 512, false);
@@ -492,11 +497,11 @@ fn interrupts_come_when_the_driver_wants_them() {
     let file = disk_file();
     for event_idx in [true, false] {
         let (guest, machine) = disk_of(&[file.path()], 1, false);
-        let driver = Driver::new(guest.clone(), 0);
+        let driver = driver(&guest, 0);
         let features =
             driver.offered_features() & !(u64::from(!event_idx) << VIRTIO_RING_F_EVENT_IDX);
         assert_eq!(driver.negotiate(features), Negotiated::Accepted);
-        let mut queue = RawQueue::new(guest.memory(), 64);
+        let mut queue = RawQueue::new(&driver, 64);
         driver.start_queue(0, 64, queue.addresses());
         driver.driver_ok();
         if event_idx {
@@ -508,17 +513,17 @@ fn interrupts_come_when_the_driver_wants_them() {
             BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, true).perform(&driver, &mut queue);
         }
         driver.settle();
-        assert_eq!(guest.interrupts(driver.irq), 0, "event_idx {event_idx}");
+        assert_eq!(guest.interrupts(FIRST_IRQ), 0, "event_idx {event_idx}");
         if !event_idx {
             queue.set_flags(0);
         }
         // A kick with nothing behind it is no reason for an interrupt.
         driver.notify(0);
         driver.settle();
-        assert_eq!(guest.interrupts(driver.irq), 0, "event_idx {event_idx}");
+        assert_eq!(guest.interrupts(FIRST_IRQ), 0, "event_idx {event_idx}");
         BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, true).perform(&driver, &mut queue);
         assert!(
-            guest.wait_interrupt(driver.irq, 0, Duration::from_secs(5)),
+            guest.wait_interrupt(FIRST_IRQ, 0, Duration::from_secs(5)),
             "event_idx {event_idx}"
         );
         machine.stop().unwrap();
@@ -530,7 +535,7 @@ fn interrupts_come_when_the_driver_wants_them() {
 fn a_driver_comes_and_goes_ten_times() {
     let file = disk_file();
     let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = Driver::new(guest.clone(), 0);
+    let driver = driver(&guest, 0);
     for round in 0..10 {
         let mut queue = driver.start(64);
         for index in 0..20 {
@@ -544,7 +549,7 @@ fn a_driver_comes_and_goes_ten_times() {
         assert_eq!(driver.read(Register::Status), 0);
         let used = queue.used_index();
         for area in [&queue.descriptors, &queue.available, &queue.used] {
-            guest.memory().revoke(area.grant, 1);
+            guest.memory().revoke(area.grant(), 1);
         }
         assert_eq!(guest.memory().revoked_while_mapped(), 0);
         driver.settle();
@@ -565,12 +570,12 @@ fn a_driver_comes_and_goes_ten_times() {
 fn a_revoked_grant_fails_its_own_request_only() {
     let file = disk_file();
     let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = Driver::new(guest.clone(), 0);
+    let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
     let good = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 1, 512, true);
     for (kind, reads) in [(VIRTIO_BLK_T_IN, true), (VIRTIO_BLK_T_OUT, false)] {
         let bad = BlkRequest::new(&driver, kind, 0, 512, reads);
-        guest.memory().revoke(bad.data.grant, 1);
+        guest.memory().revoke(bad.data.grant(), 1);
         assert_eq!(bad.perform(&driver, &mut queue), (1, 1));
         assert_eq!(good.perform(&driver, &mut queue), (0, 513));
     }

@@ -1,5 +1,6 @@
 //! A device behind its registers: performs what the driver's accesses ask for.
 
+use crate::device_state::{DeviceState, DeviceStateError};
 use crate::hypervisor::{InterruptLine, Width};
 use crate::interrupt::{Cause, Interrupt};
 use crate::register_file::{Effect, Offer, RegisterFile};
@@ -8,12 +9,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
-use xen_virtio_backend::{Activity, Device, DeviceError, DeviceFailure, LogLimit, Turn};
+use xen_virtio_backend::{
+    Activity, Device, DeviceError, DeviceFailure, LogLimit, QueueIndex, QueueSetup, Turn,
+};
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
 /// One virtio-mmio device of a guest.
 pub struct MmioDevice {
     registers: RegisterFile,
+    state: DeviceState,
     device: Box<dyn Device>,
     access: Box<dyn GuestAccess>,
     interrupt: Interrupt,
@@ -63,13 +67,19 @@ pub struct DeviceReport {
 }
 
 impl MmioDevice {
-    /// A device whose driver names its memory as `mode` says, through `access`.
+    /// A device whose driver names its memory as `mode` says, through `access`. It goes on from `state`:
+    /// from the beginning, if nobody has driven it yet.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceStateError`] if it cannot.
     pub fn new(
         device: Box<dyn Device>,
         mode: AddressMode,
         access: Box<dyn GuestAccess>,
         line: Box<dyn InterruptLine>,
-    ) -> Self {
+        state: DeviceState,
+    ) -> Result<Self, DeviceStateError> {
         let required_features = match mode {
             // A driver that does not accept ACCESS_PLATFORM would send addresses that were never granted.
             AddressMode::Grants => 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM,
@@ -81,8 +91,10 @@ impl MmioDevice {
             required_features,
             queue_sizes: device.queue_sizes().to_vec(),
         };
-        Self {
-            registers: RegisterFile::new(offer),
+        let known = state.load(offer.queue_sizes.len())?;
+        let mut this = Self {
+            registers: RegisterFile::new(offer.clone()),
+            state,
             device,
             access,
             interrupt: Interrupt::new(line),
@@ -91,6 +103,32 @@ impl MmioDevice {
             refused_accesses: 0,
             failure_log: LogLimit::default(),
             access_log: LogLimit::default(),
+        };
+        if let Some(set) = known {
+            this.registers = RegisterFile::restore(offer, set)?;
+            this.go_on();
+        }
+        Ok(this)
+    }
+
+    /// Goes on from registers that an earlier process left.
+    fn go_on(&mut self) {
+        if self.registers.needs_reset() {
+            self.failure = Some("it failed when an earlier process served it".to_owned());
+            self.registers.set_interrupt(Cause::UsedBuffer);
+            self.interrupt
+                .raise(Cause::Configuration, &mut self.registers);
+            return;
+        }
+        for (index, setup) in self.registers.running_queues() {
+            self.start_queue(index, setup);
+            if self.registers.needs_reset() {
+                return;
+            }
+        }
+        if self.registers.is_live() {
+            // The last one may not have been raised. One too many does no harm.
+            self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
         }
     }
 
@@ -140,14 +178,17 @@ impl MmioDevice {
 
     fn write_register(&mut self, register: Register, value: u32) -> Effect {
         let effect = self.registers.write(register, value);
+        if let Effect::StartQueue(index, setup) = effect {
+            // Before the registers say that it runs: from then on the journal is what it goes on from.
+            self.state.journal(index).clear(setup.layout.size);
+        }
+        if register.keeps_writes() {
+            self.state.save(self.registers.set());
+        }
         match effect {
             // After a kick, or when the driver is ready, the queues have their turn: `process`.
             Effect::Nothing | Effect::Refused | Effect::Notify(_) | Effect::DriverOk => {}
-            Effect::StartQueue(index, setup) => {
-                if let Err(error) = self.device.start_queue(index, setup, &mut *self.access) {
-                    self.fail(&DeviceFailure::from(error).of(index.get()));
-                }
-            }
+            Effect::StartQueue(index, setup) => self.start_queue(index, setup),
             Effect::StopQueue(index) => self.device.stop_queue(index),
             Effect::Reset => {
                 self.stop_queues();
@@ -156,6 +197,16 @@ impl MmioDevice {
             }
         }
         effect
+    }
+
+    fn start_queue(&mut self, index: QueueIndex, setup: QueueSetup) {
+        let journal = self.state.journal(index);
+        let started = self
+            .device
+            .start_queue(index, setup, journal, &mut *self.access);
+        if let Err(error) = started {
+            self.fail(&DeviceFailure::from(error).of(index.get()));
+        }
     }
 
     fn stop_queues(&mut self) {
@@ -215,7 +266,9 @@ impl MmioDevice {
         }
         self.failure = Some(failure);
         self.stop_queues();
-        if self.registers.set_needs_reset() {
+        let interrupt = self.registers.set_needs_reset();
+        self.state.save(self.registers.set());
+        if interrupt {
             // What was completed before the failure may not have been told yet.
             self.registers.set_interrupt(Cause::UsedBuffer);
             self.interrupt

@@ -4,6 +4,7 @@
 
 use crate::interrupt::Cause;
 use crate::registers::Register;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -55,6 +56,13 @@ pub enum Effect {
 #[derive(Clone, Debug)]
 pub struct RegisterFile {
     offer: Offer,
+    set: RegisterSet,
+    interrupt_status: u32,
+}
+
+/// What the driver has set, and must find again whichever process serves it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterSet {
     status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -63,11 +71,19 @@ pub struct RegisterFile {
     driver_features_beyond: bool,
     queue_sel: u32,
     queues: Vec<QueueRegisters>,
-    interrupt_status: u32,
     config_generation: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Why what an earlier process knew of a device is not this device's.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("the driver knows {known} queues, and this device has {offered}")]
+    Queues { known: usize, offered: usize },
+    #[error("the driver accepted the features {0:#x}, which this device does not offer")]
+    Features(u64),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct QueueRegisters {
     size: u32,
     ready: bool,
@@ -78,23 +94,52 @@ struct QueueRegisters {
 
 impl RegisterFile {
     pub fn new(offer: Offer) -> Self {
-        Self {
+        let set = RegisterSet {
             queues: vec![QueueRegisters::default(); offer.queue_sizes.len()],
+            ..RegisterSet::default()
+        };
+        Self {
             offer,
-            status: 0,
-            device_features_sel: 0,
-            driver_features_sel: 0,
-            driver_features: 0,
-            driver_features_beyond: false,
-            queue_sel: 0,
+            set,
             interrupt_status: 0,
-            config_generation: 0,
         }
+    }
+
+    /// The registers as an earlier process left them. What interrupted the driver last is not among them:
+    /// it is to be interrupted again.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`] if the driver settled on something that this device does not have.
+    pub fn restore(offer: Offer, set: RegisterSet) -> Result<Self, RestoreError> {
+        let (known, offered) = (set.queues.len(), offer.queue_sizes.len());
+        if known != offered {
+            return Err(RestoreError::Queues { known, offered });
+        }
+        let restored = Self {
+            offer,
+            set,
+            interrupt_status: 0,
+        };
+        let beyond = restored.negotiated_features() & !restored.offer.features;
+        if beyond != 0 {
+            return Err(RestoreError::Features(beyond));
+        }
+        Ok(restored)
+    }
+
+    /// What [`RegisterFile::restore`] goes on from.
+    pub fn set(&self) -> &RegisterSet {
+        &self.set
     }
 
     fn reset(&mut self) {
         let Self {
             offer: _,
+            set,
+            interrupt_status,
+        } = self;
+        let RegisterSet {
             status,
             device_features_sel,
             driver_features_sel,
@@ -102,10 +147,9 @@ impl RegisterFile {
             driver_features_beyond,
             queue_sel,
             queues,
-            interrupt_status,
             // A driver that compares generations across a reset must see a change it missed.
             config_generation: _,
-        } = self;
+        } = set;
         *status = 0;
         *device_features_sel = 0;
         *driver_features_sel = 0;
@@ -123,7 +167,7 @@ impl RegisterFile {
             Register::Version => VERSION,
             Register::DeviceId => self.offer.device_type.0,
             Register::VendorId => VENDOR,
-            Register::DeviceFeatures => match self.device_features_sel {
+            Register::DeviceFeatures => match self.set.device_features_sel {
                 0 => low(self.offer.features),
                 1 => high(self.offer.features),
                 _ => 0,
@@ -134,10 +178,10 @@ impl RegisterFile {
                 .map_or(0, |index| self.offer.queue_sizes[index.get()].into()),
             Register::QueueReady => self
                 .selected()
-                .map_or(0, |index| self.queues[index.get()].ready.into()),
+                .map_or(0, |index| self.set.queues[index.get()].ready.into()),
             Register::InterruptStatus => self.interrupt_status,
-            Register::Status => self.status,
-            Register::ConfigGeneration => self.config_generation,
+            Register::Status => self.set.status,
+            Register::ConfigGeneration => self.set.config_generation,
             // A region that does not exist has length and base -1 (virtio 1.3, 4.2.2).
             Register::ShmLenLow
             | Register::ShmLenHigh
@@ -165,10 +209,10 @@ impl RegisterFile {
     /// Carries out the driver's write of `value` to `register`.
     pub fn write(&mut self, register: Register, value: u32) -> Effect {
         match register {
-            Register::DeviceFeaturesSel => self.device_features_sel = value,
-            Register::DriverFeaturesSel => self.driver_features_sel = value,
+            Register::DeviceFeaturesSel => self.set.device_features_sel = value,
+            Register::DriverFeaturesSel => self.set.driver_features_sel = value,
             Register::DriverFeatures => return self.accept_features(value),
-            Register::QueueSel => self.queue_sel = value,
+            Register::QueueSel => self.set.queue_sel = value,
             Register::QueueSize => return self.set_queue(|queue| queue.size = value),
             Register::QueueDescLow => {
                 return self.set_queue(|queue| set_low(&mut queue.descriptors, value));
@@ -212,11 +256,11 @@ impl RegisterFile {
     }
 
     fn selected(&self) -> Option<QueueIndex> {
-        QueueIndex::new(self.queue_sel, self.queues.len())
+        QueueIndex::new(self.set.queue_sel, self.set.queues.len())
     }
 
     fn has_status(&self, bit: u32) -> bool {
-        self.status & bit != 0
+        self.set.status & bit != 0
     }
 
     fn accept_features(&mut self, value: u32) -> Effect {
@@ -224,10 +268,10 @@ impl RegisterFile {
         if self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) {
             return Effect::Refused;
         }
-        match self.driver_features_sel {
-            0 => set_low(&mut self.driver_features, value),
-            1 => set_high(&mut self.driver_features, value),
-            _ => self.driver_features_beyond |= value != 0,
+        match self.set.driver_features_sel {
+            0 => set_low(&mut self.set.driver_features, value),
+            1 => set_high(&mut self.set.driver_features, value),
+            _ => self.set.driver_features_beyond |= value != 0,
         }
         Effect::Nothing
     }
@@ -241,11 +285,11 @@ impl RegisterFile {
         let settable = DRIVER_STATUS
             .iter()
             .fold(VIRTIO_CONFIG_S_FAILED, |all, bit| all | bit);
-        if self.status & settable & !value != 0 {
+        if self.set.status & settable & !value != 0 {
             return Effect::Refused;
         }
-        let before = self.status;
-        self.status |= value & VIRTIO_CONFIG_S_FAILED;
+        let before = self.set.status;
+        self.set.status |= value & VIRTIO_CONFIG_S_FAILED;
         for bit in DRIVER_STATUS {
             // A bit without the one before it is the driver's mistake, and FEATURES_OK without acceptable
             // features is how the device says no (virtio 1.3, 2.2.2): both stay clear.
@@ -254,9 +298,9 @@ impl RegisterFile {
             {
                 break;
             }
-            self.status |= bit;
+            self.set.status |= bit;
         }
-        let newly = self.status & !before;
+        let newly = self.set.status & !before;
         if newly & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             Effect::DriverOk
         } else {
@@ -271,16 +315,16 @@ impl RegisterFile {
             ..
         } = self.offer;
         self.has_status(VIRTIO_CONFIG_S_FEATURES_OK)
-            || (!self.driver_features_beyond
-                && self.driver_features & !features == 0
-                && self.driver_features & required_features == required_features)
+            || (!self.set.driver_features_beyond
+                && self.set.driver_features & !features == 0
+                && self.set.driver_features & required_features == required_features)
     }
 
     /// Changes the selected queue. A queue that runs keeps what it runs with.
     fn set_queue(&mut self, change: impl FnOnce(&mut QueueRegisters)) -> Effect {
         match self.selected() {
-            Some(index) if !self.queues[index.get()].ready => {
-                change(&mut self.queues[index.get()]);
+            Some(index) if !self.set.queues[index.get()].ready => {
+                change(&mut self.set.queues[index.get()]);
                 Effect::Nothing
             }
             _ => Effect::Refused,
@@ -292,29 +336,11 @@ impl RegisterFile {
             return Effect::Refused;
         };
         let usable = self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) && !self.needs_reset();
-        let max = self.offer.queue_sizes[index.get()];
-        let queue = &mut self.queues[index.get()];
+        let queue = &mut self.set.queues[index.get()];
         match (value, queue.ready) {
             (1, false) if usable => {
                 queue.ready = true;
-                // A size that was never written, or is too large, is no queue's: let it be found invalid.
-                let size = u16::try_from(queue.size)
-                    .ok()
-                    .filter(|size| *size <= max)
-                    .unwrap_or(0);
-                let layout = QueueLayout {
-                    size,
-                    descriptors: GuestAddress(queue.descriptors),
-                    available: GuestAddress(queue.available),
-                    used: GuestAddress(queue.used),
-                };
-                Effect::StartQueue(
-                    index,
-                    QueueSetup {
-                        layout,
-                        features: self.driver_features,
-                    },
-                )
+                Effect::StartQueue(index, self.setup(index))
             }
             (0, true) => {
                 queue.ready = false;
@@ -325,9 +351,29 @@ impl RegisterFile {
         }
     }
 
+    /// What a queue is to start with.
+    fn setup(&self, index: QueueIndex) -> QueueSetup {
+        let queue = self.set.queues[index.get()];
+        let max = self.offer.queue_sizes[index.get()];
+        let layout = QueueLayout {
+            // A size that was never written, or is too large, is no queue's: let it be found invalid.
+            size: u16::try_from(queue.size)
+                .ok()
+                .filter(|size| *size <= max)
+                .unwrap_or(0),
+            descriptors: GuestAddress(queue.descriptors),
+            available: GuestAddress(queue.available),
+            used: GuestAddress(queue.used),
+        };
+        QueueSetup {
+            layout,
+            features: self.set.driver_features,
+        }
+    }
+
     fn notify(&self, value: u32) -> Effect {
-        match QueueIndex::new(value, self.queues.len()) {
-            Some(index) if self.is_live() && self.queues[index.get()].ready => {
+        match QueueIndex::new(value, self.set.queues.len()) {
+            Some(index) if self.is_live() && self.set.queues[index.get()].ready => {
                 Effect::Notify(index)
             }
             _ => Effect::Refused,
@@ -341,23 +387,31 @@ impl RegisterFile {
 
     /// All queues, whatever their state.
     pub fn queues(&self) -> impl Iterator<Item = QueueIndex> + use<> {
-        let count = self.queues.len();
+        let count = self.set.queues.len();
         (0u32..).map_while(move |number| QueueIndex::new(number, count))
+    }
+
+    /// The queues that run, and what they were started with: none of a device that has failed.
+    pub fn running_queues(&self) -> Vec<(QueueIndex, QueueSetup)> {
+        self.queues()
+            .filter(|index| self.set.queues[index.get()].ready && !self.needs_reset())
+            .map(|index| (index, self.setup(index)))
+            .collect()
     }
 
     /// How many queues the driver has set up.
     pub fn ready_queues(&self) -> usize {
-        self.queues.iter().filter(|queue| queue.ready).count()
+        self.set.queues.iter().filter(|queue| queue.ready).count()
     }
 
     pub fn status(&self) -> u32 {
-        self.status
+        self.set.status
     }
 
     /// The features that the driver accepted, zero until it is done choosing.
     pub fn negotiated_features(&self) -> u64 {
         if self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) {
-            self.driver_features
+            self.set.driver_features
         } else {
             0
         }
@@ -370,7 +424,7 @@ impl RegisterFile {
     /// Tells the driver that the device has failed (virtio 1.3, 2.1.2). True if the driver is to be
     /// interrupted for it.
     pub fn set_needs_reset(&mut self) -> bool {
-        self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.set.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
     }
 
@@ -397,4 +451,4 @@ fn set_high(target: &mut u64, value: u32) {
 
 #[cfg(test)]
 #[path = "register_file_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -20,6 +20,27 @@ fn register_file() -> RegisterFile {
     })
 }
 
+/// Registers that take the most room to write down.
+pub(crate) fn widest_registers(queues: usize) -> RegisterSet {
+    let queue = QueueRegisters {
+        size: u32::MAX,
+        ready: false,
+        descriptors: u64::MAX,
+        available: u64::MAX,
+        used: u64::MAX,
+    };
+    RegisterSet {
+        status: u32::MAX,
+        device_features_sel: u32::MAX,
+        driver_features_sel: u32::MAX,
+        driver_features: u64::MAX,
+        driver_features_beyond: false,
+        queue_sel: u32::MAX,
+        queues: vec![queue; queues],
+        config_generation: u32::MAX,
+    }
+}
+
 fn accept(registers: &mut RegisterFile, features: u64) {
     for (sel, half) in [(0, low(features)), (1, high(features))] {
         assert_eq!(
@@ -161,7 +182,7 @@ fn status_bits_come_in_order_and_never_go_one_by_one() {
         (ACK, !FEATURES_OK, ACK | DRIVER | VIRTIO_CONFIG_S_FAILED),
     ] {
         let mut registers = register_file();
-        registers.status = before;
+        registers.set.status = before;
         let _ = registers.write(Register::Status, value);
         assert_eq!(registers.status(), after, "{before:#x} <- {value:#x}");
     }
@@ -233,6 +254,30 @@ fn status_zero_forgets_everything_but_the_generation() {
 }
 
 #[test]
+fn registers_of_another_device_are_not_gone_on_from() {
+    let registers = negotiated();
+    let offer = registers.offer.clone();
+    let fewer = Offer {
+        queue_sizes: vec![256],
+        ..offer.clone()
+    };
+    let restored = RegisterFile::restore(fewer, registers.set().clone());
+    assert!(matches!(
+        restored,
+        Err(RestoreError::Queues {
+            known: 2,
+            offered: 1
+        })
+    ));
+    let poorer = Offer {
+        features: REQUIRED & !(1 << VIRTIO_F_ACCESS_PLATFORM),
+        ..offer
+    };
+    let restored = RegisterFile::restore(poorer, registers.set().clone());
+    assert!(matches!(restored, Err(RestoreError::Features(_))));
+}
+
+#[test]
 fn interrupt_causes_are_separate_and_cleared_only_by_acknowledging() {
     let mut registers = register_file();
     registers.set_interrupt(Cause::UsedBuffer);
@@ -288,6 +333,12 @@ proptest! {
                 prop_assert!(setup.layout.size <= [256, 64][index.get()]);
                 prop_assert_eq!(setup.features & !registers.offer.features, 0);
             }
+            let saved = serde_json::to_string(registers.set()).unwrap();
+            let restored = RegisterFile::restore(
+                registers.offer.clone(),
+                serde_json::from_str(&saved).unwrap(),
+            );
+            prop_assert_eq!(format!("{:?}", restored.unwrap()), format!("{registers:?}"));
         }
     }
 }

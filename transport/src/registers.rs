@@ -39,6 +39,11 @@ pub enum Register {
 }
 
 impl Register {
+    /// Whether what the driver writes there stays, and is not done with at once.
+    pub(crate) fn keeps_writes(self) -> bool {
+        !matches!(self, Self::QueueNotify | Self::InterruptAck | Self::ShmSel)
+    }
+
     /// Where the register is in the device's page.
     pub fn offset(self) -> u64 {
         let place = REGISTERS.iter().find(|(_, register)| *register == self);

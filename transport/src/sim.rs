@@ -15,8 +15,6 @@ use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 pub struct SimHypervisor {
     shared: Arc<Shared>,
     ranges: Vec<MmioRange>,
-    /// The trap that was handed out last.
-    answering: Option<SyncSender<u64>>,
 }
 
 /// The guest's side: what its CPUs do. Clones are more CPUs of the same guest.
@@ -34,8 +32,15 @@ struct Shared {
     interrupted: Condvar,
 }
 
-/// Traps that wait, each with where its answer goes.
-type TrapQueue = VecDeque<(TrapRequest, SyncSender<u64>)>;
+/// A trap, and where its answer goes.
+type Waiting = (TrapRequest, SyncSender<u64>);
+
+#[derive(Default)]
+struct TrapQueue {
+    waiting: VecDeque<Waiting>,
+    /// The one that was handed out last, until it is answered.
+    taken: Option<Waiting>,
+}
 
 impl Shared {
     fn traps(&self) -> MutexGuard<'_, Option<TrapQueue>> {
@@ -57,7 +62,7 @@ impl Shared {
 pub fn simulate(frames: usize) -> io::Result<(SimHypervisor, SimGuest)> {
     let shared = Arc::new(Shared {
         memory: SimMemory::new(frames)?,
-        traps: Mutex::new(Some(TrapQueue::new())),
+        traps: Mutex::new(Some(TrapQueue::default())),
         events: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
         interrupts: Mutex::default(),
         interrupted: Condvar::new(),
@@ -65,7 +70,6 @@ pub fn simulate(frames: usize) -> io::Result<(SimHypervisor, SimGuest)> {
     let hypervisor = SimHypervisor {
         shared: Arc::clone(&shared),
         ranges: Vec::new(),
-        answering: None,
     };
     Ok((hypervisor, SimGuest { shared }))
 }
@@ -95,9 +99,26 @@ impl SimGuest {
     /// Any trap, as Xen might deliver it. `None` if nobody answers.
     pub fn trap(&self, request: TrapRequest) -> Option<u64> {
         let (sender, receiver) = sync_channel(1);
-        self.shared.traps().as_mut()?.push_back((request, sender));
+        {
+            let mut traps = self.shared.traps();
+            traps.as_mut()?.waiting.push_back((request, sender));
+        }
         self.shared.events.write(1).ok()?;
         receiver.recv().ok()
+    }
+
+    /// The hypervisor's side for a process that follows one that has died: with its traps, those that it
+    /// had taken and not answered among them.
+    pub fn take_over(&self) -> SimHypervisor {
+        if let Some(traps) = self.shared.traps().as_mut()
+            && let Some(unanswered) = traps.taken.take()
+        {
+            traps.waiting.push_front(unanswered);
+        }
+        SimHypervisor {
+            shared: Arc::clone(&self.shared),
+            ranges: Vec::new(),
+        }
     }
 
     /// How often line `number` was raised so far.
@@ -121,8 +142,12 @@ impl SimGuest {
 
 impl Hypervisor for SimHypervisor {
     fn next_trap(&mut self) -> Option<Trap<'_>> {
-        let (request, answer) = self.shared.traps().as_mut()?.pop_front()?;
-        self.answering = Some(answer);
+        let request = {
+            let mut traps = self.shared.traps();
+            let traps = traps.as_mut()?;
+            let next = traps.waiting.pop_front()?;
+            traps.taken.insert(next).0
+        };
         Some(Trap::new(request, 0, self))
     }
 
@@ -166,7 +191,13 @@ impl Drop for SimHypervisor {
 
 impl Respond for SimHypervisor {
     fn respond(&mut self, _vcpu: usize, value: u64) {
-        if let Some(answer) = self.answering.take() {
+        self.shared.memory.lifeline().step();
+        let taken = self
+            .shared
+            .traps()
+            .as_mut()
+            .and_then(|traps| traps.taken.take());
+        if let Some((_, answer)) = taken {
             // The guest's thread may have gone; then nobody waits.
             let _ = answer.send(value);
         }
@@ -180,6 +211,7 @@ struct SimLine {
 
 impl InterruptLine for SimLine {
     fn raise(&self) -> io::Result<()> {
+        self.shared.memory.lifeline().step();
         *self.shared.interrupts().entry(self.number).or_default() += 1;
         self.shared.interrupted.notify_all();
         Ok(())

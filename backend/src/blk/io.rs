@@ -1,6 +1,7 @@
 //! Where a disk's transfers are carried out: io_uring, or one call each where the kernel has none for us.
 
 use super::disk::Disk;
+use crate::state::StateArea;
 use io_uring::{IoUring, opcode, types};
 use std::collections::VecDeque;
 use std::io;
@@ -48,8 +49,8 @@ pub(super) struct DiskIo {
     /// lost pages once, so two at the same time could not both know.
     flushing: Vec<u16>,
     flush_next: Vec<u16>,
-    /// A flush has failed. A later one would say that all is well.
-    lost_writes: bool,
+    /// Not zero once a flush has failed: a later one would say that all is well.
+    lost_writes: StateArea,
     disk: Disk,
     memory: MmapRegion<()>,
 }
@@ -69,7 +70,12 @@ impl DiskIo {
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub(super) fn new(disk: Disk, bytes: usize, depth: u16) -> io::Result<Self> {
+    pub(super) fn new(
+        disk: Disk,
+        bytes: usize,
+        depth: u16,
+        lost_writes: StateArea,
+    ) -> io::Result<Self> {
         let memory = MmapRegion::new(bytes).map_err(io::Error::other)?;
         let engine = match uring(&disk, &memory, depth) {
             Ok(ring) => Engine::Uring {
@@ -90,7 +96,7 @@ impl DiskIo {
             submissions: 0,
             flushing: Vec::new(),
             flush_next: Vec::new(),
-            lost_writes: false,
+            lost_writes,
             disk,
             memory,
         })
@@ -143,7 +149,7 @@ impl DiskIo {
             return;
         }
         std::mem::swap(&mut self.flushing, &mut self.flush_next);
-        if self.lost_writes {
+        if self.lost_writes.load(0) != 0 {
             self.end_flush(Err(io::Error::other(
                 "an earlier flush failed, and what it lost is gone",
             )));
@@ -159,7 +165,9 @@ impl DiskIo {
 
     /// Ends all the flushes that one stood for, and begins the next.
     fn end_flush(&mut self, result: io::Result<usize>) {
-        self.lost_writes |= result.is_err();
+        if result.is_err() {
+            self.lost_writes.store(0, 1);
+        }
         let message = result.err().map(|error| error.to_string());
         for id in self.flushing.drain(..) {
             let result = match &message {
@@ -344,7 +352,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         let disk = Disk::open(file.path(), false).unwrap();
-        let mut io = DiskIo::new(disk, 1 << 16, 8).unwrap();
+        let mut io = DiskIo::new(disk, 1 << 16, 8, StateArea::private(8).unwrap()).unwrap();
         if !uring {
             io.engine = Engine::Blocking(Vec::new());
         }
@@ -393,7 +401,7 @@ mod tests {
     fn a_flush_after_a_failed_one_fails_for_good() {
         for uring in [true, false] {
             let (_file, mut io) = disk_io(&[0; 4096], uring);
-            io.lost_writes = true;
+            io.lost_writes.store(0, 1);
             io.begin(transfer(5, Kind::Flush, 0, 0..0));
             io.begin(transfer(6, Kind::Read, 0, 0..512));
             assert_eq!(

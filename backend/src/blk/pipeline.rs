@@ -10,6 +10,7 @@ use super::{Disk, MAX_JOBS};
 use crate::device::{DeviceCounters, DeviceError, DeviceFailure};
 use crate::log_limit::LogLimit;
 use crate::request::{Completion, Request};
+use crate::state::StateArea;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
@@ -43,7 +44,7 @@ impl Pipeline {
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub(super) fn new(disk: Disk, serial: Serial) -> io::Result<Self> {
+    pub(super) fn new(disk: Disk, serial: Serial, lost_writes: StateArea) -> io::Result<Self> {
         let desks = usize::from(MAX_JOBS) * DESK;
         let bytes = desks + DATA;
         let room = usize::from(MAX_JOBS);
@@ -52,7 +53,7 @@ impl Pipeline {
             waiting: VecDeque::with_capacity(room),
             ended: Vec::with_capacity(room),
             pool: Pool::new(desks..bytes),
-            io: DiskIo::new(disk, bytes, MAX_JOBS)?,
+            io: DiskIo::new(disk, bytes, MAX_JOBS, lost_writes)?,
             serial,
             counters: DeviceCounters::default(),
             log_limit: LogLimit::default(),

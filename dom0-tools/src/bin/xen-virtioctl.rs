@@ -11,7 +11,7 @@ use xen_virtio_dom0_tools::{control, demo, xl_config};
 
 /// Shows the virtio devices of this host's Xen guests.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "xen-virtioctl", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -11,7 +11,7 @@ use xen_virtio_dom0_tools::{control, supervisor, worker};
 
 /// Serves virtio devices to Xen guests, as their xl configurations say.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "xen-virtiod", version)]
 struct Arguments {
     /// A configuration other than /etc/xen-virtiod/config.toml, which is read if it is there.
     #[arg(long)]

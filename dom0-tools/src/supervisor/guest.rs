@@ -1,84 +1,96 @@
 //! One guest: its entries in xenstore, and its worker.
 
+use super::earlier;
+use super::entry::{Attachment, Known, Status};
+use super::restarts::Restarts;
+use super::state_files::{Identity, StateFiles};
 use super::worker_process::WorkerProcess;
-use crate::config::{Config, PollingConfig};
+use crate::config::Config;
+use crate::disk_lock;
 use crate::ipc::{FromWorker, ToWorker};
-use crate::libxl::{self, Entry, EntryKey, EntryKind};
-use crate::report::{EntryReport, GuestReport};
+use crate::libxl::EntryKey;
+use crate::report::GuestReport;
 use crate::server::ServerReport;
 use crate::xenstore::{XenStore, XenStoreError};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use mio::{Registry, Token};
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use xen_virtio_backend::blk::Disk;
-use xen_virtio_transport::DeviceReport;
+use xen_virtio_backend::LogLimit;
 
 pub(super) struct Guest {
-    domid: u16,
+    identity: Identity,
     name: String,
-    /// Tells this guest from an earlier one of the same domid: the path of its uuid.
-    vm: Option<String>,
+    /// An earlier supervisor's worker has served it, and may be serving it still.
+    served_earlier: bool,
+    /// It has devices, or has had them: without a worker its accesses would wait for ever.
+    served: bool,
     worker: Option<WorkerProcess>,
+    /// The worker before, until it has died, and why it was given up.
+    dying: Option<(WorkerProcess, &'static str)>,
+    restarts: Restarts,
+    /// When a worker is to be started again.
+    restart_at: Option<Instant>,
     error: Option<String>,
     entries: BTreeMap<EntryKey, Known>,
+    /// Entries that the worker has been asked to give up.
+    detaching: BTreeSet<EntryKey>,
     /// The worker's newest report of itself, until it is shown.
     server: Option<ServerReport>,
+    /// Of lines that a worker can cause.
+    log_limit: LogLimit,
 }
 
-/// What we have of an entry.
-struct Known {
-    detail: String,
-    status: Status,
-    /// When the entry was found, and how long it then took until its page was claimed.
-    found: Instant,
-    claimed_after: Option<Duration>,
-    /// The worker's newest report, until it is shown.
-    report: Option<DeviceReport>,
-}
+/// When it is tried again to serve a guest that could not be served.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// Characters of a worker's own words that are believed to be worth reading.
+const MAX_ERROR: usize = 500;
 
-impl Known {
-    fn new(detail: String, status: Status, found: Instant) -> Self {
-        Self {
-            detail,
-            status,
-            found,
-            claimed_after: None,
-            report: None,
-        }
-    }
-}
-
-enum Status {
-    /// Opened, and to be handed to the worker.
-    Pending(Box<Attachment>),
-    /// With the worker, which may not have claimed its page yet.
-    Handed,
-    Failed(String),
-}
-
-/// A device to be.
-struct Attachment {
-    entry: Entry,
-    disk: Disk,
-    serial: String,
+/// What a guest's worker is started with.
+pub(super) struct Tools<'a> {
+    pub(super) config: &'a Config,
+    pub(super) files: &'a StateFiles,
+    pub(super) registry: &'a Registry,
+    pub(super) next_token: &'a mut usize,
 }
 
 impl Guest {
-    pub(super) fn read(store: &mut XenStore, domid: u16) -> Result<Self, XenStoreError> {
+    pub(super) fn read(
+        store: &mut XenStore,
+        files: &StateFiles,
+        domid: u16,
+    ) -> Result<Self, XenStoreError> {
         let name = store.read(&format!("/local/domain/{domid}/name"))?;
+        let identity = identify(store, domid)?;
+        let served_earlier = files.has(&identity);
         Ok(Self {
-            domid,
+            served_earlier,
+            served: served_earlier,
+            identity,
             name: name.unwrap_or_else(|| "?".to_owned()),
-            vm: read_vm(store, domid)?,
             worker: None,
+            dying: None,
+            restarts: Restarts::new(Instant::now()),
+            restart_at: None,
             error: None,
             entries: BTreeMap::new(),
+            detaching: BTreeSet::new(),
             server: None,
+            log_limit: LogLimit::default(),
         })
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn domid(&self) -> u16 {
+        self.identity.domid
+    }
+
+    /// Whether all of its entries are to be taken over at once: its accesses must not be answered before.
+    pub(super) fn is_to_be_taken_over(&self) -> bool {
+        self.served_earlier && self.entries.is_empty() && self.restart_at.is_none()
     }
 
     pub(super) fn name(&self) -> &str {
@@ -87,8 +99,8 @@ impl Guest {
 
     /// Whether the domid now belongs to another guest than when this was read.
     pub(super) fn is_stale(&self, store: &mut XenStore) -> Result<bool, XenStoreError> {
-        let now = read_vm(store, self.domid)?;
-        Ok(now.is_some() && now != self.vm)
+        let now = identify(store, self.domid())?;
+        Ok(now.vm.is_some() && now != self.identity)
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = EntryKey> {
@@ -99,170 +111,198 @@ impl Guest {
         self.entries.contains_key(&key)
     }
 
-    /// Opens what the entry at `key` needs. What fails is logged, and kept for the report.
-    pub(super) fn attach(&mut self, key: EntryKey, store: &mut XenStore, config: &Config) {
-        let found = Instant::now();
-        let mut detail = String::new();
-        let status = match self.open(key, store, config, &mut detail) {
+    /// Opens what the entry at `key` needs, which the guest may have had from an earlier worker. What fails
+    /// is logged, and kept for the report.
+    pub(super) fn attach(
+        &mut self,
+        key: EntryKey,
+        served: bool,
+        store: &mut XenStore,
+        tools: &Tools<'_>,
+    ) {
+        let mut known = Known::new(served);
+        self.open(key, &mut known, store, tools);
+        self.entries.insert(key, known);
+    }
+
+    fn open(&mut self, key: EntryKey, known: &mut Known, store: &mut XenStore, tools: &Tools<'_>) {
+        let (domid, config) = (self.domid(), tools.config);
+        let devices = self.entries.len() + self.detaching.len() + 1;
+        let opened = tools.files.reserve(&self.identity, devices).and_then(|()| {
+            Attachment::open(domid, &self.name, key, store, config, &mut known.detail)
+        });
+        known.status = match opened {
             Ok(attachment) => Status::Pending(Box::new(attachment)),
             Err(error) => {
                 self.log_error(key, &format!("{error:#}"));
                 Status::Failed(format!("{error:#}"))
             }
         };
-        self.entries.insert(key, Known::new(detail, status, found));
     }
 
-    fn open(
-        &self,
-        key: EntryKey,
-        store: &mut XenStore,
-        config: &Config,
-        detail: &mut String,
-    ) -> Result<Attachment> {
-        let entry = libxl::read_entry(store, self.domid, key)?;
-        let (path, read_only, serial) = match &entry.kind {
-            EntryKind::Disk {
-                path,
-                read_only,
-                vdev,
-            } => (path.as_path(), *read_only, vdev.clone()),
-            EntryKind::Virtio {
-                device_type: VIRTIO_ID_BLOCK,
-            } => {
-                let device = config.device(&self.name, key.devid).with_context(|| {
-                    format!(
-                        "nothing says which disk this is: add to {} [[virtio]] guest = {:?}, index = {}, \
-                         path = \"…\", and restart xen-virtiod",
-                        crate::config::CONFIG_PATH,
-                        self.name,
-                        key.devid
-                    )
-                })?;
-                (
-                    device.path.as_path(),
-                    device.read_only,
-                    format!("virtio{}", key.devid),
-                )
-            }
-            EntryKind::Virtio { device_type } => {
-                bail!(
-                    "this version serves virtio,device2 (block), and not virtio,device{device_type:x}"
-                )
-            }
-        };
-        *detail = describe(path, read_only);
-        let disk = Disk::open(path, read_only)?;
-        Ok(Attachment {
-            disk,
-            serial,
-            entry,
-        })
-    }
-
-    /// An entry that was served before this supervisor was: its claim is with Xen still, and a second one
-    /// would not be asked.
+    /// An entry that was served before this supervisor was, and nobody knows how far its driver has got.
     pub(super) fn refuse_served(&mut self, key: EntryKey) {
-        let error = "was served by an earlier xen-virtiod, and is left as it is; \
+        let error = "was served by an earlier xen-virtiod, of whose state nothing is left; \
                      destroy and create the guest to have it served by this one";
         self.log_error(key, error);
-        let status = Status::Failed(error.to_owned());
-        let known = Known::new(String::new(), status, Instant::now());
+        let mut known = Known::new(true);
+        known.status = Status::Failed(error.to_owned());
         self.entries.insert(key, known);
     }
 
-    /// Starts the worker, if something waits for one.
-    pub(super) fn start_worker(
-        &mut self,
-        polling: PollingConfig,
-        registry: &Registry,
-        next_token: &mut usize,
-    ) {
-        let waiting = self
-            .entries
-            .values()
-            .any(|known| matches!(known.status, Status::Pending(_)));
-        if !waiting || self.worker.is_some() {
+    /// Hands to the worker what waits for it; starts the worker, if there is none.
+    pub(super) fn serve_pending(&mut self, tools: &mut Tools<'_>) {
+        if self.worker.is_some() {
+            self.send_pending(tools.registry);
             return;
         }
-        let token = Token(*next_token);
-        *next_token += 1;
-        match WorkerProcess::start(self.domid, polling, registry, token) {
+        let waiting = |known: &Known| matches!(known.status, Status::Pending(_));
+        let wanted = self.served || self.entries.values().any(waiting);
+        if !wanted || self.dying.is_some() || self.restart_at.is_some() {
+            return;
+        }
+        match self.start_worker(tools) {
             Ok(worker) => {
                 tracing::info!(
                     "guest {} ({}): worker {} serves it",
                     self.name,
-                    self.domid,
+                    self.domid(),
                     worker.pid()
                 );
-                self.worker = Some(worker);
+                self.served_earlier = false;
+                self.served = true;
                 self.error = None;
+                self.worker = Some(worker);
+                self.send_pending(tools.registry);
+                for key in self.detaching.clone() {
+                    self.send(tools.registry, &ToWorker::Detach { key });
+                }
+                self.send(tools.registry, &ToWorker::Serve);
             }
-            Err(error) => self.fail(format!("{error:#}")),
+            Err(error) => {
+                self.fail(&format!("{error:#}"));
+                self.restart_at = Some(Instant::now() + TRY_AGAIN);
+            }
         }
     }
 
-    /// Hands to the worker what waits for it.
-    pub(super) fn send_pending(&mut self) {
+    fn start_worker(&mut self, tools: &mut Tools<'_>) -> Result<WorkerProcess> {
+        let state = tools.files.open(&self.identity)?;
+        if self.served_earlier {
+            // A worker that serves all its devices is better than one that cannot.
+            let lost = |(key, known): (&EntryKey, &Known)| {
+                matches!(known.status, Status::Failed(_)).then_some(*key)
+            };
+            if let Some(key) = self.entries.iter().find_map(lost)
+                && earlier::has_workers(self.domid())?
+            {
+                bail!("is left to its earlier worker, which has {key}, until that can be opened");
+            }
+            earlier::end_workers(self.domid())?;
+        }
+        let token = Token(*tools.next_token);
+        *tools.next_token += 1;
+        WorkerProcess::start(self.domid(), &state, tools.config, tools.registry, token)
+    }
+
+    fn send_pending(&mut self, registry: &Registry) {
         let Some(worker) = &self.worker else { return };
+        let vm = self.identity.vm.as_deref().unwrap_or_default();
+        let mut result = Ok(());
         for (key, known) in &mut self.entries {
-            let Status::Pending(attachment) = &known.status else {
-                continue;
-            };
-            let Attachment {
-                entry,
-                disk,
-                serial,
-            } = &**attachment;
-            let range = entry.range();
-            let message = ToWorker::AttachDisk {
-                key: *key,
-                base: range.base,
-                len: range.len,
-                irq: entry.irq,
-                grant_usage: entry.grant_usage,
-                read_only: disk.read_only(),
-                serial: serial.clone(),
-            };
-            known.status = match worker.send(&message, &[disk.file().as_fd()]) {
-                Ok(()) => Status::Handed,
-                Err(error) => Status::Failed(format!("the guest's worker takes no disk: {error}")),
-            };
+            if let Status::Pending(attachment) = &known.status {
+                let lock = disk_lock::name(vm, *key);
+                let message = attachment.message(*key, known.served, lock);
+                result = worker.send(&message, &[attachment.disk()]);
+                if result.is_err() {
+                    break;
+                }
+                known.status = Status::Handed;
+            }
+        }
+        if result.is_err() {
+            self.give_up_worker(registry, "it takes no message");
         }
     }
 
-    /// libxl wants the entry closed. True if the worker will say when it is.
-    pub(super) fn detach(&mut self, key: EntryKey) -> bool {
-        let handed = self
-            .entries
-            .get(&key)
-            .is_some_and(|known| matches!(known.status, Status::Handed));
-        let asked = handed
-            && self
-                .worker
-                .as_ref()
-                .is_some_and(|worker| worker.send(&ToWorker::Detach { key }, &[]).is_ok());
+    fn send(&mut self, registry: &Registry, message: &ToWorker) {
+        let sent = self.worker.as_ref().map(|worker| worker.send(message, &[]));
+        if let Some(Err(_)) = sent {
+            self.give_up_worker(registry, "it takes no message");
+        }
+    }
+
+    pub(super) fn restart_at(&self) -> Option<Instant> {
+        self.restart_at
+    }
+
+    /// Starts a worker in place of one that has died. It is given what that one had.
+    pub(super) fn restart(&mut self, store: &mut XenStore, tools: &mut Tools<'_>) {
+        self.restart_at = None;
+        let mut entries = std::mem::take(&mut self.entries);
+        for (key, known) in &mut entries {
+            let again = match known.status {
+                Status::Handed | Status::Pending(_) => true,
+                Status::Failed(_) => self.served_earlier,
+                Status::New => false,
+            };
+            if again {
+                self.open(*key, known, store, tools);
+            }
+        }
+        self.entries = entries;
+        self.serve_pending(tools);
+    }
+
+    /// libxl wants the entry closed. True if a worker will say when it is.
+    pub(super) fn detach(&mut self, key: EntryKey, registry: &Registry) -> bool {
         self.entries.remove(&key);
-        asked
+        if !self.served {
+            return false;
+        }
+        // The next worker is told too, if this one dies before it says so.
+        self.detaching.insert(key);
+        self.send(registry, &ToWorker::Detach { key });
+        true
     }
 
     /// The entry is gone from xenstore.
-    pub(super) fn forget(&mut self, key: EntryKey) {
-        self.detach(key);
+    pub(super) fn forget(&mut self, key: EntryKey, registry: &Registry) {
+        if self.knows(key) {
+            self.detach(key, registry);
+        }
     }
 
     pub(super) fn has_worker(&self, token: Token) -> bool {
-        self.worker
-            .as_ref()
-            .is_some_and(|worker| worker.token() == token)
+        let dying = self.dying.iter().map(|(worker, _)| worker);
+        let mut workers = self.worker.iter().chain(dying);
+        workers.any(|worker| worker.token() == token)
     }
 
-    pub(super) fn into_worker(self) -> Option<WorkerProcess> {
-        self.worker
+    /// Whether a report is to be expected of the worker with `token`.
+    pub(super) fn is_served_by(&self, token: Token) -> bool {
+        let worker = self.worker.as_ref();
+        worker.is_some_and(|worker| worker.token() == token)
+    }
+
+    /// Its workers, which are to be ended.
+    pub(super) fn into_workers(self) -> impl Iterator<Item = WorkerProcess> {
+        let dying = self.dying.into_iter().map(|(worker, _)| worker);
+        self.worker.into_iter().chain(dying)
+    }
+
+    /// Ends the worker of an earlier supervisor, if this one has not got to that.
+    pub(super) fn end_earlier_workers(&mut self) {
+        if std::mem::take(&mut self.served_earlier)
+            && let Err(error) = earlier::end_workers(self.domid())
+        {
+            tracing::error!("guest {} ({}): {error:#}", self.name, self.domid());
+        }
     }
 
     /// Takes in the worker's next message. The end of the worker is the end of its messages.
     pub(super) fn hear(&mut self, registry: &Registry) -> Option<FromWorker> {
+        self.bury();
         let message = match self.worker.as_ref()?.receive() {
             Ok(message) => message?,
             Err(_) => {
@@ -271,21 +311,22 @@ impl Guest {
             }
         };
         match &message {
-            FromWorker::Failed { error } => self.fail(error.clone()),
+            FromWorker::Failed { error } => self.fail(error),
             FromWorker::AttachFailed { key, error } => {
-                self.log_error(*key, error);
+                let error: String = error.chars().take(MAX_ERROR).collect();
+                self.log_error(*key, &error);
                 if let Some(known) = self.entries.get_mut(key) {
-                    known.status = Status::Failed(error.clone());
+                    known.status = Status::Failed(error);
                 }
             }
             FromWorker::Attached { key } => {
-                if let Some(known) = self.entries.get_mut(key) {
-                    let after = known.found.elapsed();
-                    known.claimed_after = Some(after);
+                let domid = self.domid();
+                if let Some(known) = self.entries.get_mut(key)
+                    && let Some(after) = known.claimed()
+                {
                     tracing::info!(
-                        "guest {} ({}): {key} is {}, {} ms after libxl asked for it",
+                        "guest {} ({domid}): {key} is {}, {} ms after it was found",
                         self.name,
-                        self.domid,
                         known.detail,
                         after.as_millis()
                     );
@@ -295,33 +336,63 @@ impl Guest {
                 self.server = Some(server.clone());
                 for (key, report) in devices {
                     if let Some(known) = self.entries.get_mut(key) {
-                        known.report = Some(report.clone());
+                        known.device = Some(report.clone());
                     }
                 }
             }
-            FromWorker::Detached { .. } => {}
+            FromWorker::Detached { key } => {
+                self.detaching.remove(key);
+            }
         }
         Some(message)
     }
 
-    /// Ends a worker that cannot be worked with. Why it did, if it gave a reason, stands already.
-    pub(super) fn give_up_worker(&mut self, registry: &Registry, why: &str) {
-        let status = self.worker.take().and_then(|worker| worker.reap(registry));
-        if self.error.is_none() {
-            let how = status.map_or(String::new(), |status| format!(", {status}"));
-            self.fail(format!(
-                "has lost its worker ({why}{how}); destroy and create the guest"
-            ));
+    /// Ends a worker that cannot be worked with. Another one takes the guest over: at once, unless this one
+    /// has said why it cannot.
+    pub(super) fn give_up_worker(&mut self, registry: &Registry, why: &'static str) {
+        let Some(mut worker) = self.worker.take() else {
+            return;
+        };
+        worker.kill(registry);
+        self.dying = Some((worker, why));
+        self.bury();
+    }
+
+    /// Goes on when the worker that was given up has died: until then it may use what the next one needs.
+    fn bury(&mut self) {
+        let Some((worker, why)) = &mut self.dying else {
+            return;
+        };
+        let Some(how) = worker.death() else { return };
+        let (pid, why) = (worker.pid(), *why);
+        self.dying = None;
+        let now = Instant::now();
+        if self.error.is_some() {
+            self.restart_at = Some(now + TRY_AGAIN);
+            return;
+        }
+        self.restart_at = Some(self.restarts.next(now));
+        if self.log_limit.allow() {
+            tracing::warn!(
+                "guest {} ({}): worker {pid} is lost ({why}, {how}); another one takes over",
+                self.name,
+                self.domid()
+            );
         }
     }
 
-    fn fail(&mut self, error: String) {
-        tracing::error!("guest {} ({}): {error}", self.name, self.domid);
+    fn fail(&mut self, error: &str) {
+        let error: String = error.chars().take(MAX_ERROR).collect();
+        if self.log_limit.allow() {
+            tracing::error!("guest {} ({}): {error}", self.name, self.domid());
+        }
         self.error = Some(error);
     }
 
-    fn log_error(&self, key: EntryKey, error: &str) {
-        tracing::error!("guest {} ({}): {key}: {error}", self.name, self.domid);
+    fn log_error(&mut self, key: EntryKey, error: &str) {
+        if self.log_limit.allow() {
+            tracing::error!("guest {} ({}): {key}: {error}", self.name, self.domid());
+        }
     }
 
     /// Asks the worker for a report; the token that it will answer with.
@@ -333,21 +404,12 @@ impl Guest {
 
     /// What is known of the guest now. Device reports are given once: the next must be asked for.
     pub(super) fn report(&mut self) -> GuestReport {
-        let devices = self.entries.iter_mut().map(|(key, known)| EntryReport {
-            key: *key,
-            detail: known.detail.clone(),
-            error: match &known.status {
-                Status::Failed(error) => Some(error.clone()),
-                Status::Pending(_) | Status::Handed => None,
-            },
-            claimed_after_ms: known
-                .claimed_after
-                .map(|after| after.as_millis().try_into().unwrap_or(u64::MAX)),
-            device: known.report.take(),
-        });
+        let entries = self.entries.iter_mut();
+        let devices = entries.map(|(key, known)| known.report(*key));
         GuestReport {
-            domid: self.domid,
+            domid: self.identity.domid,
             name: self.name.clone(),
+            restarts: self.restarts.count(),
             devices: devices.collect(),
             worker: self.worker.as_ref().map(WorkerProcess::pid),
             error: self.error.clone(),
@@ -356,14 +418,8 @@ impl Guest {
     }
 }
 
-fn read_vm(store: &mut XenStore, domid: u16) -> Result<Option<String>, XenStoreError> {
-    store.read(&format!("/local/domain/{domid}/vm"))
-}
-
-fn describe(path: &Path, read_only: bool) -> String {
-    format!(
-        "{}, {}",
-        path.display(),
-        if read_only { "read-only" } else { "read-write" }
-    )
+/// Which guest has `domid` now.
+pub(super) fn identify(store: &mut XenStore, domid: u16) -> Result<Identity, XenStoreError> {
+    let vm = store.read(&format!("/local/domain/{domid}/vm"))?;
+    Ok(Identity { domid, vm })
 }

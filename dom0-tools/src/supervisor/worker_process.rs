@@ -1,16 +1,17 @@
 //! A worker as its supervisor sees it: a process, and the connection to it.
 
-use crate::config::PollingConfig;
+use crate::config::Config;
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use anyhow::{Context, Result};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::EventChannels;
 
@@ -26,13 +27,16 @@ pub(super) struct WorkerProcess {
     channel: Channel,
     domid: u16,
     token: Token,
+    /// It has been killed; readable when it has died.
+    dying: Option<OwnedFd>,
 }
 
 impl WorkerProcess {
-    /// Starts a worker for `domid`, with what it may use of Xen.
+    /// Starts a worker for `domid`, with what it may use of Xen, and the guest's state.
     pub(super) fn start(
         domid: u16,
-        polling: PollingConfig,
+        state: &File,
+        config: &Config,
         registry: &Registry,
         token: Token,
     ) -> Result<Self> {
@@ -52,16 +56,23 @@ impl WorkerProcess {
             .process_group(0)
             .spawn()
             .context("starting a worker process")?;
-        let worker = Self {
+        let mut worker = Self {
             child,
             channel,
             domid,
             token,
+            dying: None,
         };
-        let fds = [privcmd.as_fd(), evtchn.as_fd(), gntdev.as_fd()];
+        let fds = [
+            privcmd.as_fd(),
+            evtchn.as_fd(),
+            gntdev.as_fd(),
+            state.as_fd(),
+        ];
         let start = ToWorker::Start {
             domid,
-            poll_limit_us: polling.limit_us,
+            poll_limit_us: config.polling.limit_us,
+            cpu_percent: config.limits.cpu_percent,
         };
         let begun = registry
             .register(&mut SourceFd(&worker.raw_fd()), token, Interest::READABLE)
@@ -69,7 +80,9 @@ impl WorkerProcess {
         match begun {
             Ok(()) => Ok(worker),
             Err(error) => {
-                worker.reap(registry);
+                worker.kill(registry);
+                // It has not begun with anything that could hold it.
+                let _ = worker.child.wait();
                 Err(error).context("speaking to a new worker process")
             }
         }
@@ -112,18 +125,36 @@ impl WorkerProcess {
         false
     }
 
-    /// Ends a worker that is not to be heard any more, and waits for it. How it ended, if it did so by
-    /// itself.
-    pub(super) fn reap(mut self, registry: &Registry) -> Option<ExitStatus> {
-        let _ = registry.deregister(&mut SourceFd(&self.raw_fd()));
-        // One that has let go of the connection is on its last instructions; one that has not, and sends
-        // nonsense, must not be waited for.
-        if let Ok(Some(status)) = self.child.try_wait() {
-            return Some(status);
+    /// Ends a worker that is not to be heard any more, without waiting for it: its token is ready when
+    /// [`WorkerProcess::death`] is to be asked.
+    pub(super) fn kill(&mut self, registry: &Registry) {
+        if self.dying.is_some() {
+            return;
         }
+        let _ = registry.deregister(&mut SourceFd(&self.raw_fd()));
         // An error means that it has ended.
         let _ = self.child.kill();
-        self.child.wait().ok()
+        let pid = self.pid().try_into().ok().and_then(Pid::from_raw);
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        self.dying = process.filter(|process| {
+            let mut source = SourceFd(&process.as_raw_fd());
+            registry
+                .register(&mut source, self.token, Interest::READABLE)
+                .is_ok()
+        });
+        if self.dying.is_none() {
+            // Without descriptors to spare there is nothing else to wait with.
+            let _ = self.child.wait();
+        }
+    }
+
+    /// How it died, once it has.
+    pub(super) fn death(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(status.to_string()),
+            Err(error) => Some(error.to_string()),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! An mmap of one of Xen's devices, unmapped when dropped.
+//! Shared memory: an mmap of one of Xen's devices, or of a file, unmapped when dropped.
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use vm_memory::{Permissions, VolatileSlice};
 
-/// Memory of another domain, or of Xen, in this process.
+/// Memory of another domain, of Xen, or of a file, in this process.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -15,13 +15,13 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Maps `len` bytes (whole pages, at least one) of `file` from `offset`.
-    pub(crate) fn new(
-        file: &File,
-        offset: i64,
-        len: usize,
-        permissions: Permissions,
-    ) -> io::Result<Self> {
+    /// Maps `len` bytes (whole pages, at least one) of `file` from `offset`, shared with whoever else maps
+    /// them. The file may be closed afterwards.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn new(file: &File, offset: i64, len: usize, permissions: Permissions) -> io::Result<Self> {
         let len = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let mut protection = ProtFlags::empty();
         protection.set(ProtFlags::PROT_READ, permissions.allow(Permissions::Read));

@@ -1,10 +1,11 @@
 //! Transfers for a while, at a size and a depth.
 
-use crate::ring::{Random, Ring, Transfer};
+use crate::ring::{Ring, Transfer};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
+use xen_virtio_guest_io::Random;
 
 /// What to measure, written as `4k-qd16-randread`: block size, transfers in flight, and fio's name for the
 /// pattern.

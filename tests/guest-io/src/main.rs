@@ -2,13 +2,17 @@
 
 mod bench;
 mod grants;
+mod registers;
 mod ring;
 mod verify;
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
+use xen_virtio_guest_io::board::BoardDevice;
+use xen_virtio_guest_io::{Driver, malformed};
 
-const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants";
+const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
+                     | guest-io registers BASE COUNT | guest-io malformed BASE";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -21,6 +25,19 @@ fn main() -> Result<()> {
             verify::run(Path::new(device), seconds.parse().context(USAGE)?)
         }
         ["grants"] => grants::run(),
+        ["registers", base, count] => registers::run(address(base)?, count.parse().context(USAGE)?),
+        ["malformed", base] => {
+            let driver = Driver::new(BoardDevice::open(address(base)?)?);
+            println!(
+                "malformed: {} kinds, each ended as listed",
+                malformed::do_all(&driver)?
+            );
+            Ok(())
+        }
         _ => bail!(USAGE),
     }
+}
+
+fn address(text: &str) -> Result<u64> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).context(USAGE)
 }

@@ -7,6 +7,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// One transfer of a whole buffer.
 #[derive(Clone, Copy)]
@@ -24,6 +25,8 @@ pub(crate) struct Ring {
     block: usize,
     pub(crate) bytes: u64,
     pub(crate) depth: usize,
+    /// The longest time for which nothing ended.
+    pub(crate) longest_pause: Duration,
 }
 
 const ALIGNMENT: usize = 4096;
@@ -53,6 +56,7 @@ impl Ring {
             block,
             bytes,
             depth,
+            longest_pause: Duration::ZERO,
         })
     }
 
@@ -86,7 +90,9 @@ impl Ring {
             if free.len() == self.depth {
                 return Ok(());
             }
+            let began = Instant::now();
             self.ring.submit_and_wait(1)?;
+            self.longest_pause = self.longest_pause.max(began.elapsed());
             let ended: Vec<_> = self
                 .ring
                 .completion()
@@ -131,25 +137,10 @@ impl Ring {
         Ok(())
     }
 
-    pub(crate) fn sync(&self) -> Result<()> {
-        Ok(self.disk.sync_data()?)
-    }
-}
-
-/// A small generator (splitmix64): the tests need spread, not secrecy.
-pub(crate) struct Random(pub u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `limit`, which is not 0.
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).expect("below a usize")
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        let began = Instant::now();
+        self.disk.sync_data()?;
+        self.longest_pause = self.longest_pause.max(began.elapsed());
+        Ok(())
     }
 }

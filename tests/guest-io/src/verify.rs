@@ -1,9 +1,10 @@
 //! Blocks that say which they are and how often they were written: written at random, read back, compared.
 
-use crate::ring::{Random, Ring, Transfer};
+use crate::ring::{Ring, Transfer};
 use anyhow::{Result, bail};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use xen_virtio_guest_io::Random;
 
 const BLOCK: usize = 4096;
 const DEPTH: usize = 16;
@@ -14,17 +15,18 @@ const ROUND: usize = 256;
 fn fill(buffer: &mut [u8], block: usize, generation: u32) {
     let mut random = Random((block as u64) << 32 | u64::from(generation));
     for word in buffer.chunks_exact_mut(8) {
-        word.copy_from_slice(&random.next().to_le_bytes());
+        word.copy_from_slice(&random.number().to_le_bytes());
     }
 }
 
-/// Prints a line a round, and `verified …` at the end.
+/// Prints a line a second, and `verified …` at the end.
 pub(crate) fn run(device: &Path, seconds: u64) -> Result<()> {
     let mut ring = Ring::open(device, BLOCK, DEPTH)?;
     let blocks = usize::try_from(ring.bytes)? / BLOCK;
     let mut generations = vec![0u32; blocks];
     let mut random = Random(0);
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut told = Instant::now();
+    let end = told + Duration::from_secs(seconds);
     let (mut written, mut checked, mut rounds) = (0u64, 0u64, 0u64);
     while Instant::now() < end || rounds == 0 {
         // Distinct blocks: two writes in flight to one block have no order.
@@ -70,10 +72,19 @@ pub(crate) fn run(device: &Path, seconds: u64) -> Result<()> {
             },
         )?;
         rounds += 1;
-        if rounds == 1 || rounds % 8 == 0 {
-            println!("verifying: {written} blocks written, {checked} read back");
+        if rounds == 1 || told.elapsed() >= Duration::from_secs(1) {
+            told = Instant::now();
+            println!("verifying: {}", standing(written, checked, &ring));
         }
     }
-    println!("verified: {written} blocks written, {checked} read back, no mismatch");
+    println!("verified: {}", standing(written, checked, &ring));
     Ok(())
+}
+
+/// What has been found so far: a mismatch ends it at once.
+fn standing(written: u64, checked: u64, ring: &Ring) -> String {
+    format!(
+        "{written} blocks written, {checked} read back, no mismatch, longest pause {} ms",
+        ring.longest_pause.as_millis()
+    )
 }

@@ -15,7 +15,6 @@ pub type IoservId = u16;
 pub const XEN_DMOP_CREATE_IOREQ_SERVER: u32 = 1;
 pub const XEN_DMOP_MAP_IO_RANGE_TO_IOREQ_SERVER: u32 = 3;
 pub const XEN_DMOP_SET_IOREQ_SERVER_STATE: u32 = 5;
-pub const XEN_DMOP_DESTROY_IOREQ_SERVER: u32 = 6;
 pub const XEN_DMOP_SET_IRQ_LEVEL: u32 = 19;
 pub const XEN_DMOP_NR_VCPUS: u32 = 20;
 pub const XEN_DMOP_IO_RANGE_MEMORY: u32 = 1;
@@ -50,14 +49,6 @@ pub struct SetIoreqServerState {
     pub pad: u8,
 }
 
-/// `struct xen_dm_op_destroy_ioreq_server`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DestroyIoreqServer {
-    pub id: IoservId,
-    pub pad: u16,
-}
-
 /// `struct xen_dm_op_set_irq_level`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,7 +73,6 @@ pub union DmOpArgument {
     pub create_ioreq_server: CreateIoreqServer,
     pub range: IoreqServerRange,
     pub set_ioreq_server_state: SetIoreqServerState,
-    pub destroy_ioreq_server: DestroyIoreqServer,
     pub set_irq_level: SetIrqLevel,
     pub nr_vcpus: NrVcpus,
     /// As long as the longest member, `struct xen_dm_op_pin_memory_cacheattr`.

@@ -57,12 +57,6 @@ pub(super) fn enable_ioreq_server(privcmd: &Privcmd, id: IoservId) -> io::Result
     call(privcmd, abi::XEN_DMOP_SET_IOREQ_SERVER_STATE, argument).map(drop)
 }
 
-pub(super) fn destroy_ioreq_server(privcmd: &Privcmd, id: IoservId) -> io::Result<()> {
-    let mut argument = ZERO;
-    argument.destroy_ioreq_server = abi::DestroyIoreqServer { id, pad: 0 };
-    call(privcmd, abi::XEN_DMOP_DESTROY_IOREQ_SERVER, argument).map(drop)
-}
-
 pub(super) fn map_range(privcmd: &Privcmd, id: IoservId, range: MmioRange) -> io::Result<()> {
     let mut argument = ZERO;
     argument.range = abi::IoreqServerRange {

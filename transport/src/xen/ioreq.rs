@@ -48,45 +48,48 @@ pub struct XenGuest {
     server: IoservId,
     /// Our end of each vCPU's event channel.
     ports: Vec<evtchn_port_t>,
+    /// vCPUs whose requests a process that has died had taken and not answered.
+    inherited: Vec<usize>,
     /// The vCPU to look at first, so that none is always last.
     next: usize,
 }
 
 impl XenGuest {
-    /// Makes an ioreq server for the guest that `privcmd` and `evtchn` are for.
+    /// Makes an ioreq server for a guest. It stays, for [`XenGuest::open`], as long as the guest lives.
     ///
     /// # Errors
     ///
-    /// [`XenError`], with nothing left behind.
-    pub fn new(privcmd: Privcmd, gntdev: File, evtchn: EventChannels) -> Result<Self, XenError> {
+    /// [`XenError::Create`].
+    pub fn create_server(privcmd: &Privcmd) -> Result<IoservId, XenError> {
+        dm_op::create_ioreq_server(privcmd).map_err(XenError::Create)
+    }
+
+    /// The guest that `privcmd` and `evtchn` are for, with its ioreq server. What an earlier process, which
+    /// must have ended, had of it is taken over, with the accesses that it did not answer.
+    ///
+    /// # Errors
+    ///
+    /// [`XenError`].
+    pub fn open(
+        privcmd: Privcmd,
+        gntdev: File,
+        evtchn: EventChannels,
+        server: IoservId,
+    ) -> Result<Self, XenError> {
         let vcpus = dm_op::vcpus(&privcmd).map_err(XenError::Vcpus)?;
         if vcpus as usize > MAX_VCPUS {
             return Err(XenError::TooManyVcpus(vcpus));
         }
-        let server = dm_op::create_ioreq_server(&privcmd).map_err(XenError::Create)?;
-        let privcmd = Rc::new(privcmd);
-        Self::over_server(Rc::clone(&privcmd), gntdev, evtchn, server, vcpus).inspect_err(|_| {
-            // The guest has no device yet that would miss it.
-            let _ = dm_op::destroy_ioreq_server(&privcmd, server);
-        })
-    }
-
-    fn over_server(
-        privcmd: Rc<Privcmd>,
-        gntdev: File,
-        evtchn: EventChannels,
-        server: IoservId,
-        vcpus: u32,
-    ) -> Result<Self, XenError> {
         let page = privcmd.map_ioreq_page(server).map_err(XenError::Page)?;
         dm_op::enable_ioreq_server(&privcmd, server).map_err(XenError::Enable)?;
         let mut guest = Self {
-            privcmd,
+            privcmd: Rc::new(privcmd),
             gntdev: Rc::new(gntdev),
             evtchn,
             page,
             server,
             ports: Vec::new(),
+            inherited: Vec::new(),
             next: 0,
         };
         for vcpu in 0..vcpus {
@@ -96,6 +99,11 @@ impl XenGuest {
                 .bind(remote)
                 .map_err(|source| XenError::Bind { vcpu, source })?;
             guest.ports.push(port);
+            if guest.slot(vcpu as usize).is_taken() {
+                guest.inherited.push(vcpu as usize);
+            }
+            // It may have died between an answer and telling of it. Once too often does no harm.
+            let _ = guest.evtchn.notify(port);
         }
         Ok(guest)
     }
@@ -127,9 +135,18 @@ impl XenGuest {
 impl Hypervisor for XenGuest {
     fn next_trap(&mut self) -> Option<Trap<'_>> {
         let count = self.ports.len();
-        let vcpu = (0..count)
-            .map(|step| (self.next + step) % count)
-            .find(|&vcpu| self.slot(vcpu).take())?;
+        let next_ready = || {
+            (0..count)
+                .map(|step| (self.next + step) % count)
+                .find(|&vcpu| self.slot(vcpu).take())
+        };
+        // What was taken stays taken: Xen ends a guest whose request goes back to an earlier state. Whatever
+        // it was, doing it twice is doing it once.
+        let vcpu = match self.inherited.last() {
+            Some(&vcpu) => vcpu,
+            None => next_ready()?,
+        };
+        self.inherited.pop();
         self.next = vcpu + 1;
         let request = self.slot(vcpu).request();
         Some(Trap::new(request, vcpu, self))
@@ -144,7 +161,11 @@ impl Hypervisor for XenGuest {
     }
 
     fn claim(&mut self, range: MmioRange) -> io::Result<()> {
-        dm_op::map_range(&self.privcmd, self.server, range)
+        match dm_op::map_range(&self.privcmd, self.server, range) {
+            // The server, which is nobody else's, has had the range since an earlier process.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            result => result,
+        }
     }
 
     fn interrupt_line(&self, number: u32) -> Box<dyn InterruptLine> {
@@ -177,7 +198,7 @@ impl Respond for XenGuest {
 
 impl Ioreq {
     /// Takes the request in the slot, if there is one that nobody has taken.
-    fn take(&self) -> bool {
+    pub fn take(&self) -> bool {
         let flags = self.flags.load(Ordering::Acquire);
         let ready = flags & abi::IOREQ_STATE_MASK == abi::STATE_IOREQ_READY;
         if ready {
@@ -186,12 +207,18 @@ impl Ioreq {
         ready
     }
 
+    /// Whether somebody has taken the request in the slot, and not answered it.
+    pub fn is_taken(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & abi::IOREQ_STATE_MASK == abi::STATE_IOREQ_INPROCESS
+    }
+
     fn set_state(&self, flags: u8, state: u8) {
         self.flags
             .store(flags & !abi::IOREQ_STATE_MASK | state, Ordering::Release);
     }
 
-    fn request(&self) -> TrapRequest {
+    /// What the guest waits for.
+    pub fn request(&self) -> TrapRequest {
         let flags = self.flags.load(Ordering::Relaxed);
         let address = self.addr.load(Ordering::Relaxed);
         let value = self.data.load(Ordering::Relaxed);
@@ -215,7 +242,7 @@ impl Ioreq {
     }
 
     /// Hands the slot back to Xen.
-    fn answer(&self, value: u64) {
+    pub fn answer(&self, value: u64) {
         let flags = self.flags.load(Ordering::Relaxed);
         if flags & abi::IOREQ_DIR_READ != 0 {
             self.data.store(value, Ordering::Relaxed);
@@ -305,7 +332,9 @@ mod tests {
         );
         assert!(slot.take());
         assert!(!slot.take());
+        assert!(slot.is_taken());
         slot.answer(7);
+        assert!(!slot.is_taken());
         assert_eq!(slot.data.load(Ordering::Relaxed), 7);
         assert_eq!(
             slot.flags.load(Ordering::Relaxed),

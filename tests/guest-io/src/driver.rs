@@ -1,14 +1,14 @@
-//! Registers by hand, on a simulated guest.
+//! Registers by hand.
 
+use crate::platform::Platform;
 use crate::queue::{Buffer, RawQueue};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
-use xen_virtio_transport::sim::SimGuest;
-use xen_virtio_transport::{MmioRange, Register, Width};
+use xen_virtio_transport::{Register, Width};
 
 /// How long a device may take for what it does at once.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -16,9 +16,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// A driver of one device, whose memory is granted.
 #[derive(Clone)]
 pub struct Driver {
-    pub guest: SimGuest,
-    range: MmioRange,
-    pub irq: u32,
+    platform: Arc<dyn Platform>,
 }
 
 /// What [`Driver::negotiate`] came to.
@@ -29,41 +27,28 @@ pub enum Negotiated {
 }
 
 impl Driver {
-    /// A driver of the guest's device number `index`.
-    pub fn new(guest: SimGuest, index: u32) -> Self {
-        let base = FIRST_DEVICE.base + u64::from(index) * FIRST_DEVICE.len;
+    pub fn new(platform: impl Platform + 'static) -> Self {
         Self {
-            guest,
-            range: MmioRange {
-                base,
-                ..FIRST_DEVICE
-            },
-            irq: FIRST_IRQ + index,
+            platform: Arc::new(platform),
         }
     }
 
     pub fn read(&self, register: Register) -> u32 {
-        let value = self
-            .guest
-            .read(self.range.base + register.offset(), Width::Four);
+        let value = self.raw_read(register.offset(), Width::Four);
         u32::try_from(value).expect("a read of four bytes")
     }
 
     pub fn write(&self, register: Register, value: u32) {
-        self.guest.write(
-            self.range.base + register.offset(),
-            Width::Four,
-            value.into(),
-        );
+        self.raw_write(register.offset(), Width::Four, value.into());
     }
 
     /// Any access, at any offset of the device's page.
     pub fn raw_read(&self, offset: u64, width: Width) -> u64 {
-        self.guest.read(self.range.base + offset, width)
+        self.platform.read(offset, width)
     }
 
     pub fn raw_write(&self, offset: u64, width: Width, value: u64) {
-        self.guest.write(self.range.base + offset, width, value);
+        self.platform.write(offset, width, value);
     }
 
     pub fn offered_features(&self) -> u64 {
@@ -128,7 +113,7 @@ impl Driver {
             self.negotiate(self.offered_features()),
             Negotiated::Accepted
         );
-        let queue = RawQueue::new(self.guest.memory(), size);
+        let queue = RawQueue::new(self, size);
         self.start_queue(0, size.into(), queue.addresses());
         self.driver_ok();
         queue
@@ -140,7 +125,7 @@ impl Driver {
 
     /// Guest memory that the device may use.
     pub fn buffer(&self, len: usize, device_writes: bool) -> Buffer {
-        Buffer::new(self.guest.memory(), len, device_writes)
+        Buffer::new(self.platform.allocate(len, device_writes), len)
     }
 
     /// Returns when the device has done what it was told before: it may answer a few register reads first.

@@ -2,29 +2,11 @@
 
 use crate::driver::Driver;
 use crate::queue::{Buffer, RawQueue};
-use std::path::Path;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use xen_virtio_backend::blk::{Blk, Disk};
-use xen_virtio_dom0_tools::demo::SimMachine;
-use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_transport::sim::SimGuest;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 const _: () = assert!(NEXT as u32 == VRING_DESC_F_NEXT && WRITE as u32 == VRING_DESC_F_WRITE);
-
-/// A simulated guest with one disk of `queues` queues for each of `paths`.
-pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimMachine) {
-    let disks: Vec<Disk> = paths
-        .iter()
-        .map(|path| Disk::open(path, read_only).expect("a disk"))
-        .collect();
-    SimMachine::start(AddressMode::Grants, move || {
-        let blk = |disk| Ok(Box::new(Blk::new(disk, *b"a serial of 20 bytes", queues)?) as _);
-        disks.into_iter().map(blk).collect()
-    })
-    .expect("a simulated guest")
-}
 
 /// A request with its header, one buffer of data, and its status, each granted.
 pub struct BlkRequest {

@@ -1,53 +1,44 @@
 //! A virtqueue by hand: descriptors and rings as bytes in the guest's memory.
 
+use crate::driver::Driver;
+use crate::platform::GrantedMemory;
 use vm_memory::{Bytes, VolatileSlice};
-use xen_virtio_guest_mapping::sim::SimMemory;
-use xen_virtio_guest_mapping::{BusAddress, Gfn, Gref, GuestAddress, PAGE_SIZE, Page};
+use xen_virtio_guest_mapping::{GRANT_BIT, Gref};
 
 /// Granted guest memory.
 pub struct Buffer {
-    memory: SimMemory,
-    gfn: Gfn,
-    pub grant: Gref,
+    memory: Box<dyn GrantedMemory>,
     pub len: usize,
 }
 
 impl Buffer {
-    pub fn new(memory: &SimMemory, len: usize, device_writes: bool) -> Self {
-        let pages = len.div_ceil(PAGE_SIZE);
-        let gfn = memory
-            .allocate(pages)
-            .expect("the simulated guest has memory");
-        Self {
-            memory: memory.clone(),
-            gfn,
-            grant: memory.grant(gfn, pages, device_writes),
-            len,
-        }
+    pub fn new(memory: Box<dyn GrantedMemory>, len: usize) -> Self {
+        Self { memory, len }
     }
 
     /// The address that the device knows it by.
     pub fn address(&self) -> u64 {
-        let GuestAddress(address) = BusAddress {
-            page: Page::Grant(self.grant),
-            offset: 0,
-        }
-        .into();
-        address
+        self.memory.address()
     }
 
-    /// Its guest-physical address.
+    /// A guest-physical address that was not granted.
     pub fn frame_address(&self) -> u64 {
-        let GuestAddress(address) = BusAddress {
-            page: Page::Frame(self.gfn),
-            offset: 0,
-        }
-        .into();
-        address
+        self.memory.frame_address()
+    }
+
+    /// Ends its grants.
+    pub fn revoke(self) {
+        self.memory.revoke();
+    }
+
+    /// The first of its grants.
+    pub fn grant(&self) -> Gref {
+        let page = (self.address() & !GRANT_BIT) >> 12;
+        Gref(page.try_into().expect("an address of a grant"))
     }
 
     fn slice(&self) -> VolatileSlice<'_> {
-        self.memory.memory(self.gfn, self.len).expect("allocated")
+        self.memory.slice(self.len)
     }
 
     pub fn write(&self, offset: usize, bytes: &[u8]) {
@@ -91,13 +82,13 @@ pub struct RawQueue {
 }
 
 impl RawQueue {
-    pub fn new(memory: &SimMemory, size: u16) -> Self {
+    pub fn new(driver: &Driver, size: u16) -> Self {
         let entries = usize::from(size);
         Self {
             size,
-            descriptors: Buffer::new(memory, 16 * entries, true),
-            available: Buffer::new(memory, 6 + 2 * entries, true),
-            used: Buffer::new(memory, 6 + 8 * entries, true),
+            descriptors: driver.buffer(16 * entries, true),
+            available: driver.buffer(6 + 2 * entries, true),
+            used: driver.buffer(6 + 8 * entries, true),
             offered: 0,
         }
     }
@@ -120,9 +111,16 @@ impl RawQueue {
 
     /// Makes the chain at `head` available.
     pub fn offer(&mut self, head: u16) {
-        self.available
-            .write_u16(4 + 2 * usize::from(self.offered % self.size), head);
-        self.offered = self.offered.wrapping_add(1);
+        self.offer_together(&[head]);
+    }
+
+    /// Makes the chains at `heads` available at once.
+    pub fn offer_together(&mut self, heads: &[u16]) {
+        for head in heads {
+            self.available
+                .write_u16(4 + 2 * usize::from(self.offered % self.size), *head);
+            self.offered = self.offered.wrapping_add(1);
+        }
         self.set_available_index(self.offered);
     }
 

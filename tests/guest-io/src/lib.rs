@@ -1,0 +1,17 @@
+//! A guest driver that does as it is told, also what no driver should: on the simulator, on the board, for
+//! tests, fuzz seeds and benches.
+
+mod blk;
+pub mod board;
+mod driver;
+pub mod gntalloc;
+pub mod malformed;
+mod platform;
+mod queue;
+mod random;
+
+pub use blk::{BlkRequest, NEXT, NO_STATUS, WRITE};
+pub use driver::{Driver, Negotiated};
+pub use platform::{GrantedMemory, Platform};
+pub use queue::{Buffer, RawQueue};
+pub use random::Random;
