@@ -1,0 +1,157 @@
+//! What the targets share: a device in this thread, and a driver of it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use vm_memory::MmapRegion;
+use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::{Activity, StateArea};
+use xen_virtio_dom0_tools::libxl::{EntryKey, Form};
+use xen_virtio_dom0_tools::state::{BYTES, GuestState};
+use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
+use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_guest_mapping::sim::SimMemory;
+use xen_virtio_transport::sim::{SimHypervisor, simulate};
+use xen_virtio_transport::{Hypervisor, MmioDevice, Width};
+
+/// The device's key and page, as libxl would give them.
+pub const KEY: EntryKey = EntryKey {
+    form: Form::Disk,
+    devid: 51712,
+};
+pub const BASE: u64 = 0x0200_0000;
+const LINE: u32 = 33;
+const DISK_BYTES: u64 = 1 << 16;
+/// More turns than the device takes for what a driver can make available at once.
+const MAX_TURNS: u32 = 100_000;
+
+struct World {
+    hypervisor: SimHypervisor,
+    memory: SimMemory,
+    device: Option<MmioDevice>,
+    disk: tempfile::NamedTempFile,
+}
+
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+}
+
+fn with_world<T>(use_it: impl FnOnce(&mut World) -> T) -> T {
+    WORLD.with_borrow_mut(|world| {
+        use_it(world.get_or_insert_with(|| {
+            let (hypervisor, guest) = simulate(512).expect("memory");
+            let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+            disk.as_file().set_len(DISK_BYTES).expect("room for a disk");
+            World {
+                memory: guest.memory().clone(),
+                hypervisor,
+                device: None,
+                disk,
+            }
+        }))
+    })
+}
+
+fn with_device<T>(use_it: impl FnOnce(&mut MmioDevice) -> T) -> T {
+    with_world(|world| use_it(world.device.as_mut().expect("a device")))
+}
+
+/// Memory for a state file.
+pub fn state_area() -> StateArea {
+    let memory: MmapRegion<()> = MmapRegion::new(BYTES).expect("memory");
+    StateArea::new(Rc::new(memory), BYTES)
+}
+
+/// Puts a disk of two queues there that goes on from `area`. False if it says that it cannot.
+pub fn make_device(area: StateArea) -> bool {
+    with_world(|world| {
+        world.device = None;
+        let Ok(slot) = GuestState::new(area).and_then(|state| state.slot(KEY, BASE)) else {
+            return false;
+        };
+        let disk = Disk::open(world.disk.path(), false).expect("a disk");
+        let blk = Blk::new(disk, [0; 20], 2, slot.own).expect("memory");
+        let mode = AddressMode::Grants;
+        let access = world.hypervisor.guest_access(mode);
+        let line = world.hypervisor.interrupt_line(LINE);
+        world.device = MmioDevice::new(Box::new(blk), mode, access, line, slot.device).ok();
+        world.device.is_some()
+    })
+}
+
+/// Lets the device do all that there is to do, as a worker does before it sleeps.
+pub fn run_device() {
+    for _ in 0..MAX_TURNS {
+        let activity = with_device(|device| match device.process() {
+            Activity::Idle => device.rest(),
+            activity => activity,
+        });
+        if activity == Activity::Idle {
+            return;
+        }
+    }
+    panic!("the device never rests");
+}
+
+/// Resets the device. Nothing of the guest is mapped then.
+pub fn reset_device() {
+    with_device(|device| {
+        device.write(0x70, Width::Four, 0);
+        let report = device.report();
+        assert_eq!((report.status, report.grants_mapped), (0, 0));
+    });
+}
+
+/// A driver of the device in this thread.
+pub fn driver() -> Driver {
+    Driver::new(InThread)
+}
+
+struct InThread;
+
+impl Platform for InThread {
+    fn read(&self, offset: u64, width: Width) -> u64 {
+        with_device(|device| device.read(offset, width))
+    }
+
+    fn write(&self, offset: u64, width: Width, value: u64) {
+        with_device(|device| device.write(offset, width, value));
+    }
+
+    fn allocate(&self, len: usize, device_writes: bool) -> Box<dyn GrantedMemory> {
+        with_world(|world| xen_virtio_tests::allocate(&world.memory, len, device_writes))
+    }
+}
+
+/// Numbers from a target's input; zeros after its end.
+pub struct Numbers<'a>(pub &'a [u8]);
+
+impl Numbers<'_> {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn byte(&mut self) -> u8 {
+        self.take::<1>()[0]
+    }
+
+    pub fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+
+    pub fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    pub fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+
+    fn take<const COUNT: usize>(&mut self) -> [u8; COUNT] {
+        let mut bytes = [0; COUNT];
+        let count = COUNT.min(self.0.len());
+        let (here, rest) = self.0.split_at(count);
+        bytes[..count].copy_from_slice(here);
+        self.0 = rest;
+        bytes
+    }
+}

@@ -1,0 +1,12 @@
+//! Any configuration file, and any xl file.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use std::path::Path;
+use xen_virtio_dom0_tools::config::Config;
+use xen_virtio_dom0_tools::xl_config;
+
+fuzz_target!(|text: &str| {
+    let config = Config::parse(Path::new("config.toml"), text);
+    let _ = xl_config::check(text, &config.unwrap_or_default());
+});

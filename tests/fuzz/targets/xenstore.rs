@@ -1,0 +1,61 @@
+//! Any answers of xenstored, to what is asked for an entry: lines are values; an empty one is a node that is
+//! not there. The other half of the inputs are bytes on the wire.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use xen_virtio_dom0_tools::libxl::{self, EntryKey, Form};
+use xen_virtio_dom0_tools::xenstore::XenStore;
+
+/// `XS_READ` and `XS_ERROR` (`xen/io/xs_wire.h`).
+const READ: u32 = 2;
+const ERROR: u32 = 16;
+
+fn message(kind: u32, request: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).expect("a short payload");
+    let header = [kind, request, 0, len].map(u32::to_ne_bytes).concat();
+    [header, payload.to_vec()].concat()
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((first, rest)) = input.split_first() else {
+        return;
+    };
+    let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+    let rest = &rest[..rest.len().min(4096)];
+    let answers = if first & 1 == 0 {
+        let lines = rest.split(|byte| *byte == b'\n').zip(1..);
+        lines
+            .flat_map(|(line, request)| match line {
+                b"" => message(ERROR, request, b"ENOENT\0"),
+                line => message(READ, request, line),
+            })
+            .collect()
+    } else {
+        rest.to_vec()
+    };
+    // At once: a socket has little room for many small messages.
+    theirs.write_all(&answers).expect("room in a socket");
+    theirs
+        .shutdown(std::net::Shutdown::Write)
+        .expect("a socket");
+    let mut store = XenStore::over(File::from(OwnedFd::from(ours)));
+    let form = if first & 2 == 0 {
+        Form::Disk
+    } else {
+        Form::Virtio
+    };
+    let key = EntryKey { form, devid: 51712 };
+    match first >> 2 & 3 {
+        0 => drop(libxl::read_entry(&mut store, 3, key)),
+        1 => drop(libxl::entries(&mut store)),
+        2 => drop(store.next_event()),
+        _ => drop(libxl::active_entries(&mut store, 3)),
+    }
+    if let Ok(text) = std::str::from_utf8(rest) {
+        let _ = libxl::parse_path(text);
+    }
+});
