@@ -1,7 +1,7 @@
 # dom0's root, from Debian's binary packages, and the guests' initramfs.
 # shellcheck shell=bash
 
-DOM0_PACKAGES=xen-utils-4.20,xenstore-utils,busybox-static,bash,coreutils,util-linux,mount,e2fsprogs,procps,grep,sed,gawk,findutils,tar
+DOM0_PACKAGES=xen-utils-4.20,xenstore-utils,busybox-static,bash,coreutils,util-linux,mount,e2fsprogs,procps,grep,sed,gawk,findutils,tar,dmsetup
 
 dom0_dir() { cached dom0 "$(key_of "$TOP/scripts/board.d/dom0.sh" "$BOARD/dom0-init" "$BOARD/guest-init")" build_dom0; }
 build_dom0() {

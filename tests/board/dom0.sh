@@ -76,7 +76,18 @@ said() {
 }
 
 # count_said NAME PATTERN: how many lines of the guest's console match.
-count_said() { console "$1" | grep -caE "$2"; }
+count_said() { console "$1" | grep -caE "$2" || true; }
+
+# verifies_on NAME [SECONDS]: waits until the guest, which runs guest/verify, has verified more of its disks.
+verifies_on() {
+    local before
+    before=$(count_said "$1" 'verifying:')
+    wait_for "${2:-60}" "guest $1 to go on verifying" said_more_than "$1" $((before + 1))
+    has_said "$1" 'guest: FAIL|guest: done|I/O error' && fail "guest $1: $(console "$1" | tail -n 5)"
+    return 0
+}
+said_more_than() { [ "$(count_said "$1" 'verifying:')" -gt "$2" ]; }
+longest_pause() { console "$1" | sed -n 's/.*longest pause \([0-9]*\) ms/\1/p' | sort -n | tail -n 1; }
 
 # Guests whose script has ended are destroyed by us: what a toolstack does.
 destroy() {
@@ -129,6 +140,29 @@ run_case() {
     fi
     return $status
 }
+
+# run_cases CASE...: one after the other; the marks are for whoever reads the console.
+run_cases() {
+    local case outcome failed=0
+    for case; do
+        echo "CASE-BEGIN $case"
+        SECONDS=0 outcome=ok
+        run_case "$case" || outcome=FAILED failed=1
+        echo "CASE-END $case $outcome $SECONDS"
+        clean_up
+    done
+    return $failed
+}
+
+# What a case leaves behind, whichever way it ended, is not the next one's.
+clean_up() {
+    pkill -KILL xen-virtiod || true
+    xl list | awk 'NR > 1 && $1 != "Domain-0" { print $2 }' | while read -r domain; do xl destroy "$domain"; done
+    wait_for 20 "dead domains to go" no_zombie
+    dmsetup --noudevsync remove_all
+    losetup --detach-all
+    rm -rf /tmp/* /etc/xen-virtiod /run/xen-virtiod "$CONSOLES"/guest-*
+} >/dev/null 2>&1
 
 run_demo() {
     say "dom0 is up: $(xl info | awk '/^xen_version/ { print "Xen " $3 }'), Linux $(uname -r)"

@@ -2,7 +2,7 @@
 start_daemon
 fds=$(daemon_fds)
 for disk in 1 2; do make_disk /tmp/good$disk.img 32; done
-guest good verify "disk = [ $(disk /tmp/good1.img), $(disk /tmp/good2.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=verify SECS=35'"
+guest good verify "disk = [ $(disk /tmp/good1.img), $(disk /tmp/good2.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=verify SECS=100000'"
 create good
 said good 'verifying:' >/dev/null
 
@@ -27,8 +27,6 @@ mknod /tmp/no-driver b 240 7
 refused unreadable /tmp/no-driver
 grep -q 'disk /tmp/no-driver: cannot be opened' $DAEMON_LOG || fail "the log does not say what is wrong with /tmp/no-driver"
 grep -a 'ERROR' $DAEMON_LOG | while read -r line; do note "$line"; done
-has_said good 'verified:' && fail "the good guest ended too early to show anything"
-said good 'guest: done' 60 >/dev/null
-[ "$(count_said good 'verified:')" = 2 ] || fail "the good guest did not verify its disks"
+verifies_on good
 destroy good
 nothing_left "$fds"

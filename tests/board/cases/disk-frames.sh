@@ -1,7 +1,7 @@
 # A guest that grants nothing lives on its disk, by its frames' numbers.
 start_daemon
 fds=$(daemon_fds)
-make_disk /tmp/disk.img 96
+make_disk /tmp/disk.img 64
 expected=$(md5sum </tmp/disk.img | cut -d' ' -f1)
 guest g disk "disk = [ $(disk /tmp/disk.img 0) ]"
 create g

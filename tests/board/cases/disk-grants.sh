@@ -1,12 +1,12 @@
 # A guest that grants its pages lives on its disk; only ring pages are mapped, and no frame by number.
 start_daemon
 fds=$(daemon_fds)
-make_disk /tmp/disk.img 96
+make_disk /tmp/disk.img 64
 expected=$(md5sum </tmp/disk.img | cut -d' ' -f1)
 guest g disk "disk = [ $(disk /tmp/disk.img) ]"
 create g
 said g 'guest: disk' >/dev/null
-[ "$(said g 'guest: disk')" = "guest: disk $((96 * 2048)) sectors" ] || fail "the guest sees $(said g 'guest: disk')"
+[ "$(said g 'guest: disk')" = "guest: disk $((64 * 2048)) sectors" ] || fail "the guest sees $(said g 'guest: disk')"
 worker=$(pids_of "$(domid g)")
 most=0
 until has_said g 'guest: verified|guest: FAIL'; do

@@ -20,4 +20,17 @@ for namespace in mnt net; do
         fail "the worker shares its supervisor's $namespace namespace"
 done
 note "open: $(readlink /proc/$worker/fd/* | sort | uniq -c | awk '{ print $2 " x" $1 }' | tr '\n' ' ')"
+# What it could try, tried from where it is.
+make_disk /tmp/other.img 4
+guest other idle "disk = [ $(disk /tmp/other.img) ]"
+create other
+own=$(domid g) other=$(domid other)
+[ "$(prisoner "$own" "$other" map-own)" = done ] || fail "a worker cannot read its own guest"
+for action in map-other serve-other open create tcp udp unix signal exec root; do
+    status=0 said=$(prisoner "$own" "$other" $action 2>&1) || status=$?
+    # 159: killed by SIGSYS.
+    [ $status = 159 ] || [[ $status = 0 && $said = refused:* ]] || fail "$action: $said (status $status)"
+    note "$action: ${said:-killed}"
+done
+destroy other
 destroy g

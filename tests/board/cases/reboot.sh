@@ -1,15 +1,22 @@
-# A guest is rebooted by xl and finds its disk, in a domain with another number.
+# A guest is rebooted by xl, another is reset with I/O in flight: both find their disks, in domains with other numbers.
 start_daemon
 fds=$(daemon_fds)
-make_disk /tmp/disk.img 32
-guest g reboot "disk = [ $(disk /tmp/disk.img) ]" "on_reboot = 'restart'"
+for disk in g r other; do make_disk /tmp/$disk.img 32; done
+guest g reboot "disk = [ $(disk /tmp/g.img) ]" "on_reboot = 'restart'"
+guest r reboot "disk = [ $(disk /tmp/r.img), $(disk /tmp/other.img 1 xvdb) ]" "on_reboot = 'restart'" \
+    "extra = 'console=hvc0 quiet GUEST=reboot RESET=1'"
 create g
+create r
 said g 'left its mark' >/dev/null
 first=$(domid g)
 xl reboot g
-said g 'second boot finds I was here' >/dev/null
-said g 'verified:' >/dev/null
+said r 'resetting' >/dev/null
+for name in g r; do
+    said $name 'second boot finds I was here' >/dev/null
+    said $name 'verified:' >/dev/null
+done
 [ "$(domid g)" != "$first" ] || fail "the domid is still $first"
 note "rebooted from domain $first to $(domid g)"
 destroy g
+destroy r
 nothing_left "$fds"

@@ -4,7 +4,7 @@ fds=$(daemon_fds)
 for name in a b; do
     for disk in 1 2; do make_disk /tmp/$name$disk.img 32; done
     guest $name verify "disk = [ $(disk /tmp/${name}1.img), $(disk /tmp/${name}2.img 1 xvdb) ]" \
-        "vcpus = 2" "extra = 'console=hvc0 quiet GUEST=verify SECS=25'"
+        "vcpus = 2" "extra = 'console=hvc0 quiet GUEST=verify SECS=100000'"
     create $name
 done
 for name in a b; do said $name 'verifying:' 60 >/dev/null; done
@@ -16,10 +16,8 @@ note "a destroyed in the middle of its I/O"
 wait_for 20 "guest a to be gone" is_gone a
 wait_for 10 "the worker of a to end" bash -c "! kill -0 $worker 2>/dev/null"
 wait_for 10 "dead domains to go" no_zombie
-has_said b 'verified:' && fail "b ended before a was destroyed: it shows nothing"
-said b 'guest: done' 60 >/dev/null
-[ "$(count_said b 'verified:')" = 2 ] || fail "b did not verify both disks: $(console b | tail -n 3)"
-note "b: $(said b 'verified:')"
+verifies_on b
+note "b: $(said b 'verifying:')"
 [ "$(report request_errors)" = 0 ] || fail "$(report request_errors) failed requests"
 destroy b
 nothing_left "$fds"
