@@ -114,7 +114,7 @@ impl AccessCounters {
         self.refused += u64::from(matches!(refusal, Refusal::Kind { .. }));
     }
 
-    pub(crate) fn count_copy(&mut self, segments: usize, bytes: usize) {
+    fn count_copy(&mut self, segments: usize, bytes: usize) {
         self.copy_batches += 1;
         self.copy_segments += segments as u64;
         self.copy_bytes += bytes as u64;
@@ -138,24 +138,42 @@ pub(crate) fn ring_segments(
         })
 }
 
-/// Admits every operation, and hands each of its segments on with the part of the buffer it is for.
-/// An operation that is refused gets its fault here. Returns the bytes admitted.
-pub(crate) fn each_segment(
+/// What of a copy lies in one page of the guest.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    /// The operation that it belongs to.
+    pub(crate) owner: usize,
+    pub(crate) direction: Direction,
+    pub(crate) segment: Segment,
+    /// The part of the buffer.
+    pub(crate) local: Range<usize>,
+}
+
+/// Admits every operation, and fills `pieces` with what they come to. An operation that is refused gets its
+/// fault here.
+pub(crate) fn admit_pieces(
     policy: crate::Policy,
     counters: &mut AccessCounters,
     operations: &mut [CopyOp],
-    mut segment: impl FnMut(usize, Direction, Segment, Range<usize>),
-) -> usize {
+    pieces: &mut Vec<Piece>,
+) {
+    pieces.clear();
     let mut bytes = 0;
-    for (index, operation) in operations.iter_mut().enumerate() {
+    for (owner, operation) in operations.iter_mut().enumerate() {
         operation.result = Ok(());
         match policy.admit(operation.guest, operation.local.len()) {
             Ok(segments) => {
                 bytes += operation.local.len();
                 let mut start = operation.local.start;
-                for piece in segments {
-                    segment(index, operation.direction, piece, start..start + piece.len);
-                    start += piece.len;
+                for segment in segments {
+                    let local = start..start + segment.len;
+                    start = local.end;
+                    pieces.push(Piece {
+                        owner,
+                        direction: operation.direction,
+                        segment,
+                        local,
+                    });
                 }
             }
             Err(refusal) => {
@@ -164,7 +182,9 @@ pub(crate) fn each_segment(
             }
         }
     }
-    bytes
+    if !pieces.is_empty() {
+        counters.count_copy(pieces.len(), bytes);
+    }
 }
 
 pub(crate) fn gref(page: Page) -> crate::Gref {

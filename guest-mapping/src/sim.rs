@@ -2,11 +2,11 @@
 //! [`xen`](crate::xen) gets from Xen, with faults to order.
 
 use crate::access::{
-    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, part,
-    ring_segments,
+    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, Piece, admit_pieces,
+    part, ring_segments,
 };
 use crate::ring::MappedPages;
-use crate::{AddressMode, Gfn, Gref, PAGE_SIZE, Page, Policy, RingMemory, Segment};
+use crate::{AddressMode, Gfn, Gref, PAGE_SIZE, Page, Policy, RingMemory};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -227,17 +227,14 @@ pub struct SimAccess {
     memory: SimMemory,
     policy: Policy,
     counters: AccessCounters,
-    pieces: Vec<(usize, Direction, Segment, std::ops::Range<usize>)>,
+    pieces: Vec<Piece>,
 }
 
 impl SimAccess {
-    fn copy_piece(
-        &self,
-        buffer: &VolatileSlice<'_>,
-        direction: Direction,
-        segment: Segment,
-        local: std::ops::Range<usize>,
-    ) -> Result<(), CopyFault> {
+    fn copy_piece(&self, buffer: &VolatileSlice<'_>, piece: &Piece) -> Result<(), CopyFault> {
+        let Piece {
+            direction, segment, ..
+        } = *piece;
         self.memory.lifeline().step();
         let mut table = self.memory.table();
         if table.failing_copies > 0 {
@@ -256,7 +253,7 @@ impl SimAccess {
         let slice = frame
             .subslice(segment.offset, segment.len)
             .map_err(|_| fault)?;
-        let ours = part(buffer, local);
+        let ours = part(buffer, piece.local.clone());
         match direction {
             Direction::FromGuest => slice.copy_to_volatile_slice(ours),
             Direction::ToGuest => ours.copy_to_volatile_slice(slice),
@@ -317,21 +314,10 @@ impl GuestAccess for SimAccess {
 
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         let mut pieces = std::mem::take(&mut self.pieces);
-        pieces.clear();
-        let bytes = each_segment(
-            self.policy,
-            &mut self.counters,
-            operations,
-            |owner, direction, segment, local| {
-                pieces.push((owner, direction, segment, local));
-            },
-        );
-        if !pieces.is_empty() {
-            self.counters.count_copy(pieces.len(), bytes);
-        }
-        for (owner, direction, segment, local) in &pieces {
-            if let Err(fault) = self.copy_piece(buffer, *direction, *segment, local.clone()) {
-                operations[*owner].result = Err(fault);
+        admit_pieces(self.policy, &mut self.counters, operations, &mut pieces);
+        for piece in &pieces {
+            if let Err(fault) = self.copy_piece(buffer, piece) {
+                operations[piece.owner].result = Err(fault);
             }
         }
         self.pieces = pieces;

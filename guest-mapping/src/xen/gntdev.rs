@@ -5,8 +5,8 @@ use super::abi::{
 };
 use super::{Domid, Mapping};
 use crate::access::{
-    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gref,
-    part, ring_segments,
+    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, Piece, admit_pieces,
+    gref, part, ring_segments,
 };
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gref, MAX_RING_PAGES, PAGE_SIZE, Policy, RingMemory};
@@ -27,9 +27,9 @@ pub struct GrantAccess {
     domid: Domid,
     mapped: Rc<Cell<u64>>,
     counters: AccessCounters,
-    /// Scratch space of [`GrantAccess::copy`]: the segments, and which operation each belongs to.
+    /// Scratch space of [`GrantAccess::copy`]: the pieces, and the segment that each becomes.
+    pieces: Vec<Piece>,
     segments: Vec<GntdevGrantCopySegment>,
-    owners: Vec<usize>,
 }
 
 impl GrantAccess {
@@ -40,8 +40,8 @@ impl GrantAccess {
             domid,
             mapped: Rc::default(),
             counters: AccessCounters::default(),
+            pieces: Vec::new(),
             segments: Vec::new(),
-            owners: Vec::new(),
         }
     }
 
@@ -110,42 +110,17 @@ impl GuestAccess for GrantAccess {
     }
 
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
-        self.segments.clear();
-        self.owners.clear();
-        let bytes = each_segment(
-            POLICY,
-            &mut self.counters,
-            operations,
-            |owner, direction, segment, local| {
-                let virt = GrantCopyPointer {
-                    virt: part(buffer, local).ptr_guard_mut().as_ptr().cast(),
-                };
-                let foreign = GrantCopyPointer {
-                    foreign: GrantCopyForeign {
-                        reference: gref(segment.page).0,
-                        offset: segment.offset.try_into().expect("below PAGE_SIZE"),
-                        domid: self.domid.0,
-                    },
-                };
-                let (source, dest, flags) = match direction {
-                    Direction::FromGuest => (foreign, virt, abi::GNTCOPY_SOURCE_GREF),
-                    Direction::ToGuest => (virt, foreign, abi::GNTCOPY_DEST_GREF),
-                };
-                let len = segment.len.try_into().expect("at most PAGE_SIZE");
-                self.segments.push(GntdevGrantCopySegment {
-                    source,
-                    dest,
-                    len,
-                    flags,
-                    status: abi::GNTST_OKAY,
-                });
-                self.owners.push(owner);
-            },
-        );
-        if self.segments.is_empty() {
+        admit_pieces(POLICY, &mut self.counters, operations, &mut self.pieces);
+        if self.pieces.is_empty() {
             return;
         }
-        self.counters.count_copy(self.segments.len(), bytes);
+        // Xen keeps hold of our page from one segment to the next, if it is the same: headers and statuses
+        // of many requests share one.
+        self.pieces.sort_unstable_by_key(|piece| piece.local.start);
+        self.segments.clear();
+        for piece in &self.pieces {
+            self.segments.push(copy_segment(piece, self.domid, buffer));
+        }
         let mut request = abi::GntdevGrantCopy {
             count: self
                 .segments
@@ -157,7 +132,7 @@ impl GuestAccess for GrantAccess {
         // SAFETY: every segment's local side lies in `buffer`, which is volatile memory that outlives this
         // call; the kernel writes only there and in the segments' status.
         let called = unsafe { abi::gntdev_grant_copy(self.gntdev.as_raw_fd(), &raw mut request) };
-        for (segment, &owner) in self.segments.iter().zip(&self.owners) {
+        for (segment, &Piece { owner, .. }) in self.segments.iter().zip(&self.pieces) {
             if let Err(errno) = called {
                 operations[owner].result = Err(CopyFault::Call {
                     errno: errno as i32,
@@ -185,6 +160,33 @@ impl GuestAccess for GrantAccess {
             grants_mapped: self.mapped.get(),
             ..self.counters
         }
+    }
+}
+
+/// The piece as gntdev takes it; `buffer` is the local side.
+fn copy_segment(piece: &Piece, domid: Domid, buffer: &VolatileSlice<'_>) -> GntdevGrantCopySegment {
+    let local = part(buffer, piece.local.clone());
+    let virt = GrantCopyPointer {
+        virt: local.ptr_guard_mut().as_ptr().cast(),
+    };
+    let segment = &piece.segment;
+    let foreign = GrantCopyPointer {
+        foreign: GrantCopyForeign {
+            reference: gref(segment.page).0,
+            offset: segment.offset.try_into().expect("below PAGE_SIZE"),
+            domid: domid.0,
+        },
+    };
+    let (source, dest, flags) = match piece.direction {
+        Direction::FromGuest => (foreign, virt, abi::GNTCOPY_SOURCE_GREF),
+        Direction::ToGuest => (virt, foreign, abi::GNTCOPY_DEST_GREF),
+    };
+    GntdevGrantCopySegment {
+        source,
+        dest,
+        len: segment.len.try_into().expect("at most PAGE_SIZE"),
+        flags,
+        status: abi::GNTST_OKAY,
     }
 }
 

@@ -3,16 +3,15 @@
 use super::abi;
 use super::{Domid, Mapping};
 use crate::access::{
-    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, each_segment, gfn,
-    part, ring_segments,
+    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, Piece, admit_pieces,
+    gfn, part, ring_segments,
 };
 use crate::ring::MappedPages;
-use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory, Segment};
+use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use vm_memory::{GuestAddress, Permissions, VolatileSlice};
@@ -112,14 +111,6 @@ pub struct FrameAccess {
     pieces: Vec<Piece>,
 }
 
-/// One segment of one copy operation.
-struct Piece {
-    owner: usize,
-    direction: Direction,
-    segment: Segment,
-    local: Range<usize>,
-}
-
 impl FrameAccess {
     pub fn new(privcmd: Rc<Privcmd>) -> Self {
         Self {
@@ -168,24 +159,7 @@ impl GuestAccess for FrameAccess {
     }
 
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
-        self.pieces.clear();
-        let bytes = each_segment(
-            POLICY,
-            &mut self.counters,
-            operations,
-            |owner, direction, segment, local| {
-                self.pieces.push(Piece {
-                    owner,
-                    direction,
-                    segment,
-                    local,
-                });
-            },
-        );
-        if self.pieces.is_empty() {
-            return;
-        }
-        self.counters.count_copy(self.pieces.len(), bytes);
+        admit_pieces(POLICY, &mut self.counters, operations, &mut self.pieces);
         for batch in self.pieces.chunks(MAX_CACHED_FRAMES) {
             self.cache.fill(
                 &self.privcmd,
