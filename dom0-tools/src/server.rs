@@ -45,7 +45,7 @@ pub struct Server<H> {
 pub struct ServerReport {
     /// How often there was nothing to do, and then something again.
     pub sleeps: u64,
-    /// Nanoseconds of looking for work before it came, or before giving up.
+    /// Nanoseconds of looking for work before it came, or before giving up, and of waiting for interrupt handlers.
     pub polled_ns: u64,
     /// Nanoseconds of processor time that the process has used.
     pub cpu_ns: u64,
@@ -200,7 +200,7 @@ impl<H: Hypervisor> Server<H> {
     pub fn report(&self) -> ServerReport {
         ServerReport {
             sleeps: self.sleeps,
-            polled_ns: nanoseconds(self.polling.looked()),
+            polled_ns: nanoseconds(self.polling.looked() + self.machine.waited()),
             cpu_ns: nanoseconds(cpu_time()),
         }
     }

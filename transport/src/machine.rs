@@ -2,12 +2,21 @@
 
 use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest};
 use crate::mmio_device::MmioDevice;
+use crate::registers::{Location, Register};
 use std::io;
+use std::time::{Duration, Instant};
 use xen_virtio_backend::Activity;
 
 /// Traps answered before the devices have a turn: a guest that does nothing but trap must not starve its
 /// own queues.
 const TRAPS_PER_TURN: usize = 64;
+
+/// The longest wait for an access of an interrupt handler: what a guest that does not come costs in vain.
+const HANDLER_LIMIT: Duration = Duration::from_micros(200);
+/// What a handler does: it reads why it was called, and acknowledges that (virtio 1.3, 4.2.2.2).
+const HANDLER_ACCESSES: usize = 2;
+/// Looks for a trap between looks at the clock.
+const LOOKS: u32 = 64;
 
 /// Why a device cannot be given to a guest.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +41,9 @@ pub struct Slot(usize);
 pub struct Machine<H> {
     hypervisor: H,
     slots: Vec<(MmioRange, Option<MmioDevice>)>,
+    /// A handler is to be waited for: its interrupt was raised, or it has begun.
+    handler_expected: bool,
+    waited: Duration,
 }
 
 impl<H: Hypervisor> Machine<H> {
@@ -39,6 +51,8 @@ impl<H: Hypervisor> Machine<H> {
         Self {
             hypervisor,
             slots: Vec::new(),
+            handler_expected: false,
+            waited: Duration::ZERO,
         }
     }
 
@@ -80,19 +94,53 @@ impl<H: Hypervisor> Machine<H> {
         self.slots[slot].1.as_ref()
     }
 
-    /// Answers the traps that wait, then gives each device a turn.
+    /// Answers the traps that wait, and those of an interrupt handler that is about to come; then gives each
+    /// device a turn.
     pub fn turn(&mut self) -> Activity {
         let mut activity = Activity::Idle;
+        let mut waits = 0;
         for _ in 0..TRAPS_PER_TURN {
             if !self.answer_trap() {
-                break;
+                if waits == HANDLER_ACCESSES || !self.answer_handler() {
+                    break;
+                }
+                waits += 1;
             }
             activity = Activity::Working;
         }
+        let interrupted = self.awaits_handler();
         for device in devices(&mut self.slots) {
             activity = activity.max(device.process());
         }
+        self.handler_expected |= !interrupted && self.awaits_handler();
         activity
+    }
+
+    /// Waits a moment for the next access of the handler of an interrupt, and answers it. True if it came.
+    ///
+    /// Its accesses are certain, and without their answers the guest does nothing of what it was interrupted
+    /// for. Were the next requests carried out meanwhile, guest and device would wait for each other in turn.
+    fn answer_handler(&mut self) -> bool {
+        if !self.handler_expected || !self.awaits_handler() {
+            return false;
+        }
+        let began = Instant::now();
+        let came = loop {
+            if self.watch(LOOKS) {
+                break true;
+            }
+            if began.elapsed() >= HANDLER_LIMIT {
+                self.handler_expected = false;
+                break false;
+            }
+        };
+        self.waited += began.elapsed();
+        came
+    }
+
+    /// The time spent waiting for interrupt handlers.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Looks for a trap as often as `times`, and answers the first. True if there was one.
@@ -104,6 +152,14 @@ impl<H: Hypervisor> Machine<H> {
             std::hint::spin_loop();
             self.answer_trap()
         })
+    }
+
+    /// Whether a driver has been interrupted and has not acknowledged it.
+    fn awaits_handler(&self) -> bool {
+        self.slots
+            .iter()
+            .filter_map(|(_, device)| device.as_ref())
+            .any(MmioDevice::awaits_handler)
     }
 
     /// Prepares for nobody calling [`Machine::turn`] until the hypervisor's or a device's events are there.
@@ -131,9 +187,15 @@ impl<H: Hypervisor> Machine<H> {
         let slots = &mut self.slots;
         match trap.request() {
             TrapRequest::Read { address, width } => {
-                let value =
-                    find(slots, address).map_or(0, |(device, offset)| device.read(offset, width));
-                trap.answer(value);
+                let Some((device, offset)) = find(slots, address) else {
+                    trap.answer(0);
+                    return true;
+                };
+                trap.answer(device.read(offset, width));
+                let status = Location::Register(Register::InterruptStatus);
+                if Location::decode(offset, width) == status {
+                    self.handler_expected = true;
+                }
             }
             TrapRequest::Write {
                 address,

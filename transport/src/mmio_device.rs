@@ -253,6 +253,11 @@ impl MmioDevice {
         }
     }
 
+    /// Whether the driver has been interrupted and has not acknowledged it.
+    pub fn awaits_handler(&self) -> bool {
+        self.registers.read(Register::InterruptStatus) != 0
+    }
+
     /// Readable when [`MmioDevice::process`] has something to do that no trap tells of.
     pub fn events(&self) -> Option<BorrowedFd<'_>> {
         self.device.events()
