@@ -23,6 +23,8 @@ const DEVICE: Token = Token(OWN_TOKENS + 1);
 
 /// Turns without a look at what else is readable.
 const BUSY_TURNS: u32 = 256;
+/// Turns without a look at the guest's share of the processor: what it can have in advance.
+const TURNS_PER_BUDGET: u32 = 8;
 /// Turns that find nothing without a look at the clock, and at who else wants the processor.
 const TURNS_PER_LOOK: u32 = 32;
 /// Looks for a trap between turns that find nothing: traps hold the guest up, and rings do not.
@@ -124,8 +126,10 @@ impl<H: Hypervisor> Server<H> {
     ///
     /// The system's.
     pub fn serve(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.keep_budget()?;
-        for _ in 0..BUSY_TURNS {
+        for turn in 0..BUSY_TURNS {
+            if turn.is_multiple_of(TURNS_PER_BUDGET) {
+                self.keep_budget()?;
+            }
             match self.machine.turn() {
                 Activity::Working => {
                     self.found_work();

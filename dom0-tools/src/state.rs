@@ -32,12 +32,7 @@ const OWN: usize = 4096 - NAME;
 const SLOT: usize = NAME + OWN + DeviceState::BYTES;
 
 /// Bytes of a state file.
-pub const BYTES: usize = bytes_for(SLOTS);
-
-/// Bytes of it that `devices` devices need.
-pub const fn bytes_for(devices: usize) -> usize {
-    HEADER + (if devices < SLOTS { devices } else { SLOTS }) * SLOT
-}
+pub const BYTES: usize = HEADER + SLOTS * SLOT;
 
 /// Why a guest cannot be gone on with.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,9 @@ use mio::{Interest, Registry, Token};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Longer than any question.
@@ -36,7 +36,13 @@ impl Clients {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        let lock = File::create(path.with_extension("lock"))?;
+        // Whoever may read it could lock it.
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path.with_extension("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
             Errno::WOULDBLOCK => io::Error::other("another xen-virtiod is running"),
             error => error.into(),

@@ -127,10 +127,12 @@ impl Guest {
 
     fn open(&mut self, key: EntryKey, known: &mut Known, store: &mut XenStore, tools: &Tools<'_>) {
         let (domid, config) = (self.domid(), tools.config);
-        let devices = self.entries.len() + self.detaching.len() + 1;
-        let opened = tools.files.reserve(&self.identity, devices).and_then(|()| {
-            Attachment::open(domid, &self.name, key, store, config, &mut known.detail)
-        });
+        // A guest of which we serve no device gets no state file: it would count as served.
+        let opened = Attachment::open(domid, &self.name, key, store, config, &mut known.detail)
+            .and_then(|attachment| {
+                tools.files.reserve(&self.identity)?;
+                Ok(attachment)
+            });
         known.status = match opened {
             Ok(attachment) => Status::Pending(Box::new(attachment)),
             Err(error) => {
@@ -173,10 +175,11 @@ impl Guest {
                 self.served = true;
                 self.error = None;
                 self.worker = Some(worker);
-                self.send_pending(tools.registry);
+                // First, so that a device that has come back under the same name is not the one given up.
                 for key in self.detaching.clone() {
                     self.send(tools.registry, &ToWorker::Detach { key });
                 }
+                self.send_pending(tools.registry);
                 self.send(tools.registry, &ToWorker::Serve);
             }
             Err(error) => {
@@ -198,6 +201,9 @@ impl Guest {
             {
                 bail!("is left to its earlier worker, which has {key}, until that can be opened");
             }
+        }
+        if self.served_earlier || !self.served {
+            // Also one of a guest that had this domid before, if no supervisor was there to end it.
             earlier::end_workers(self.domid())?;
         }
         let token = Token(*tools.next_token);

@@ -75,14 +75,14 @@ impl StateFiles {
         open().with_context(|| format!("opening the guest's state, {}", path.display()))
     }
 
-    /// Sees to it that there is room for the state of `devices` devices: a worker that found none when it
-    /// writes would be killed.
-    pub(super) fn reserve(&self, guest: &Identity, devices: usize) -> Result<()> {
+    /// Sees to it that there is room for all of the guest's state: a worker that found none when it writes, or
+    /// reads what was never written, would be killed.
+    pub(super) fn reserve(&self, guest: &Identity) -> Result<()> {
         let file = self.open(guest)?;
-        let bytes = state::bytes_for(devices) as u64;
-        fallocate(&file, FallocateFlags::empty(), 0, bytes).with_context(|| {
+        fallocate(&file, FallocateFlags::empty(), 0, state::BYTES as u64).with_context(|| {
             format!(
-                "making room for {bytes} bytes in {}",
+                "making room for {} bytes in {}",
+                state::BYTES,
                 self.path(guest).display()
             )
         })
@@ -141,7 +141,7 @@ mod tests {
         let guests = [guest(1, "a-b"), guest(2, "c"), guest(3, "d")];
         for guest in &guests {
             assert!(!files.has(guest));
-            files.reserve(guest, 2).unwrap();
+            files.reserve(guest).unwrap();
             let len = files.open(guest).unwrap().metadata().unwrap().len();
             assert_eq!(len, state::BYTES as u64);
         }

@@ -13,6 +13,8 @@ use xen_virtio_dom0_tools::xenstore::XenStore;
 /// `XS_READ` and `XS_ERROR` (`xen/io/xs_wire.h`).
 const READ: u32 = 2;
 const ERROR: u32 = 16;
+/// Answers in one input; a header alone has 16 bytes.
+const ANSWERS: usize = 128;
 
 fn message(kind: u32, request: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).expect("a short payload");
@@ -25,9 +27,10 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let (ours, mut theirs) = UnixStream::pair().expect("sockets");
-    let rest = &rest[..rest.len().min(4096)];
+    // Nobody takes the requests out of the socket: as many answers at most as it has room for requests.
+    let rest = &rest[..rest.len().min(16 * ANSWERS)];
     let answers = if first & 1 == 0 {
-        let lines = rest.split(|byte| *byte == b'\n').zip(1..);
+        let lines = rest.split(|byte| *byte == b'\n').take(ANSWERS).zip(1..);
         lines
             .flat_map(|(line, request)| match line {
                 b"" => message(ERROR, request, b"ENOENT\0"),
