@@ -204,12 +204,6 @@ HOTPLUG
     chmod +x /tmp/pv-hotplug
 }
 
-# three_disks [DISK]: the xl line for /dev/loop0 three times, as a PV disk, with grants and with frames; and DISK.
-three_disks() {
-    echo "disk = [ 'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=/dev/loop0'," \
-        "$(disk /dev/loop0 1 xvdb), $(disk /dev/loop0 0 xvdc)${1:+, $1} ]"
-}
-
 # stop_daemon and its workers, so that the next one reads another configuration.
 stop_daemon() {
     kill "$DAEMON"
@@ -252,7 +246,8 @@ run_bench() {
     make_disk /tmp/disk.img 128
     losetup /dev/loop0 /tmp/disk.img
     write_pv_hotplug
-    three=$(three_disks)
+    three="disk = [ 'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=/dev/loop0',
+        $(disk /dev/loop0 1 xvdb), $(disk /dev/loop0 0 xvdc) ]"
     for limit in 1000 0; do
         polling $limit
         start_daemon
@@ -268,23 +263,6 @@ run_bench() {
         done
         stop_daemon
     done
-}
-
-# The tools are on dom0's third disk.
-run_fio() {
-    local patterns=4k-qd1-randread,4k-qd16-randread,4k-qd16-randwrite,64k-qd4-read
-    make_disk /tmp/disk.img 128
-    losetup /dev/loop0 /tmp/disk.img
-    write_pv_hotplug
-    start_daemon
-    guest fio fio "memory = 384" "$(three_disks "$(disk /dev/vdc 1 xvdd)")"
-    sed -i "s/GUEST=fio/& TOOLS=vdc PATTERNS=$patterns RUNS=${BENCH_RUNS:-3} SECS=2 DISKS=xvda,vda,vdb/" /tmp/fio.cfg
-    say "one guest with three disks on one loop device, polling for at most 1000 us"
-    create fio
-    sleep $((36 * ${BENCH_RUNS:-3}))
-    said fio 'guest: done' 400 >/dev/null
-    console fio | sed -n 's/^bench /  bench 1000 /p'
-    destroy fio
 }
 
 context_switches() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' "/proc/$1/status"; }
