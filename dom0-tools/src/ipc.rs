@@ -45,8 +45,8 @@ pub enum ToWorker {
         /// Names the device of the guest, also after a reboot, see [`disk_lock`](crate::disk_lock).
         lock: u64,
     },
-    /// The devices that the guest has had from an earlier worker have all been handed over: its accesses
-    /// can be answered.
+    /// The devices that the guest has had from an earlier worker have been handed over, as far as they can be:
+    /// its accesses are to be answered.
     Serve,
     Detach {
         key: EntryKey,
@@ -55,6 +55,16 @@ pub enum ToWorker {
     Report,
     /// The guest is gone: give everything back and end.
     Stop,
+}
+
+impl ToWorker {
+    /// Whether a worker answers it, with one message.
+    pub fn is_question(&self) -> bool {
+        match self {
+            Self::AttachDisk { .. } | Self::Serve | Self::Detach { .. } | Self::Report => true,
+            Self::Start { .. } | Self::Stop => false,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,6 +80,8 @@ pub enum FromWorker {
         key: EntryKey,
         error: String,
     },
+    /// The guest is served from now on, whether the supervisor lives or not.
+    Serving,
     Detached {
         key: EntryKey,
     },

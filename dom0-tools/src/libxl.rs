@@ -53,6 +53,13 @@ pub enum State {
     Closed = 6,
 }
 
+/// The page of a device at `base`, if there can be one.
+pub(crate) fn page(base: u64) -> Option<MmioRange> {
+    let len = PAGE_LEN;
+    let is_page = base != 0 && base.is_multiple_of(len) && base.checked_add(len).is_some();
+    is_page.then_some(MmioRange { base, len })
+}
+
 /// An entry that libxl has written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -64,10 +71,7 @@ pub struct Entry {
 
 impl Entry {
     pub fn range(&self) -> MmioRange {
-        MmioRange {
-            base: self.base,
-            len: PAGE_LEN,
-        }
+        page(self.base).expect("checked when it was read")
     }
 }
 
@@ -216,7 +220,7 @@ pub fn read_entry(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<Ent
         return Err(node.wrong("transport", "mmio, the only transport there is on Arm"));
     }
     let base = node.number("base")?;
-    if base == 0 || base % PAGE_LEN != 0 || base.checked_add(PAGE_LEN).is_none() {
+    if page(base).is_none() {
         return Err(node.wrong("base", "the address of a device's page"));
     }
     let irq = u32::try_from(node.number("irq")?)

@@ -36,6 +36,11 @@ pub fn user(domid: u16) -> u32 {
     FIRST_USER + u32::from(domid)
 }
 
+/// The guest that processes of `user` serve, if they are workers.
+pub(crate) fn guest_of(user: u32) -> Option<u16> {
+    user.checked_sub(FIRST_USER)?.try_into().ok()
+}
+
 /// Makes this process the prisoner that serves guest `domid`. It must have one thread, and be root.
 ///
 /// # Errors

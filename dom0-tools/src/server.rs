@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::Activity;
 use xen_virtio_transport::{
-    DeviceReport, Hypervisor, Machine, MachineError, MmioDevice, MmioRange, Slot,
+    DeviceReport, DeviceState, Hypervisor, Machine, MachineError, MmioDevice, MmioRange, Slot,
 };
 
 /// Tokens from here on are the server's own.
@@ -101,6 +101,19 @@ impl<H: Hypervisor> Server<H> {
             }
         }
         Ok(slot)
+    }
+
+    /// Keeps the place of a device that cannot be served now, see [`Machine::add_missing`].
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`].
+    pub fn add_missing(
+        &mut self,
+        range: MmioRange,
+        state: DeviceState,
+    ) -> Result<Slot, MachineError> {
+        self.machine.add_missing(range, state)
     }
 
     /// Takes a device away, see [`Machine::remove`].

@@ -3,15 +3,16 @@
 //! Workers write it and workers read it, through shared memory. The supervisor hands it over and never looks
 //! into it: a worker that its guest has taken over may have written anything there.
 
-use crate::libxl::EntryKey;
+use crate::libxl::{self, EntryKey};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::rc::Rc;
 use xen_virtio_backend::{StateArea, StateCell, StateError};
 use xen_virtio_guest_mapping::Permissions;
 use xen_virtio_guest_mapping::xen::Mapping;
-use xen_virtio_transport::DeviceState;
+use xen_virtio_transport::{DeviceState, MmioRange};
 
 /// The file's first word.
 const MAGIC: u64 = u64::from_le_bytes(*b"xen-virt");
@@ -54,6 +55,13 @@ pub enum GuestStateError {
     Name(#[from] serde_json::Error),
     #[error("the guest's state file has no room for another device")]
     Full,
+    #[error("the guest's state file has a device at {0:#x}, where none can be")]
+    Base(u64),
+    #[error(
+        "another file or block device is where the guest's disk was: put that back, or destroy and create the guest \
+         to have it use the new one"
+    )]
+    Replaced,
 }
 
 /// Which device a slot is about.
@@ -61,6 +69,33 @@ pub enum GuestStateError {
 struct Name {
     key: EntryKey,
     base: u64,
+    /// The first version did not record it.
+    backing: Option<Backing>,
+}
+
+/// The file or block device that a device's contents are in, whatever its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backing {
+    device: u64,
+    /// Zero for a block device.
+    inode: u64,
+}
+
+impl Backing {
+    /// That which is open as `file`.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let status = file.metadata()?;
+        let (device, inode) = if status.file_type().is_block_device() {
+            (status.rdev(), 0)
+        } else {
+            (status.dev(), status.ino())
+        };
+        Ok(Self { device, inode })
+    }
 }
 
 /// A guest's state.
@@ -125,25 +160,54 @@ impl GuestState {
         self.area.store(SERVER_WORD, u64::from(server) + 1);
     }
 
-    /// The slot of the device that libxl put at `base`: an empty one, if there is none of it yet.
+    /// The slot of the device that libxl put at `base`, whose contents are in `backing`: an empty one, if there
+    /// is none of it yet.
     ///
     /// # Errors
     ///
     /// [`GuestStateError`].
-    pub fn slot(&self, key: EntryKey, base: u64) -> Result<Slot, GuestStateError> {
-        let name = Name { key, base };
-        if let Some(slot) = self.find(|other| *other == Some(&name))? {
+    pub fn slot(
+        &self,
+        key: EntryKey,
+        base: u64,
+        backing: Backing,
+    ) -> Result<Slot, GuestStateError> {
+        let is_it = |name: &Name| name.key == key && name.base == base;
+        let name = Name {
+            key,
+            base,
+            backing: Some(backing),
+        };
+        if let Some((slot, known)) = self.names()?.into_iter().find(|(_, name)| is_it(name)) {
+            if known.backing.is_some_and(|known| known != backing) {
+                return Err(GuestStateError::Replaced);
+            }
+            self.rename(slot, &name)?;
             return Ok(self.open(slot, true));
         }
         // What was at another address is another device, which the guest cannot have known.
         self.forget(key)?;
-        let slot = self.find(|name| name.is_none())?;
-        let slot = slot.ok_or(GuestStateError::Full)?;
+        let taken = self.names()?;
+        let is_free = |slot: &usize| taken.iter().all(|(other, _)| other != slot);
+        let slot = (0..SLOTS).find(is_free).ok_or(GuestStateError::Full)?;
         let empty = self.open(slot, false);
         empty.own.zero();
         empty.device.clear();
-        self.name(slot).store(&serde_json::to_vec(&name)?)?;
+        self.rename(slot, &name)?;
         Ok(empty)
+    }
+
+    /// Every device that there is a slot of.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestStateError`].
+    pub fn devices(&self) -> Result<Vec<(EntryKey, MmioRange, DeviceState)>, GuestStateError> {
+        let device = |(slot, name): (usize, Name)| {
+            let range = libxl::page(name.base).ok_or(GuestStateError::Base(name.base))?;
+            Ok((name.key, range, self.open(slot, true).device))
+        };
+        self.names()?.into_iter().map(device).collect()
     }
 
     /// The device is no more.
@@ -152,28 +216,28 @@ impl GuestState {
     ///
     /// [`GuestStateError`].
     pub fn forget(&self, key: EntryKey) -> Result<(), GuestStateError> {
-        if let Some(slot) = self.find(|name| name.is_some_and(|name| name.key == key))? {
-            self.name(slot).clear();
+        for (slot, name) in self.names()? {
+            if name.key == key {
+                self.name(slot).clear();
+            }
         }
         Ok(())
     }
 
-    fn find(
-        &self,
-        wanted: impl Fn(&Option<&Name>) -> bool,
-    ) -> Result<Option<usize>, GuestStateError> {
+    /// The slots that are taken.
+    fn names(&self) -> Result<Vec<(usize, Name)>, GuestStateError> {
+        let mut names = Vec::new();
         for slot in 0..SLOTS {
             let bytes = self.name(slot).load()?;
-            let name: Option<Name> = if bytes.is_empty() {
-                None
-            } else {
-                Some(serde_json::from_slice(&bytes)?)
-            };
-            if wanted(&name.as_ref()) {
-                return Ok(Some(slot));
+            if !bytes.is_empty() {
+                names.push((slot, serde_json::from_slice(&bytes)?));
             }
         }
-        Ok(None)
+        Ok(names)
+    }
+
+    fn rename(&self, slot: usize, name: &Name) -> Result<(), GuestStateError> {
+        Ok(self.name(slot).store(&serde_json::to_vec(name)?)?)
     }
 
     fn part(&self, slot: usize, offset: usize, len: usize) -> StateArea {
@@ -207,6 +271,11 @@ mod tests {
         }
     }
 
+    const DISK: Backing = Backing {
+        device: 0x801,
+        inode: 12,
+    };
+
     fn area() -> StateArea {
         StateArea::private(BYTES).unwrap()
     }
@@ -218,18 +287,20 @@ mod tests {
         assert_eq!(first.server().unwrap(), None);
         first.set_server(0);
         for devid in 0..3 {
-            let slot = first.slot(key(devid), BASE + u64::from(devid)).unwrap();
+            let slot = first
+                .slot(key(devid), BASE + u64::from(devid), DISK)
+                .unwrap();
             assert!(!slot.is_known);
             slot.own.store(0, 7 + u64::from(devid));
         }
         first.forget(key(1)).unwrap();
         let second = GuestState::new(area).unwrap();
         assert_eq!(second.server().unwrap(), Some(0));
-        let slot = second.slot(key(2), BASE + 2).unwrap();
+        let slot = second.slot(key(2), BASE + 2, DISK).unwrap();
         assert_eq!((slot.is_known, slot.own.load(0)), (true, 9));
-        let slot = second.slot(key(1), BASE + 1).unwrap();
+        let slot = second.slot(key(1), BASE + 1, DISK).unwrap();
         assert_eq!((slot.is_known, slot.own.load(0)), (false, 0));
-        let slot = second.slot(key(0), BASE + 5).unwrap();
+        let slot = second.slot(key(0), BASE + 5, DISK).unwrap();
         assert_eq!((slot.is_known, slot.own.load(0)), (false, 0));
     }
 
@@ -237,12 +308,12 @@ mod tests {
     fn there_is_room_for_every_device_of_a_guest_and_no_more() {
         let state = GuestState::new(area()).unwrap();
         for devid in 0..16 {
-            state.slot(key(devid), BASE).unwrap();
+            state.slot(key(devid), BASE, DISK).unwrap();
         }
-        let full = state.slot(key(16), BASE);
+        let full = state.slot(key(16), BASE, DISK);
         assert!(matches!(full, Err(GuestStateError::Full)));
         state.forget(key(3)).unwrap();
-        assert!(state.slot(key(16), BASE).is_ok());
+        assert!(state.slot(key(16), BASE, DISK).is_ok());
     }
 
     #[test]
@@ -263,16 +334,50 @@ mod tests {
     }
 
     #[test]
+    fn another_disk_in_a_disks_place_is_refused() {
+        let state = GuestState::new(area()).unwrap();
+        state.slot(key(0), BASE, DISK).unwrap();
+        let other = Backing { inode: 13, ..DISK };
+        let replaced = state.slot(key(0), BASE, other);
+        assert!(matches!(replaced, Err(GuestStateError::Replaced)));
+        assert!(state.slot(key(0), BASE, DISK).unwrap().is_known);
+        // Another device has another disk.
+        assert!(!state.slot(key(0), BASE + 0x200, other).unwrap().is_known);
+    }
+
+    #[test]
+    fn names_of_the_first_version_are_understood_and_their_disk_is_recorded() {
+        let state = GuestState::new(area()).unwrap();
+        let first = br#"{"key":{"form":"disk","devid":0},"base":33554432}"#;
+        state.name(0).store(first).unwrap();
+        assert!(state.slot(key(0), BASE, DISK).unwrap().is_known);
+        let other = Backing { inode: 13, ..DISK };
+        let replaced = state.slot(key(0), BASE, other);
+        assert!(matches!(replaced, Err(GuestStateError::Replaced)));
+    }
+
+    #[test]
+    fn a_file_keeps_its_identity_over_its_paths() {
+        let directory = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+        let first = Backing::of(&File::create(&a).unwrap()).unwrap();
+        std::fs::rename(&a, &b).unwrap();
+        let second = Backing::of(&File::create(&a).unwrap()).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(Backing::of(&File::open(&b).unwrap()).unwrap(), first);
+    }
+
+    #[test]
     fn a_name_that_is_none_is_an_error() {
         let state = GuestState::new(area()).unwrap();
         state.name(4).store(b"{\"key\":7}").unwrap();
         assert!(matches!(
-            state.slot(key(0), BASE),
+            state.slot(key(0), BASE, DISK),
             Err(GuestStateError::Name(_))
         ));
         state.part(4, 0, NAME).store(0, u64::MAX);
         assert!(matches!(
-            state.slot(key(0), BASE),
+            state.slot(key(0), BASE, DISK),
             Err(GuestStateError::Damaged(_))
         ));
     }

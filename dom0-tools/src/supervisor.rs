@@ -30,7 +30,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use worker_process::{MAX_MESSAGES, WorkerProcess};
+use worker_process::WorkerProcess;
 
 const XENSTORE: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -40,6 +40,8 @@ const FIRST_FREE: usize = 16;
 
 /// How long a worker may take to report; one that is busy is shown without its numbers.
 const REPORT_LIMIT: Duration = Duration::from_secs(1);
+/// How long workers may take to begin before this service ends.
+const ENDING_LIMIT: Duration = Duration::from_secs(5);
 /// How long a worker may take to end after its guest has.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -78,6 +80,8 @@ struct Supervisor {
     clients: Clients,
     collection: Option<Collection>,
     next_token: usize,
+    /// It was told to end, and does so by then.
+    ending: Option<Instant>,
 }
 
 /// Reports on their way from the workers to clients.
@@ -103,6 +107,7 @@ impl Supervisor {
             clients,
             collection: None,
             next_token: FIRST_FREE,
+            ending: None,
         })
     }
 
@@ -122,6 +127,7 @@ impl Supervisor {
             let lives = store.is_introduced(domid)?;
             lives.then(|| guest::identify(store, domid)).transpose()
         })?;
+        earlier::end_orphans(|domid| store.is_introduced(domid))?;
         self.follow_xenstore()
     }
 
@@ -141,7 +147,7 @@ impl Supervisor {
                         tracing::info!(
                             "told to end; the guests' workers serve on until another one takes over"
                         );
-                        return Ok(());
+                        self.ending = Some(Instant::now() + ENDING_LIMIT);
                     }
                     LISTENER => self
                         .clients
@@ -161,17 +167,28 @@ impl Supervisor {
             // will tell of.
             self.follow_xenstore()?;
             self.pass_deadlines();
-            self.restart_workers();
+            self.try_again();
+            if self.may_end() {
+                return Ok(());
+            }
         }
+    }
+
+    /// Whether it was told to end, and no guest is left without a worker by that.
+    fn may_end(&self) -> bool {
+        let settled = || self.guests.values().all(Guest::is_settled);
+        self.ending
+            .is_some_and(|limit| settled() || limit <= Instant::now())
     }
 
     fn next_deadline(&self) -> Option<Duration> {
         let collection = self.collection.iter().map(|collection| collection.deadline);
         let stopping = self.stopping.iter().filter_map(|(_, deadline)| *deadline);
-        let restarts = self.guests.values().filter_map(Guest::restart_at);
+        let again = self.guests.values().filter_map(Guest::again_at);
         collection
             .chain(stopping)
-            .chain(restarts)
+            .chain(again)
+            .chain(self.ending)
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()))
     }
@@ -197,17 +214,17 @@ impl Supervisor {
         }
     }
 
-    fn restart_workers(&mut self) {
+    fn try_again(&mut self) {
         let now = Instant::now();
         for guest in self.guests.values_mut() {
-            if guest.restart_at().is_some_and(|at| at <= now) {
+            if guest.again_at().is_some_and(|at| at <= now) {
                 let mut tools = Tools {
                     config: &self.config,
                     files: &self.files,
                     registry: self.poll.registry(),
                     next_token: &mut self.next_token,
                 };
-                guest.restart(&mut self.store, &mut tools);
+                guest.try_again(&mut self.store, &mut tools);
             }
         }
     }
@@ -346,7 +363,7 @@ impl Supervisor {
             guest.end_earlier_workers();
             self.files.remove(guest.identity());
             let deadline = Some(Instant::now() + STOP_LIMIT);
-            for worker in guest.into_workers() {
+            for mut worker in guest.into_workers() {
                 let _ = worker.send(&ToWorker::Stop, &[]);
                 self.stopping.push((worker, deadline));
             }
@@ -370,13 +387,7 @@ impl Supervisor {
         else {
             return Ok(());
         };
-        for heard in 0.. {
-            let Some(message) = guest.hear(registry) else {
-                break;
-            };
-            if heard > MAX_MESSAGES {
-                guest.give_up_worker(registry, "it floods its supervisor");
-            }
+        while let Some(message) = guest.hear(registry) {
             match message {
                 FromWorker::Attached { key } if guest.knows(key) => {
                     libxl::tell_ready(&mut self.store, domid, key)?;
@@ -390,6 +401,7 @@ impl Supervisor {
                     }
                 }
                 FromWorker::Attached { .. }
+                | FromWorker::Serving
                 | FromWorker::Failed { .. }
                 | FromWorker::AttachFailed { .. } => {}
             }

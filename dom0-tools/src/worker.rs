@@ -4,7 +4,7 @@ use crate::disk_lock;
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::EntryKey;
 use crate::server::Server;
-use crate::state::GuestState;
+use crate::state::{Backing, GuestState};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -209,8 +209,9 @@ impl Worker {
                     }
                 }
                 ToWorker::Serve => {
+                    self.keep_missing()?;
                     self.begun = true;
-                    continue;
+                    FromWorker::Serving
                 }
                 ToWorker::Detach { key } => {
                     if let Some(slot) = self.slots.remove(&key) {
@@ -236,6 +237,17 @@ impl Worker {
         }
     }
 
+    /// Keeps the places of those devices that the guest knows and that could not be handed over.
+    fn keep_missing(&mut self) -> Result<()> {
+        for (key, range, state) in self.state.devices()? {
+            if !self.slots.contains_key(&key) {
+                let slot = self.server.add_missing(range, state)?;
+                self.slots.insert(key, slot);
+            }
+        }
+        Ok(())
+    }
+
     fn lose_supervisor(&mut self) {
         tracing::warn!("the supervisor is gone; the guest is served on as it is");
         self.supervised = false;
@@ -256,7 +268,8 @@ impl Worker {
             disk_lock::wait_for_earlier_users(&file, new.lock)?;
         }
         let disk = Disk::from_file(file.into(), read_only)?;
-        let state = self.state.slot(new.key, new.range.base)?;
+        let backing = Backing::of(disk.file())?;
+        let state = self.state.slot(new.key, new.range.base, backing)?;
         ensure!(
             state.is_known || !new.served,
             "nothing is recorded of it, although the guest has had it"

@@ -17,7 +17,7 @@ use xen_virtio_backend::{StateArea, StateMemory};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_dom0_tools::libxl::{EntryKey, Form};
 use xen_virtio_dom0_tools::server::Server;
-use xen_virtio_dom0_tools::state::{BYTES, GuestState};
+use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_tests::{BlkRequest, Driver, RawQueue, driver};
@@ -60,8 +60,9 @@ fn serve(
         form: Form::Disk,
         devid: 51712,
     };
-    let slot = state.slot(key, FIRST_DEVICE.base).unwrap();
     let disk = Disk::open(disk, false).unwrap();
+    let backing = Backing::of(disk.file()).unwrap();
+    let slot = state.slot(key, FIRST_DEVICE.base, backing).unwrap();
     let blk = Blk::new(disk, [0; 20], 1, slot.own).unwrap();
     let access = hypervisor.guest_access(AddressMode::Grants);
     let line = hypervisor.interrupt_line(FIRST_IRQ);

@@ -1,6 +1,7 @@
 //! One guest: its devices, and the loop body that serves them.
 
-use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest};
+use crate::device_state::DeviceState;
+use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest, Width};
 use crate::mmio_device::MmioDevice;
 use crate::registers::{Location, Register};
 use std::io;
@@ -37,10 +38,55 @@ pub enum MachineError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(usize);
 
+/// What answers for a claimed range. Claims outlive their devices: an access that nobody answers would end in
+/// a data abort in the guest.
+enum Place {
+    Device(Box<MmioDevice>),
+    /// The guest has a device here that cannot be served now, with these registers. Reads are zero, and of
+    /// what is written only a reset counts: the driver goes on from there whenever the device is back.
+    Missing(DeviceState),
+    /// No virtio device: reads are zero.
+    Nothing,
+}
+
+impl Place {
+    fn device(&self) -> Option<&MmioDevice> {
+        match self {
+            Self::Device(device) => Some(device),
+            Self::Missing(_) | Self::Nothing => None,
+        }
+    }
+
+    fn device_mut(&mut self) -> Option<&mut MmioDevice> {
+        match self {
+            Self::Device(device) => Some(device),
+            Self::Missing(_) | Self::Nothing => None,
+        }
+    }
+
+    fn read(&mut self, offset: u64, width: Width) -> u64 {
+        self.device_mut()
+            .map_or(0, |device| device.read(offset, width))
+    }
+
+    fn write(&mut self, offset: u64, width: Width, value: u64) {
+        match self {
+            Self::Device(device) => device.write(offset, width, value),
+            Self::Missing(state) => {
+                let status = Location::Register(Register::Status);
+                if Location::decode(offset, width) == status && value & u64::from(u32::MAX) == 0 {
+                    state.clear();
+                }
+            }
+            Self::Nothing => {}
+        }
+    }
+}
+
 /// A guest and its devices.
 pub struct Machine<H> {
     hypervisor: H,
-    slots: Vec<(MmioRange, Option<MmioDevice>)>,
+    slots: Vec<(MmioRange, Place)>,
     /// A handler is to be waited for: its interrupt was raised, or it has begun.
     handler_expected: bool,
     waited: Duration,
@@ -60,18 +106,34 @@ impl<H: Hypervisor> Machine<H> {
         &mut self.hypervisor
     }
 
-    /// Claims `range` for `device`. The claim outlives the device: an access that nobody answers would
-    /// end in a data abort in the guest.
+    /// Claims `range` for `device`.
     ///
     /// # Errors
     ///
     /// [`MachineError`], with nothing changed.
     pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, MachineError> {
+        self.put(range, Place::Device(Box::new(device)))
+    }
+
+    /// Claims `range` for a device that the guest knows, and that has to wait with its registers in `state`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`], with nothing changed.
+    pub fn add_missing(
+        &mut self,
+        range: MmioRange,
+        state: DeviceState,
+    ) -> Result<Slot, MachineError> {
+        self.put(range, Place::Missing(state))
+    }
+
+    fn put(&mut self, range: MmioRange, place: Place) -> Result<Slot, MachineError> {
         let MmioRange { base, len } = range;
-        let vacant = |(other, device): &(MmioRange, Option<_>)| *other == range && device.is_none();
+        let vacant = |(other, place): &(_, Place)| *other == range && place.device().is_none();
         if let Some(slot) = self.slots.iter().position(vacant) {
             // Claimed for the device that was here before.
-            self.slots[slot].1 = Some(device);
+            self.slots[slot].1 = place;
             return Ok(Slot(slot));
         }
         if self.slots.iter().any(|(other, _)| other.overlaps(&range)) {
@@ -80,18 +142,18 @@ impl<H: Hypervisor> Machine<H> {
         self.hypervisor
             .claim(range)
             .map_err(|source| MachineError::Claim { base, len, source })?;
-        self.slots.push((range, Some(device)));
+        self.slots.push((range, place));
         Ok(Slot(self.slots.len() - 1))
     }
 
     /// Takes a device away. What the driver still reads there is zero: no virtio device.
     pub fn remove(&mut self, Slot(slot): Slot) {
-        self.slots[slot].1 = None;
+        self.slots[slot].1 = Place::Nothing;
     }
 
     /// A device, unless it was removed.
     pub fn device(&self, Slot(slot): Slot) -> Option<&MmioDevice> {
-        self.slots[slot].1.as_ref()
+        self.slots[slot].1.device()
     }
 
     /// Answers the traps that wait, and those of an interrupt handler that is about to come; then gives each
@@ -158,7 +220,7 @@ impl<H: Hypervisor> Machine<H> {
     fn awaits_handler(&self) -> bool {
         self.slots
             .iter()
-            .filter_map(|(_, device)| device.as_ref())
+            .filter_map(|(_, place)| place.device())
             .any(MmioDevice::awaits_handler)
     }
 
@@ -187,11 +249,11 @@ impl<H: Hypervisor> Machine<H> {
         let slots = &mut self.slots;
         match trap.request() {
             TrapRequest::Read { address, width } => {
-                let Some((device, offset)) = find(slots, address) else {
+                let Some((place, offset)) = find(slots, address) else {
                     trap.answer(0);
                     return true;
                 };
-                trap.answer(device.read(offset, width));
+                trap.answer(place.read(offset, width));
                 let status = Location::Register(Register::InterruptStatus);
                 if Location::decode(offset, width) == status {
                     self.handler_expected = true;
@@ -202,8 +264,8 @@ impl<H: Hypervisor> Machine<H> {
                 width,
                 value,
             } => {
-                if let Some((device, offset)) = find(slots, address) {
-                    device.write(offset, width, value);
+                if let Some((place, offset)) = find(slots, address) {
+                    place.write(offset, width, value);
                 }
                 trap.done();
             }
@@ -219,17 +281,14 @@ impl<H: Hypervisor> Machine<H> {
     }
 }
 
-fn devices(slots: &mut [(MmioRange, Option<MmioDevice>)]) -> impl Iterator<Item = &mut MmioDevice> {
-    slots.iter_mut().filter_map(|(_, device)| device.as_mut())
+fn devices(slots: &mut [(MmioRange, Place)]) -> impl Iterator<Item = &mut MmioDevice> {
+    slots.iter_mut().filter_map(|(_, place)| place.device_mut())
 }
 
-/// The device that answers for `address`, and the offset in its page.
-fn find(
-    slots: &mut [(MmioRange, Option<MmioDevice>)],
-    address: u64,
-) -> Option<(&mut MmioDevice, u64)> {
-    slots.iter_mut().find_map(|(range, device)| {
+/// What answers for `address`, and the offset in its page.
+fn find(slots: &mut [(MmioRange, Place)], address: u64) -> Option<(&mut Place, u64)> {
+    slots.iter_mut().find_map(|(range, place)| {
         let offset = range.offset_of(address)?;
-        device.as_mut().map(|device| (device, offset))
+        Some((place, offset))
     })
 }

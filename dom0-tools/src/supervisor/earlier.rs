@@ -15,15 +15,37 @@ const LIMIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// A process that cannot be mistaken for another one.
+/// A worker, which cannot be mistaken for another process.
 struct Process {
+    domid: u16,
     pid: Pid,
     file: OwnedFd,
 }
 
-/// The workers of guest `domid`, by their user, which is nobody else's.
-fn find(domid: u16) -> Result<Vec<Process>> {
-    let user = sandbox::user(domid);
+impl Process {
+    /// # Errors
+    ///
+    /// If it does not end.
+    fn end(&self) -> Result<()> {
+        // An error means that it has ended.
+        let _ = pidfd_send_signal(&self.file, Signal::KILL);
+        let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+        if poll(&mut fds, Some(&LIMIT))? == 0 {
+            bail!(
+                "its earlier worker {} does not end: is its disk stuck?",
+                self.pid()
+            );
+        }
+        Ok(())
+    }
+
+    fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+}
+
+/// The workers that there are, by their user, which is nobody else's.
+fn find() -> Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let name = entry.file_name();
@@ -33,17 +55,22 @@ fn find(domid: u16) -> Result<Vec<Process>> {
         };
         // Looked at twice: before, so that not every process is opened, and when it cannot be another one
         // any more. One that has ended has no user.
-        let is_worker = || entry.metadata().is_ok_and(|status| status.uid() == user);
-        if !is_worker() {
+        let guest = || sandbox::guest_of(entry.metadata().ok()?.uid());
+        let Some(domid) = guest() else {
             continue;
-        }
+        };
         match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(file) if is_worker() => found.push(Process { pid, file }),
+            Ok(file) if guest() == Some(domid) => found.push(Process { domid, pid, file }),
             Ok(_) | Err(Errno::SRCH) => {}
             Err(error) => return Err(error).context("opening an earlier worker's process"),
         }
     }
     Ok(found)
+}
+
+fn find_of(domid: u16) -> Result<impl Iterator<Item = Process>> {
+    let found = find()?.into_iter();
+    Ok(found.filter(move |process| process.domid == domid))
 }
 
 /// Whether an earlier supervisor's worker serves guest `domid`.
@@ -52,7 +79,7 @@ fn find(domid: u16) -> Result<Vec<Process>> {
 ///
 /// The system's.
 pub(super) fn has_workers(domid: u16) -> Result<bool> {
-    Ok(!find(domid)?.is_empty())
+    Ok(find_of(domid)?.next().is_some())
 }
 
 /// Ends the workers of guest `domid`, whose memory and event channels the next one can have then.
@@ -61,15 +88,34 @@ pub(super) fn has_workers(domid: u16) -> Result<bool> {
 ///
 /// If one does not end.
 pub(super) fn end_workers(domid: u16) -> Result<()> {
-    for Process { pid, file } in find(domid)? {
-        // An error means that it has ended.
-        let _ = pidfd_send_signal(&file, Signal::KILL);
-        let mut fds = [PollFd::new(&file, PollFlags::IN)];
-        let pid = pid.as_raw_nonzero();
-        if poll(&mut fds, Some(&LIMIT))? == 0 {
-            bail!("its earlier worker {pid} does not end: is its disk stuck?");
+    for process in find_of(domid)? {
+        process.end()?;
+        tracing::info!(
+            "guest {domid}: took over from its earlier worker {}",
+            process.pid()
+        );
+    }
+    Ok(())
+}
+
+/// Ends the workers whose guest does not live any more. They end by themselves, unless their guest has taken
+/// them over.
+///
+/// # Errors
+///
+/// The system's, and what `lives` says.
+pub(super) fn end_orphans<E>(mut lives: impl FnMut(u16) -> Result<bool, E>) -> Result<()>
+where
+    anyhow::Error: From<E>,
+{
+    for process in find()? {
+        if !lives(process.domid)? {
+            let pid = process.pid();
+            tracing::info!("worker {pid} is ended: its guest {} is gone", process.domid);
+            if let Err(error) = process.end() {
+                tracing::error!("guest {}: {error:#}", process.domid);
+            }
         }
-        tracing::info!("guest {domid}: took over from its earlier worker {pid}");
     }
     Ok(())
 }

@@ -34,6 +34,8 @@ pub(super) enum Status {
     /// With the worker, which may not have claimed its page yet.
     Handed,
     Failed(String),
+    /// Not to be served any more, whatever is done about its entry.
+    Lost(String),
 }
 
 /// A device to be.
@@ -65,13 +67,18 @@ impl Known {
         self.claimed_after
     }
 
+    /// Whether the guest has had it, and waits for it to be opened again.
+    pub(super) fn is_missed(&self) -> bool {
+        self.served && matches!(self.status, Status::Failed(_))
+    }
+
     /// What is known now. The device's own report is given once.
     pub(super) fn report(&mut self, key: EntryKey) -> EntryReport {
         EntryReport {
             key,
             detail: self.detail.clone(),
             error: match &self.status {
-                Status::Failed(error) => Some(error.clone()),
+                Status::Failed(error) | Status::Lost(error) => Some(error.clone()),
                 Status::New | Status::Pending(_) | Status::Handed => None,
             },
             claimed_after_ms: self

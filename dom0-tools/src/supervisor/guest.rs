@@ -15,6 +15,7 @@ use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Result, bail};
 use mio::{Registry, Token};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::LogLimit;
 
@@ -29,8 +30,8 @@ pub(super) struct Guest {
     /// The worker before, until it has died, and why it was given up.
     dying: Option<(WorkerProcess, &'static str)>,
     restarts: Restarts,
-    /// When a worker is to be started again.
-    restart_at: Option<Instant>,
+    /// When a worker is to be started again, or a device to be opened again.
+    again_at: Option<Instant>,
     error: Option<String>,
     entries: BTreeMap<EntryKey, Known>,
     /// Entries that the worker has been asked to give up.
@@ -41,10 +42,13 @@ pub(super) struct Guest {
     log_limit: LogLimit,
 }
 
-/// When it is tried again to serve a guest that could not be served.
+/// When it is tried again to serve a guest, or to open a device, that could not be.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// Characters of a worker's own words that are believed to be worth reading.
 const MAX_ERROR: usize = 500;
+
+/// Why a worker is given up that no guest has a hand in only if this program is wrong.
+const NONSENSE: &str = "it says what it was not asked for";
 
 /// What a guest's worker is started with.
 pub(super) struct Tools<'a> {
@@ -71,7 +75,7 @@ impl Guest {
             worker: None,
             dying: None,
             restarts: Restarts::new(Instant::now()),
-            restart_at: None,
+            again_at: None,
             error: None,
             entries: BTreeMap::new(),
             detaching: BTreeSet::new(),
@@ -90,7 +94,7 @@ impl Guest {
 
     /// Whether all of its entries are to be taken over at once: its accesses must not be answered before.
     pub(super) fn is_to_be_taken_over(&self) -> bool {
-        self.served_earlier && self.entries.is_empty() && self.restart_at.is_none()
+        self.served_earlier && self.entries.is_empty() && self.again_at.is_none()
     }
 
     pub(super) fn name(&self) -> &str {
@@ -148,7 +152,7 @@ impl Guest {
                      destroy and create the guest to have it served by this one";
         self.log_error(key, error);
         let mut known = Known::new(true);
-        known.status = Status::Failed(error.to_owned());
+        known.status = Status::Lost(error.to_owned());
         self.entries.insert(key, known);
     }
 
@@ -156,47 +160,53 @@ impl Guest {
     pub(super) fn serve_pending(&mut self, tools: &mut Tools<'_>) {
         if self.worker.is_some() {
             self.send_pending(tools.registry);
-            return;
+        } else if self.wants_worker() {
+            match self.start_worker(tools) {
+                Ok(worker) => self.begin(worker, tools.registry),
+                Err(error) => {
+                    self.fail(&format!("{error:#}"));
+                    self.again_at = Some(Instant::now() + TRY_AGAIN);
+                }
+            }
         }
+        if self.worker.is_some() && self.entries.values().any(Known::is_missed) {
+            self.again_at
+                .get_or_insert_with(|| Instant::now() + TRY_AGAIN);
+        }
+    }
+
+    fn wants_worker(&self) -> bool {
         let waiting = |known: &Known| matches!(known.status, Status::Pending(_));
         let wanted = self.served || self.entries.values().any(waiting);
-        if !wanted || self.dying.is_some() || self.restart_at.is_some() {
-            return;
+        wanted && self.dying.is_none() && self.again_at.is_none()
+    }
+
+    /// Has `worker` serve the guest.
+    fn begin(&mut self, worker: WorkerProcess, registry: &Registry) {
+        tracing::info!(
+            "guest {} ({}): worker {} serves it",
+            self.name,
+            self.domid(),
+            worker.pid()
+        );
+        self.served_earlier = false;
+        self.served = true;
+        self.error = None;
+        self.worker = Some(worker);
+        // First, so that a device that has come back under the same name is not the one given up.
+        for key in self.detaching.clone() {
+            self.send(registry, &ToWorker::Detach { key });
         }
-        match self.start_worker(tools) {
-            Ok(worker) => {
-                tracing::info!(
-                    "guest {} ({}): worker {} serves it",
-                    self.name,
-                    self.domid(),
-                    worker.pid()
-                );
-                self.served_earlier = false;
-                self.served = true;
-                self.error = None;
-                self.worker = Some(worker);
-                // First, so that a device that has come back under the same name is not the one given up.
-                for key in self.detaching.clone() {
-                    self.send(tools.registry, &ToWorker::Detach { key });
-                }
-                self.send_pending(tools.registry);
-                self.send(tools.registry, &ToWorker::Serve);
-            }
-            Err(error) => {
-                self.fail(&format!("{error:#}"));
-                self.restart_at = Some(Instant::now() + TRY_AGAIN);
-            }
-        }
+        self.send_pending(registry);
+        self.send(registry, &ToWorker::Serve);
     }
 
     fn start_worker(&mut self, tools: &mut Tools<'_>) -> Result<WorkerProcess> {
         let state = tools.files.open(&self.identity)?;
         if self.served_earlier {
             // A worker that serves all its devices is better than one that cannot.
-            let lost = |(key, known): (&EntryKey, &Known)| {
-                matches!(known.status, Status::Failed(_)).then_some(*key)
-            };
-            if let Some(key) = self.entries.iter().find_map(lost)
+            let missed = self.entries.iter().find(|(_, known)| known.is_missed());
+            if let Some((key, _)) = missed
                 && earlier::has_workers(self.domid())?
             {
                 bail!("is left to its earlier worker, which has {key}, until that can be opened");
@@ -212,7 +222,9 @@ impl Guest {
     }
 
     fn send_pending(&mut self, registry: &Registry) {
-        let Some(worker) = &self.worker else { return };
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
         let vm = self.identity.vm.as_deref().unwrap_or_default();
         let mut result = Ok(());
         for (key, known) in &mut self.entries {
@@ -232,25 +244,26 @@ impl Guest {
     }
 
     fn send(&mut self, registry: &Registry, message: &ToWorker) {
-        let sent = self.worker.as_ref().map(|worker| worker.send(message, &[]));
+        let sent = self.worker.as_mut().map(|worker| worker.send(message, &[]));
         if let Some(Err(_)) = sent {
             self.give_up_worker(registry, "it takes no message");
         }
     }
 
-    pub(super) fn restart_at(&self) -> Option<Instant> {
-        self.restart_at
+    pub(super) fn again_at(&self) -> Option<Instant> {
+        self.again_at
     }
 
-    /// Starts a worker in place of one that has died. It is given what that one had.
-    pub(super) fn restart(&mut self, store: &mut XenStore, tools: &mut Tools<'_>) {
-        self.restart_at = None;
+    /// Starts a worker in place of one that has died, which is given what that one had; and opens those
+    /// devices that could not be.
+    pub(super) fn try_again(&mut self, store: &mut XenStore, tools: &mut Tools<'_>) {
+        self.again_at = None;
         let mut entries = std::mem::take(&mut self.entries);
         for (key, known) in &mut entries {
             let again = match known.status {
-                Status::Handed | Status::Pending(_) => true,
-                Status::Failed(_) => self.served_earlier,
-                Status::New => false,
+                Status::Handed | Status::Pending(_) => self.worker.is_none(),
+                Status::Failed(_) => known.is_missed(),
+                Status::New | Status::Lost(_) => false,
             };
             if again {
                 self.open(*key, known, store, tools);
@@ -306,25 +319,43 @@ impl Guest {
         }
     }
 
+    /// Whether the guest is as well served as it can be, also without this supervisor.
+    pub(super) fn is_settled(&self) -> bool {
+        match &self.worker {
+            Some(worker) => worker.is_serving(),
+            None => !self.served || self.error.is_some(),
+        }
+    }
+
     /// Takes in the worker's next message. The end of the worker is the end of its messages.
     pub(super) fn hear(&mut self, registry: &Registry) -> Option<FromWorker> {
         self.bury();
-        let message = match self.worker.as_ref()?.receive() {
+        let message = match self.worker.as_mut()?.receive() {
             Ok(message) => message?,
-            Err(_) => {
-                self.give_up_worker(registry, "it ended");
+            Err(error) => {
+                let nonsense = error.kind() == io::ErrorKind::InvalidData;
+                let why = if nonsense { NONSENSE } else { "it ended" };
+                self.give_up_worker(registry, why);
                 return None;
             }
         };
         match &message {
-            FromWorker::Failed { error } => self.fail(error),
+            FromWorker::Failed { error } => {
+                self.fail(error);
+                self.give_up_worker(registry, "it cannot serve");
+            }
             FromWorker::AttachFailed { key, error } => {
-                let error: String = error.chars().take(MAX_ERROR).collect();
+                let error = believable(error);
                 self.log_error(*key, &error);
                 if let Some(known) = self.entries.get_mut(key) {
                     known.status = Status::Failed(error);
+                    if known.is_missed() {
+                        self.again_at
+                            .get_or_insert_with(|| Instant::now() + TRY_AGAIN);
+                    }
                 }
             }
+            FromWorker::Serving => {}
             FromWorker::Attached { key } => {
                 let domid = self.domid();
                 if let Some(known) = self.entries.get_mut(key)
@@ -347,7 +378,10 @@ impl Guest {
                 }
             }
             FromWorker::Detached { key } => {
-                self.detaching.remove(key);
+                if !self.detaching.remove(key) {
+                    self.give_up_worker(registry, NONSENSE);
+                    return None;
+                }
             }
         }
         Some(message)
@@ -374,10 +408,10 @@ impl Guest {
         self.dying = None;
         let now = Instant::now();
         if self.error.is_some() {
-            self.restart_at = Some(now + TRY_AGAIN);
+            self.again_at = Some(now + TRY_AGAIN);
             return;
         }
-        self.restart_at = Some(self.restarts.next(now));
+        self.again_at = Some(self.restarts.next(now));
         if self.log_limit.allow() {
             tracing::warn!(
                 "guest {} ({}): worker {pid} is lost ({why}, {how}); another one takes over",
@@ -388,7 +422,7 @@ impl Guest {
     }
 
     fn fail(&mut self, error: &str) {
-        let error: String = error.chars().take(MAX_ERROR).collect();
+        let error = believable(error);
         if self.log_limit.allow() {
             tracing::error!("guest {} ({}): {error}", self.name, self.domid());
         }
@@ -403,7 +437,7 @@ impl Guest {
 
     /// Asks the worker for a report; the token that it will answer with.
     pub(super) fn ask_report(&mut self) -> Option<Token> {
-        let worker = self.worker.as_ref()?;
+        let worker = self.worker.as_mut()?;
         worker.send(&ToWorker::Report, &[]).ok()?;
         Some(worker.token())
     }
@@ -422,6 +456,12 @@ impl Guest {
             server: self.server.take(),
         }
     }
+}
+
+/// What is taken over of a worker's own words: on one line, without what a terminal would obey.
+fn believable(error: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    error.chars().take(MAX_ERROR).map(shown).collect()
 }
 
 /// Which guest has `domid` now.

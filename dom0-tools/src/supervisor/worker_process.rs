@@ -18,15 +18,16 @@ use xen_virtio_transport::xen::EventChannels;
 /// The argument that makes `xen-virtiod` a worker; its standard input is the connection.
 pub(crate) const WORKER_ARGUMENT: &str = "worker";
 
-/// More than this at once is not what a worker says: each answers a question of ours.
-pub(super) const MAX_MESSAGES: usize = 256;
-
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
     channel: Channel,
     domid: u16,
     token: Token,
+    /// Questions of ours that it has not answered. What else it says is nothing that a worker says.
+    unanswered: usize,
+    /// It serves its guest, and goes on with that without us.
+    is_serving: bool,
     /// It has been killed; readable when it has died.
     dying: Option<OwnedFd>,
 }
@@ -61,6 +62,8 @@ impl WorkerProcess {
             channel,
             domid,
             token,
+            unanswered: 0,
+            is_serving: false,
             dying: None,
         };
         let fds = [
@@ -104,25 +107,43 @@ impl WorkerProcess {
         self.child.id()
     }
 
-    pub(super) fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.channel.send(message, fds)
+    pub(super) fn is_serving(&self) -> bool {
+        self.is_serving
     }
 
-    /// The next message, if there is one; an error once the worker has ended.
-    pub(super) fn receive(&self) -> io::Result<Option<FromWorker>> {
-        Ok(self.channel.receive()?.map(|(message, _)| message))
+    pub(super) fn send(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.channel.send(message, fds)?;
+        self.unanswered += usize::from(message.is_question());
+        Ok(())
+    }
+
+    /// The next message, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` once the worker has ended, `InvalidData` for what it was not asked for.
+    pub(super) fn receive(&mut self) -> io::Result<Option<FromWorker>> {
+        let Some((message, _)) = self.channel.receive()? else {
+            return Ok(None);
+        };
+        if !matches!(message, FromWorker::Failed { .. }) {
+            let unanswered = self.unanswered.checked_sub(1);
+            self.unanswered = unanswered.ok_or(io::ErrorKind::InvalidData)?;
+        }
+        self.is_serving |= matches!(message, FromWorker::Serving);
+        Ok(Some(message))
     }
 
     /// Whether the worker has let go of the connection. Messages that are still in it are dropped.
-    pub(super) fn has_ended(&self) -> bool {
-        for _ in 0..MAX_MESSAGES {
+    pub(super) fn has_ended(&mut self) -> bool {
+        loop {
             match self.receive() {
+                // Its answers are as many as our questions, and this is the last word of others.
+                Ok(Some(FromWorker::Failed { .. })) | Err(_) => return true,
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
-                Err(_) => return true,
             }
         }
-        false
     }
 
     /// Ends a worker that is not to be heard any more, without waiting for it: its token is ready when

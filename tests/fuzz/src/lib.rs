@@ -6,7 +6,7 @@ use vm_memory::MmapRegion;
 use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_backend::{Activity, StateArea};
 use xen_virtio_dom0_tools::libxl::{EntryKey, Form};
-use xen_virtio_dom0_tools::state::{BYTES, GuestState};
+use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
@@ -61,14 +61,21 @@ pub fn state_area() -> StateArea {
     StateArea::new(Rc::new(memory), BYTES)
 }
 
+/// The identity of the device's disk.
+pub fn backing() -> Backing {
+    with_world(|world| Backing::of(world.disk.as_file()).expect("an open file"))
+}
+
 /// Puts a disk of two queues there that goes on from `area`. False if it says that it cannot.
 pub fn make_device(area: StateArea) -> bool {
     with_world(|world| {
         world.device = None;
-        let Ok(slot) = GuestState::new(area).and_then(|state| state.slot(KEY, BASE)) else {
+        let disk = Disk::open(world.disk.path(), false).expect("a disk");
+        let backing = Backing::of(world.disk.as_file()).expect("an open file");
+        let Ok(slot) = GuestState::new(area).and_then(|state| state.slot(KEY, BASE, backing))
+        else {
             return false;
         };
-        let disk = Disk::open(world.disk.path(), false).expect("a disk");
         let blk = Blk::new(disk, [0; 20], 2, slot.own).expect("memory");
         let mode = AddressMode::Grants;
         let access = world.hypervisor.guest_access(mode);

@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use xen_virtio_backend::{StateArea, StateCell};
 use xen_virtio_dom0_tools::state::GuestState;
 use xen_virtio_fuzz::{
-    BASE, KEY, Numbers, driver, make_device, reset_device, run_device, state_area,
+    BASE, KEY, Numbers, backing, driver, make_device, reset_device, run_device, state_area,
 };
 use xen_virtio_guest_io::{BlkRequest, RawQueue};
 
@@ -46,7 +46,7 @@ fuzz_target!(|input: &[u8]| {
         drop(GuestState::new(area.clone()).expect("zeros"));
         if how & 1 == 0 {
             let state = GuestState::new(area.clone()).expect("a state file");
-            drop(state.slot(KEY, BASE).expect("room"));
+            drop(state.slot(KEY, BASE, backing()).expect("room"));
         } else {
             cell(area, NAME, 1024, &mut numbers);
         }

@@ -1,0 +1,89 @@
+//! A device that its guest knows, and that cannot be served for a while.
+
+use std::thread;
+use tempfile::NamedTempFile;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FEATURES_OK,
+};
+use xen_virtio_backend::StateArea;
+use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
+use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_tests::{Driver, Negotiated, driver};
+use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
+use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice, Register};
+
+const RUNNING: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
+    | VIRTIO_CONFIG_S_DRIVER
+    | VIRTIO_CONFIG_S_FEATURES_OK
+    | VIRTIO_CONFIG_S_DRIVER_OK;
+
+fn disk(machine: &mut Machine<SimHypervisor>, state: DeviceState) -> MmioDevice {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let kept = StateArea::private(8).unwrap();
+    let blk = Blk::new(Disk::open(file.path(), false).unwrap(), [0; 20], 1, kept).unwrap();
+    let (mode, hypervisor) = (AddressMode::Grants, machine.hypervisor());
+    let (access, line) = (
+        hypervisor.guest_access(mode),
+        hypervisor.interrupt_line(FIRST_IRQ),
+    );
+    MmioDevice::new(Box::new(blk), mode, access, line, state).unwrap()
+}
+
+/// Has the guest's driver do `what` while `machine` serves it.
+fn drive<T: Send + 'static>(
+    machine: &mut Machine<SimHypervisor>,
+    guest: &SimGuest,
+    what: impl FnOnce(&Driver) -> T + Send + 'static,
+) -> T {
+    let guest = guest.clone();
+    let driving = thread::spawn(move || what(&driver(&guest, 0)));
+    while !driving.is_finished() {
+        machine.turn();
+    }
+    driving.join().unwrap()
+}
+
+/// The status of a running device that was missing for a while, in which its driver did `meanwhile`.
+fn status_after(meanwhile: impl FnOnce(&Driver) + Send + 'static) -> u32 {
+    let (hypervisor, guest) = simulate(64).unwrap();
+    let mut machine = Machine::new(hypervisor);
+    let area = StateArea::private(DeviceState::BYTES).unwrap();
+    let device = disk(&mut machine, DeviceState::new(&area));
+    let slot = machine.add(FIRST_DEVICE, device).unwrap();
+    drive(&mut machine, &guest, |driver| {
+        let features = driver.offered_features();
+        assert_eq!(driver.negotiate(features), Negotiated::Accepted);
+        driver.driver_ok();
+        assert_eq!(driver.read(Register::Status), RUNNING);
+    });
+    machine.remove(slot);
+    machine
+        .add_missing(FIRST_DEVICE, DeviceState::new(&area))
+        .unwrap();
+    drive(&mut machine, &guest, |driver| {
+        assert_eq!(driver.read(Register::MagicValue), 0, "it is not there");
+        meanwhile(driver);
+    });
+    let device = disk(&mut machine, DeviceState::new(&area));
+    machine.add(FIRST_DEVICE, device).unwrap();
+    drive(&mut machine, &guest, |driver| driver.read(Register::Status))
+}
+
+#[test]
+fn a_missing_device_comes_back_as_it_was() {
+    let writes = |driver: &Driver| {
+        driver.write(Register::Status, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+        driver.write(Register::QueueSel, 0);
+        driver.notify(0);
+    };
+    assert_eq!(status_after(writes), RUNNING);
+}
+
+/// A driver that was told by a reset that its memory is its own again must not have it written.
+#[test]
+fn a_reset_of_a_missing_device_counts() {
+    assert_eq!(status_after(|driver| driver.write(Register::Status, 0)), 0);
+}
