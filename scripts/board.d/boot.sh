@@ -7,8 +7,8 @@ KERNEL_ADDRESS=0x50000000
 MACHINE=(-machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -smp 2 -m 2048)
 
 # board_boot PAYLOAD_DIR [QEMU_OPTION...]: boots with the payload in dom0's /payload; dom0 runs /payload/main.
-# The console goes to standard output. Returns main's exit status; 3 if the board ended without one, or not
-# within BOARD_SECONDS.
+# Disks among the options come after the board's own. The console goes to standard output. Returns main's exit
+# status; 3 if the board ended without one, or not within BOARD_SECONDS.
 board_boot() {
     local payload=$1 work=$WORK/boot console=$WORK/boot/console
     shift
@@ -21,7 +21,7 @@ board_boot() {
         -device loader,file="$(linux_dir)/Image",addr=$KERNEL_ADDRESS,force-raw=on \
         -drive if=none,id=root,file="$(dom0_dir)/root.ext4",format=raw,snapshot=on \
         -drive if=none,id=payload,file="$work/payload.tar",format=raw,readonly=on \
-        -device virtio-blk-device,drive=payload -device virtio-blk-device,drive=root "$@" |
+        "$@" -device virtio-blk-device,drive=payload -device virtio-blk-device,drive=root |
         tee "$console"
     local status
     status=$(tr -d '\r' <"$console" | sed -n 's/^BOARD-EXIT //p' | tail -n1)

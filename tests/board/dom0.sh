@@ -67,12 +67,17 @@ said() {
     local limit=$((SECONDS + ${3:-60}))
     until has_said "$1" "$2"; do
         [ $SECONDS -lt $limit ] || fail "guest $1 did not say '$2'"
-        if has_said "$1" 'guest: FAIL|Kernel panic|Unable to handle kernel'; then
-            fail "guest $1: $(console "$1" | grep -aE 'guest: FAIL|Kernel panic|Unable to handle' | head -n1)"
-        fi
+        is_well "$1"
         sleep 0.2
     done
     console "$1" | grep -aE "$2" | tail -n1
+}
+
+# is_well NAME: fails with what the guest complains of, if it does.
+is_well() {
+    local complaint
+    complaint=$(console "$1" | grep -am1 -E 'guest: FAIL|Kernel panic|Unable to handle kernel') || return 0
+    fail "guest $1: $complaint"
 }
 
 # count_said NAME PATTERN: how many lines of the guest's console match.
@@ -175,7 +180,7 @@ run_demo() {
     create demo
     wait_for 10 "the guest's console" test -f "$CONSOLES/guest-demo.log"
     tail -n +1 -f "$CONSOLES/guest-demo.log" | sed -u 's/\r//g; s/^/[guest] /' &
-    (said demo 'guest: done' 120 && ! has_said demo 'guest: FAIL') >/tmp/said 2>&1 || { cat /tmp/said; exit 1; }
+    (said demo 'guest: done' 120 && is_well demo) >/tmp/said 2>&1 || { cat /tmp/said; exit 1; }
     say "xen-virtioctl list"
     xen-virtioctl list | sed 's/^/  /'
     destroy demo
@@ -204,6 +209,12 @@ HOTPLUG
     chmod +x /tmp/pv-hotplug
 }
 
+# three_disks [DISK]: the xl line for /dev/loop0 three times, as a PV disk, with grants and with frames; and DISK.
+three_disks() {
+    echo "disk = [ 'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=/dev/loop0'," \
+        "$(disk /dev/loop0 1 xvdb), $(disk /dev/loop0 0 xvdc)${1:+, $1} ]"
+}
+
 # stop_daemon and its workers, so that the next one reads another configuration.
 stop_daemon() {
     kill "$DAEMON"
@@ -227,6 +238,7 @@ bench() {
     sleep "$(awk -v patterns=$((${#patterns} + 1)) -v disks=$((${#disks} + 1)) -v runs="$3" -v seconds="$4" \
         'BEGIN { print 1 + patterns * disks * runs * (seconds + 0.25) }')"
     said "$1" 'guest: done' 400 >/dev/null
+    is_well "$1"
 }
 
 # counts: what the only device has counted, a line of `NAME VALUE` pairs.
@@ -246,8 +258,7 @@ run_bench() {
     make_disk /tmp/disk.img 128
     losetup /dev/loop0 /tmp/disk.img
     write_pv_hotplug
-    three="disk = [ 'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=/dev/loop0',
-        $(disk /dev/loop0 1 xvdb), $(disk /dev/loop0 0 xvdc) ]"
+    three=$(three_disks)
     for limit in 1000 0; do
         polling $limit
         start_daemon
@@ -263,6 +274,24 @@ run_bench() {
         done
         stop_daemon
     done
+}
+
+# The tools are on dom0's third disk.
+run_fio() {
+    local patterns=4k-qd1-randread,4k-qd16-randread,4k-qd16-randwrite,64k-qd4-read
+    make_disk /tmp/disk.img 128
+    losetup /dev/loop0 /tmp/disk.img
+    write_pv_hotplug
+    start_daemon
+    guest fio fio "memory = 384" "$(three_disks "$(disk /dev/vdc 1 xvdd)")"
+    sed -i "s/GUEST=fio/& TOOLS=vdc PATTERNS=$patterns RUNS=${BENCH_RUNS:-3} SECS=2 DISKS=xvda,vda,vdb/" /tmp/fio.cfg
+    say "one guest with three disks on one loop device, polling for at most 1000 us"
+    create fio
+    sleep $((40 * ${BENCH_RUNS:-3}))
+    said fio 'guest: done' 400 >/dev/null
+    is_well fio
+    console fio | sed -n 's/^bench /  bench 1000 /p'
+    destroy fio
 }
 
 context_switches() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' "/proc/$1/status"; }

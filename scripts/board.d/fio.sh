@@ -1,0 +1,16 @@
+# A disk with fio for a guest, from Debian's binary packages: some of its libraries come with it.
+# shellcheck shell=bash
+
+fio_dir() { cached fio "$(key_of "$TOP/scripts/board.d/fio.sh")" build_fio; }
+build_fio() {
+    say "Making a disk with fio"
+    local dir=$1 root=$1/root
+    run_logged "$dir/mmdebstrap.log" as_root mmdebstrap --variant=extract --architectures=arm64 \
+        --include=fio "$SUITE" "$root" "$(debian_mirror)"
+    as_root mkdir -p "$root"/{dev,proc,tmp}
+    # Where its programs look for their loader: a link that no package brings.
+    as_root ln -s usr/lib "$root/lib"
+    as_root rm -rf "$root"/usr/share/{doc,man,locale} "$root"/usr/lib/python3*
+    as_root mke2fs -q -t ext4 -d "$root" "$dir/fio.ext4" 384M >"$dir/mke2fs.log" 2>&1 || die "mke2fs failed: $dir/mke2fs.log"
+    as_root rm -rf "$root"
+}
