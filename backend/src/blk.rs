@@ -1,5 +1,6 @@
 //! The block device (virtio 1.3, 5.2).
 
+mod arrivals;
 mod config;
 mod disk;
 mod header;
@@ -19,6 +20,7 @@ use crate::device::{
 use crate::journal::QueueJournal;
 use crate::queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, VirtQueue};
 use crate::state::StateArea;
+use arrivals::Arrivals;
 use pipeline::Pipeline;
 use std::os::fd::BorrowedFd;
 use virtio_bindings::virtio_blk::{
@@ -56,6 +58,7 @@ pub struct Blk {
     /// The queue that requests are taken from first, so that none is always last.
     first_queue: usize,
     pipeline: Pipeline,
+    arrivals: Arrivals,
     /// Steps for which something that has ended is being held back.
     held: u32,
 }
@@ -88,8 +91,18 @@ impl Blk {
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
             pipeline: Pipeline::new(disk, serial, lost_writes)?,
+            arrivals: Arrivals::new(),
             held: 0,
         })
+    }
+
+    /// How many requests wait in the queues.
+    fn available(&mut self) -> Result<usize, DeviceError> {
+        let mut count = 0;
+        for (index, active) in started(&mut self.queues) {
+            count += active.queue.available().map_err(of_queue(index))?;
+        }
+        Ok(count)
     }
 
     /// Takes the next batch of requests off the queues. True if there was any.
@@ -127,6 +140,7 @@ impl Blk {
     /// Gives the driver what has ended. True if it wants an interrupt for it.
     fn deliver(&mut self, access: &mut dyn GuestAccess) -> Result<bool, DeviceError> {
         self.held = 0;
+        let before = self.pipeline.counters();
         let Self {
             queues, pipeline, ..
         } = self;
@@ -135,6 +149,11 @@ impl Blk {
             let queue = &mut active.expect("a job outlives not its queue").queue;
             queue.complete(completion).map_err(of_queue(index))
         });
+        let after = pipeline.counters();
+        let bytes = |counters: &DeviceCounters| counters.read_bytes + counters.written_bytes;
+        let count = usize::try_from(after.requests - before.requests).unwrap_or(usize::MAX);
+        self.arrivals
+            .delivered(count, bytes(&after) - bytes(&before));
         // What was completed before a failure is the driver's.
         let mut interrupt = false;
         for (index, active) in started(queues) {
@@ -204,6 +223,8 @@ impl Device for Blk {
 
     fn process(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError> {
         let ended = self.pipeline.gather_ended();
+        let available = self.available()?;
+        let take = self.arrivals.step(available, self.pipeline.len());
         self.held += u32::from(self.pipeline.has_ended());
         if self.pipeline.is_due() || self.held > HELD_STEPS {
             return Ok(Turn {
@@ -211,10 +232,13 @@ impl Device for Blk {
                 activity: Activity::Working,
             });
         }
-        let begun = self.pipeline.submit() || self.gather()? | self.pipeline.copy_in(access);
+        let begun =
+            self.pipeline.submit() || (take && self.gather()?) | self.pipeline.copy_in(access);
+        // Nothing tells of requests that wait for more, and they do not wait for long.
+        let waits = available > 0 && !take && !self.pipeline.is_waiting();
         Ok(Turn {
             interrupt: false,
-            activity: if ended || begun {
+            activity: if ended || begun || waits {
                 Activity::Working
             } else {
                 self.activity()

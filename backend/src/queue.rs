@@ -183,6 +183,17 @@ impl VirtQueue {
         Ok(queue)
     }
 
+    /// How many requests wait to be popped. What the driver's index cannot be, [`VirtQueue::pop`] tells.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Ring`] if the ring cannot be read.
+    pub fn available(&self) -> Result<usize, QueueError> {
+        let index = self.queue.avail_idx(&self.rings, Ordering::Relaxed)?;
+        let waiting = index - Wrapping(self.queue.next_avail());
+        Ok(self.unfinished.len() + usize::from(waiting.0))
+    }
+
     /// The next request that the driver made available, if there is one. While requests are taken the
     /// driver is asked not to kick: [`VirtQueue::resume_kicks`] ends that.
     ///

@@ -78,9 +78,14 @@ impl Pipeline {
         }
     }
 
+    /// Requests that were taken and not given back.
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
     /// How many more requests fit in.
     pub(super) fn room(&self) -> usize {
-        usize::from(MAX_JOBS) - self.jobs.len()
+        usize::from(MAX_JOBS) - self.len()
     }
 
     /// Takes a request in, if there is room.
