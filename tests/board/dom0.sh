@@ -24,6 +24,13 @@ start_daemon() {
     wait_for 10 "xen-virtiod to be ready" grep -q 'ready:' $DAEMON_LOG
 }
 
+# As systemd does, when it has ended.
+restart_daemon() {
+    wait "$DAEMON" 2>/dev/null || true
+    : >$DAEMON_LOG
+    start_daemon
+}
+
 # make_disk PATH MIB: a disk of noise that is quick to make.
 make_disk() {
     noise "$2" >"$1"

@@ -1,4 +1,4 @@
-# Workers and the service are killed again and again while a guest verifies its disks, and a program at another path takes over.
+# Workers and the service are killed again and again while a guest verifies its disks.
 kills=${TIMES:-5}
 make_disk /tmp/a.img 32
 make_disk /tmp/b.img 32
@@ -13,12 +13,6 @@ has_worker() { pids_of "$domid" >/dev/null; }
 kill_worker() {
     wait_for 20 "a worker" has_worker
     kill -KILL $(pids_of "$domid") 2>/dev/null || true
-}
-# As systemd does.
-restart_daemon() {
-    wait "$DAEMON" 2>/dev/null || true
-    : >$DAEMON_LOG
-    start_daemon
 }
 a_while() { sleep "$((RANDOM % 2)).$((RANDOM % 10))"; }
 # First so that one death is over before the next, then whenever it comes.
@@ -44,16 +38,6 @@ for ((kill = 1; kill <= (kills + 9) / 10; kill++)); do
 done
 verifies_on g
 note "the service killed, and both: $(((kills + 9) / 10)) times each; longest pause $(longest_pause g) ms"
-# The service is replaced by the program at another path, as an upgrade does.
-mkdir /tmp/newer
-cp /payload/bin/xen-virtiod /tmp/newer/
-verifies_on g
-kill -TERM $DAEMON
-PATH=/tmp/newer:$PATH restart_daemon
-is_newer() { [ "$(readlink /proc/"$(pids_of "$domid")"/exe)" = /tmp/newer/xen-virtiod ]; }
-wait_for 10 "the new program to take over" is_newer
-verifies_on g
-note "served by the program at another path; longest pause $(longest_pause g) ms"
 [ "$(report request_errors)" = 0 ] || fail "$(report request_errors) failed requests"
 destroy g
 nothing_left "$fds"

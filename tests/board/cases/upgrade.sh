@@ -1,0 +1,30 @@
+# The service is replaced by a newer one and then by the older one again, while a guest verifies its disks.
+make_disk /tmp/a.img 32
+make_disk /tmp/b.img 32
+this=/payload/bin earlier=/payload/earlier here=$PATH
+same="another build"
+cmp -s $this/xen-virtiod $earlier/xen-virtiod && same="the same program at another path"
+note "what is replaced is $same"
+PATH=$earlier:$here
+start_daemon
+fds=$(daemon_fds)
+guest g verify "disk = [ $(disk /tmp/a.img), $(disk /tmp/b.img 0 xvdb) ]" "vcpus = 2" \
+    "extra = 'console=hvc0 quiet GUEST=verify SECS=100000'"
+create g
+verifies_on g
+domid=$(domid g)
+is_served_from() { [ "$(readlink /proc/"$(pids_of "$domid")"/exe)" = "$1/xen-virtiod" ]; }
+for next in $this $earlier $this; do
+    kill -TERM $DAEMON
+    PATH=$next:$here
+    restart_daemon
+    wait_for 10 "$next to take over" is_served_from $next
+    verifies_on g
+    # What it took over it can also go on from itself.
+    kill -KILL $(pids_of "$domid")
+    verifies_on g
+    note "served from $next; longest pause $(longest_pause g) ms"
+done
+[ "$(report request_errors)" = 0 ] || fail "$(report request_errors) failed requests"
+destroy g
+nothing_left "$fds"
