@@ -3,6 +3,7 @@
 //! It parses nothing that a guest wrote to memory.
 
 mod clients;
+mod conversation;
 mod earlier;
 mod entry;
 mod guest;
@@ -364,7 +365,7 @@ impl Supervisor {
             self.files.remove(guest.identity());
             let deadline = Some(Instant::now() + STOP_LIMIT);
             for mut worker in guest.into_workers() {
-                let _ = worker.send(&ToWorker::Stop, &[]);
+                let _ = worker.conversation.send(&ToWorker::Stop, &[]);
                 self.stopping.push((worker, deadline));
             }
         }
@@ -374,7 +375,7 @@ impl Supervisor {
         let registry = self.poll.registry();
         let stopping = |(worker, _): &&mut (WorkerProcess, _)| worker.token() == token;
         if let Some((worker, deadline)) = self.stopping.iter_mut().find(stopping) {
-            if deadline.is_some() && worker.has_ended() {
+            if deadline.is_some() && worker.conversation.has_ended() {
                 *deadline = None;
                 worker.kill(registry);
             }

@@ -44,8 +44,6 @@ pub(super) struct Guest {
 
 /// When it is tried again to serve a guest, or to open a device, that could not be.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
-/// Characters of a worker's own words that are believed to be worth reading.
-const MAX_ERROR: usize = 500;
 
 /// Why a worker is given up that no guest has a hand in only if this program is wrong.
 const NONSENSE: &str = "it says what it was not asked for";
@@ -231,7 +229,7 @@ impl Guest {
             if let Status::Pending(attachment) = &known.status {
                 let lock = disk_lock::name(vm, *key);
                 let message = attachment.message(*key, known.served, lock);
-                result = worker.send(&message, &[attachment.disk()]);
+                result = worker.conversation.send(&message, &[attachment.disk()]);
                 if result.is_err() {
                     break;
                 }
@@ -244,7 +242,10 @@ impl Guest {
     }
 
     fn send(&mut self, registry: &Registry, message: &ToWorker) {
-        let sent = self.worker.as_mut().map(|worker| worker.send(message, &[]));
+        let sent = self
+            .worker
+            .as_mut()
+            .map(|worker| worker.conversation.send(message, &[]));
         if let Some(Err(_)) = sent {
             self.give_up_worker(registry, "it takes no message");
         }
@@ -322,7 +323,7 @@ impl Guest {
     /// Whether the guest is as well served as it can be, also without this supervisor.
     pub(super) fn is_settled(&self) -> bool {
         match &self.worker {
-            Some(worker) => worker.is_serving(),
+            Some(worker) => worker.conversation.is_serving(),
             None => !self.served || self.error.is_some(),
         }
     }
@@ -330,7 +331,7 @@ impl Guest {
     /// Takes in the worker's next message. The end of the worker is the end of its messages.
     pub(super) fn hear(&mut self, registry: &Registry) -> Option<FromWorker> {
         self.bury();
-        let message = match self.worker.as_mut()?.receive() {
+        let message = match self.worker.as_mut()?.conversation.receive() {
             Ok(message) => message?,
             Err(error) => {
                 let nonsense = error.kind() == io::ErrorKind::InvalidData;
@@ -345,10 +346,9 @@ impl Guest {
                 self.give_up_worker(registry, "it cannot serve");
             }
             FromWorker::AttachFailed { key, error } => {
-                let error = believable(error);
-                self.log_error(*key, &error);
+                self.log_error(*key, error);
                 if let Some(known) = self.entries.get_mut(key) {
-                    known.status = Status::Failed(error);
+                    known.status = Status::Failed(error.clone());
                     if known.is_missed() {
                         self.again_at
                             .get_or_insert_with(|| Instant::now() + TRY_AGAIN);
@@ -422,11 +422,10 @@ impl Guest {
     }
 
     fn fail(&mut self, error: &str) {
-        let error = believable(error);
         if self.log_limit.allow() {
             tracing::error!("guest {} ({}): {error}", self.name, self.domid());
         }
-        self.error = Some(error);
+        self.error = Some(error.to_owned());
     }
 
     fn log_error(&mut self, key: EntryKey, error: &str) {
@@ -438,7 +437,7 @@ impl Guest {
     /// Asks the worker for a report; the token that it will answer with.
     pub(super) fn ask_report(&mut self) -> Option<Token> {
         let worker = self.worker.as_mut()?;
-        worker.send(&ToWorker::Report, &[]).ok()?;
+        worker.conversation.send(&ToWorker::Report, &[]).ok()?;
         Some(worker.token())
     }
 
@@ -456,12 +455,6 @@ impl Guest {
             server: self.server.take(),
         }
     }
-}
-
-/// What is taken over of a worker's own words: on one line, without what a terminal would obey.
-fn believable(error: &str) -> String {
-    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    error.chars().take(MAX_ERROR).map(shown).collect()
 }
 
 /// Which guest has `domid` now.

@@ -1,14 +1,14 @@
 //! A worker as its supervisor sees it: a process, and the connection to it.
 
+use super::conversation::Conversation;
 use crate::config::Config;
-use crate::ipc::{Channel, FromWorker, ToWorker};
+use crate::ipc::{Channel, ToWorker};
 use anyhow::{Context, Result};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -21,13 +21,9 @@ pub(crate) const WORKER_ARGUMENT: &str = "worker";
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
-    channel: Channel,
+    pub(super) conversation: Conversation,
     domid: u16,
     token: Token,
-    /// Questions of ours that it has not answered. What else it says is nothing that a worker says.
-    unanswered: usize,
-    /// It serves its guest, and goes on with that without us.
-    is_serving: bool,
     /// It has been killed; readable when it has died.
     dying: Option<OwnedFd>,
 }
@@ -59,11 +55,9 @@ impl WorkerProcess {
             .context("starting a worker process")?;
         let mut worker = Self {
             child,
-            channel,
+            conversation: Conversation::new(channel),
             domid,
             token,
-            unanswered: 0,
-            is_serving: false,
             dying: None,
         };
         let fds = [
@@ -79,7 +73,7 @@ impl WorkerProcess {
         };
         let begun = registry
             .register(&mut SourceFd(&worker.raw_fd()), token, Interest::READABLE)
-            .and_then(|()| worker.send(&start, &fds));
+            .and_then(|()| worker.conversation.send(&start, &fds));
         match begun {
             Ok(()) => Ok(worker),
             Err(error) => {
@@ -92,7 +86,7 @@ impl WorkerProcess {
     }
 
     fn raw_fd(&self) -> RawFd {
-        self.channel.as_fd().as_raw_fd()
+        self.conversation.as_fd().as_raw_fd()
     }
 
     pub(super) fn domid(&self) -> u16 {
@@ -105,45 +99,6 @@ impl WorkerProcess {
 
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    pub(super) fn is_serving(&self) -> bool {
-        self.is_serving
-    }
-
-    pub(super) fn send(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.channel.send(message, fds)?;
-        self.unanswered += usize::from(message.is_question());
-        Ok(())
-    }
-
-    /// The next message, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// `UnexpectedEof` once the worker has ended, `InvalidData` for what it was not asked for.
-    pub(super) fn receive(&mut self) -> io::Result<Option<FromWorker>> {
-        let Some((message, _)) = self.channel.receive()? else {
-            return Ok(None);
-        };
-        if !matches!(message, FromWorker::Failed { .. }) {
-            let unanswered = self.unanswered.checked_sub(1);
-            self.unanswered = unanswered.ok_or(io::ErrorKind::InvalidData)?;
-        }
-        self.is_serving |= matches!(message, FromWorker::Serving);
-        Ok(Some(message))
-    }
-
-    /// Whether the worker has let go of the connection. Messages that are still in it are dropped.
-    pub(super) fn has_ended(&mut self) -> bool {
-        loop {
-            match self.receive() {
-                // Its answers are as many as our questions, and this is the last word of others.
-                Ok(Some(FromWorker::Failed { .. })) | Err(_) => return true,
-                Ok(Some(_)) => {}
-                Ok(None) => return false,
-            }
-        }
     }
 
     /// Ends a worker that is not to be heard any more, without waiting for it: its token is ready when

@@ -1,0 +1,210 @@
+//! What the supervisor says to a worker, and what it believes of the answers: a worker that its guest has taken
+//! over says what it likes, but not more often than it is asked.
+
+use crate::ipc::{Channel, FromWorker, ToWorker};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Characters of a worker's own words that are worth reading.
+const MAX_TEXT: usize = 500;
+
+#[derive(Debug)]
+pub(super) struct Conversation {
+    channel: Channel,
+    /// Questions that have not been answered.
+    unanswered: usize,
+    is_serving: bool,
+}
+
+impl Conversation {
+    pub(super) fn new(channel: Channel) -> Self {
+        Self {
+            channel,
+            unanswered: 0,
+            is_serving: false,
+        }
+    }
+
+    /// Whether the worker has said that it serves its guest: it then goes on with that without us.
+    pub(super) fn is_serving(&self) -> bool {
+        self.is_serving
+    }
+
+    /// # Errors
+    ///
+    /// As [`Channel::send`].
+    pub(super) fn send(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.channel.send(message, fds)?;
+        self.unanswered += usize::from(message.is_question());
+        Ok(())
+    }
+
+    /// The next message, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` once the worker has ended, `InvalidData` for what it was not asked for.
+    pub(super) fn receive(&mut self) -> io::Result<Option<FromWorker>> {
+        let Some((message, _)) = self.channel.receive()? else {
+            return Ok(None);
+        };
+        if !matches!(message, FromWorker::Failed { .. }) {
+            let unanswered = self.unanswered.checked_sub(1);
+            self.unanswered = unanswered.ok_or(io::ErrorKind::InvalidData)?;
+        }
+        self.is_serving |= matches!(message, FromWorker::Serving);
+        Ok(Some(readable(message)))
+    }
+
+    /// Whether the worker has let go of the connection, or has nothing more to say. Messages that are still in
+    /// it are dropped.
+    pub(super) fn has_ended(&mut self) -> bool {
+        loop {
+            match self.receive() {
+                // Its answers are as many as our questions, and this is the last word of others.
+                Ok(Some(FromWorker::Failed { .. })) | Err(_) => return true,
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+            }
+        }
+    }
+}
+
+/// `message` with its words made fit for logs and terminals.
+fn readable(message: FromWorker) -> FromWorker {
+    match message {
+        FromWorker::Failed { error } => FromWorker::Failed {
+            error: on_a_line(&error),
+        },
+        FromWorker::AttachFailed { key, error } => FromWorker::AttachFailed {
+            key,
+            error: on_a_line(&error),
+        },
+        FromWorker::Report {
+            server,
+            mut devices,
+        } => {
+            for (_, device) in &mut devices {
+                device.failure = device.failure.as_deref().map(on_a_line);
+                let traps = std::mem::take(&mut device.traps_by_register).into_iter();
+                device.traps_by_register = traps
+                    .map(|(register, count)| (on_a_line(&register), count))
+                    .collect();
+            }
+            FromWorker::Report { server, devices }
+        }
+        other => other,
+    }
+}
+
+/// The beginning of `text`, without what a terminal would obey.
+fn on_a_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().take(MAX_TEXT).map(shown).collect()
+}
+
+impl AsFd for Conversation {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libxl::{EntryKey, Form};
+    use crate::server::ServerReport;
+    use xen_virtio_transport::DeviceReport;
+
+    const KEY: EntryKey = EntryKey {
+        form: Form::Disk,
+        devid: 51712,
+    };
+
+    fn conversation() -> (Conversation, Channel) {
+        let (ours, theirs) = Channel::pair().unwrap();
+        (Conversation::new(ours), Channel::new(theirs))
+    }
+
+    #[test]
+    fn each_question_has_one_answer() {
+        let (mut conversation, worker) = conversation();
+        assert!(conversation.receive().unwrap().is_none());
+        for question in [ToWorker::Serve, ToWorker::Detach { key: KEY }] {
+            conversation.send(&question, &[]).unwrap();
+        }
+        assert!(!conversation.is_serving());
+        for _ in 0..3 {
+            worker.send(&FromWorker::Serving, &[]).unwrap();
+        }
+        for _ in 0..2 {
+            assert!(conversation.receive().unwrap().is_some());
+            assert!(conversation.is_serving());
+        }
+        let error = conversation.receive().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_worker_may_say_unasked_that_it_fails() {
+        let (mut conversation, worker) = conversation();
+        let error = "no memory".to_owned();
+        worker.send(&FromWorker::Failed { error }, &[]).unwrap();
+        let message = conversation.receive().unwrap();
+        assert!(matches!(message, Some(FromWorker::Failed { .. })));
+        drop(worker);
+        assert!(conversation.has_ended());
+    }
+
+    #[test]
+    fn one_that_goes_on_talking_after_its_end_was_wanted_has_ended() {
+        let (mut conversation, worker) = conversation();
+        conversation.send(&ToWorker::Report, &[]).unwrap();
+        conversation.send(&ToWorker::Stop, &[]).unwrap();
+        assert!(!conversation.has_ended());
+        let answer = FromWorker::Attached { key: KEY };
+        worker.send(&answer, &[]).unwrap();
+        assert!(!conversation.has_ended());
+        worker.send(&answer, &[]).unwrap();
+        assert!(conversation.has_ended());
+    }
+
+    #[test]
+    fn what_a_worker_says_stays_on_its_line() {
+        let (mut conversation, worker) = conversation();
+        let lie = format!("\u{1b}[2Jwell\nguest 7: fine{}", "x".repeat(2 * MAX_TEXT));
+        let device = DeviceReport {
+            failure: Some(lie.clone()),
+            traps_by_register: [(lie.clone(), 7)].into(),
+            ..DeviceReport::default()
+        };
+        let report = FromWorker::Report {
+            server: ServerReport::default(),
+            devices: vec![(KEY, device)],
+        };
+        conversation.send(&ToWorker::Report, &[]).unwrap();
+        conversation.send(&ToWorker::Report, &[]).unwrap();
+        let error = lie.clone();
+        worker.send(&report, &[]).unwrap();
+        worker
+            .send(&FromWorker::AttachFailed { key: KEY, error }, &[])
+            .unwrap();
+        worker
+            .send(&FromWorker::Failed { error: lie }, &[])
+            .unwrap();
+        for _ in 0..3 {
+            let text = match conversation.receive().unwrap() {
+                Some(FromWorker::Report { mut devices, .. }) => {
+                    let device = devices.remove(0).1;
+                    device.failure.unwrap() + device.traps_by_register.first_key_value().unwrap().0
+                }
+                Some(FromWorker::AttachFailed { error, .. } | FromWorker::Failed { error }) => {
+                    error
+                }
+                other => panic!("{other:?}"),
+            };
+            assert!(!text.contains(char::is_control), "{text:?}");
+            assert!(text.chars().count() <= 2 * MAX_TEXT);
+        }
+    }
+}
