@@ -259,6 +259,8 @@ impl Device for Blk {
             for (index, active) in started(&mut self.queues) {
                 more |= active.queue.resume_kicks().map_err(of_queue(index))?;
             }
+            // Those that wait for more do not wait for the disk: nothing else may tell of them.
+            more |= self.available()? > 0;
         }
         Ok(Turn {
             interrupt: false,

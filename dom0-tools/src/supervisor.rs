@@ -148,7 +148,8 @@ impl Supervisor {
                         tracing::info!(
                             "told to end; the guests' workers serve on until another one takes over"
                         );
-                        self.ending = Some(Instant::now() + ENDING_LIMIT);
+                        self.ending
+                            .get_or_insert_with(|| Instant::now() + ENDING_LIMIT);
                     }
                     LISTENER => self
                         .clients

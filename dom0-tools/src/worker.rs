@@ -199,7 +199,11 @@ impl Worker {
                     };
                     match self.attach_disk(&device, read_only, &serial, fds) {
                         Ok(slot) => {
-                            self.slots.insert(key, slot);
+                            let before = self.slots.insert(key, slot);
+                            // Missing at another address, where it will not come back.
+                            if let Some(before) = before.filter(|before| *before != slot) {
+                                self.server.remove(before);
+                            }
                             FromWorker::Attached { key }
                         }
                         Err(error) => FromWorker::AttachFailed {
