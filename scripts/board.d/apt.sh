@@ -56,6 +56,6 @@ fetch_source() {
             echo "$hash  $name" | sha256sum --quiet -c - || die "$dir/$name does not match Debian's index"
             checked=$((checked + 1))
         done <<<"$index"
-        [ "$checked" -ge 2 ] || { cat apt.log >&2; die "Debian's source package $package could not be downloaded"; }
+        [ "$checked" -ge 2 ] || { cat apt.log >&2; die "$(debian_mirror) does not give Debian's source package $package: try later, or another mirror in apt's sources"; }
     )
 }

@@ -4,7 +4,7 @@ make_disk /tmp/b.img 16
 start_daemon
 fds=$(daemon_fds)
 guest g verify "disk = [ $(disk /tmp/a.img), $(disk /tmp/b.img 1 xvdb) ]"
-sed -i 's/GUEST=verify/& SECS=30/' /tmp/g.cfg
+sed -i 's/GUEST=verify/& SECS=20/' /tmp/g.cfg
 create g
 verifies_on g
 mv /tmp/a.img /tmp/away.img
@@ -13,7 +13,8 @@ wait_for 5 "the log to name the missing disk" grep -q 'disk /tmp/a.img: cannot b
 verifies_on g
 xen-virtioctl list | grep -q ' failed ' || fail "xen-virtioctl list does not show that it failed"
 make_disk /tmp/a.img 16
-wait_for 20 "the other disk to be refused" grep -q 'another file or block device' $DAEMON_LOG
+kill -KILL $(pids_of "$(domid g)")
+wait_for 5 "the other disk to be refused" grep -q 'another file or block device' $DAEMON_LOG
 grep -a 'ERROR' $DAEMON_LOG | while read -r line; do note "$line"; done
 mv /tmp/away.img /tmp/a.img
 all_served() { ! xen-virtioctl list | grep -q ' failed '; }

@@ -1,10 +1,10 @@
-# The service is replaced by a newer one and then by the older one again, while a guest verifies its disks.
+# The service is replaced by the program at another path, and another build by this one and back, while a guest verifies its disks.
 make_disk /tmp/a.img 32
 make_disk /tmp/b.img 32
 this=/payload/bin earlier=/payload/earlier here=$PATH
 program() { sha256sum <"$1/xen-virtiod"; }
-what="another build"
-[ "$(program $this)" != "$(program $earlier)" ] || what="the same program at another path"
+what="another build" steps="$this $earlier $this"
+[ "$(program $this)" != "$(program $earlier)" ] || what="the same program at another path" steps=$this
 note "what is replaced is $what"
 PATH=$earlier:$here
 start_daemon
@@ -15,7 +15,7 @@ create g
 verifies_on g
 domid=$(domid g)
 is_served_from() { [ "$(readlink /proc/"$(pids_of "$domid")"/exe)" = "$1/xen-virtiod" ]; }
-for next in $this $earlier $this; do
+for next in $steps; do
     kill -TERM $DAEMON
     PATH=$next:$here
     restart_daemon
