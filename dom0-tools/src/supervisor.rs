@@ -394,7 +394,7 @@ impl Supervisor {
                 FromWorker::Attached { key } if guest.knows(key) => {
                     libxl::tell_ready(&mut self.store, domid, key)?;
                 }
-                FromWorker::Detached { key } => {
+                FromWorker::Detached { key } if guest.was_detaching(key) => {
                     libxl::write_state(&mut self.store, domid, key, State::Closed)?;
                 }
                 FromWorker::Report { .. } => {
@@ -403,6 +403,7 @@ impl Supervisor {
                     }
                 }
                 FromWorker::Attached { .. }
+                | FromWorker::Detached { .. }
                 | FromWorker::Serving
                 | FromWorker::Failed { .. }
                 | FromWorker::AttachFailed { .. } => {}

@@ -45,9 +45,6 @@ pub(super) struct Guest {
 /// When it is tried again to serve a guest, or to open a device, that could not be.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
-/// Why a worker is given up that no guest has a hand in only if this program is wrong.
-const NONSENSE: &str = "it says what it was not asked for";
-
 /// What a guest's worker is started with.
 pub(super) struct Tools<'a> {
     pub(super) config: &'a Config,
@@ -286,6 +283,11 @@ impl Guest {
         true
     }
 
+    /// The worker says that it has given the entry up. True if it was asked to: once, however often it was.
+    pub(super) fn was_detaching(&mut self, key: EntryKey) -> bool {
+        self.detaching.remove(&key)
+    }
+
     /// The entry is gone from xenstore.
     pub(super) fn forget(&mut self, key: EntryKey, registry: &Registry) {
         if self.knows(key) {
@@ -334,8 +336,10 @@ impl Guest {
         let message = match self.worker.as_mut()?.conversation.receive() {
             Ok(message) => message?,
             Err(error) => {
-                let nonsense = error.kind() == io::ErrorKind::InvalidData;
-                let why = if nonsense { NONSENSE } else { "it ended" };
+                let why = match error.kind() {
+                    io::ErrorKind::InvalidData => "it says what it was not asked for",
+                    _ => "it ended",
+                };
                 self.give_up_worker(registry, why);
                 return None;
             }
@@ -355,7 +359,7 @@ impl Guest {
                     }
                 }
             }
-            FromWorker::Serving => {}
+            FromWorker::Serving | FromWorker::Detached { .. } => {}
             FromWorker::Attached { key } => {
                 let domid = self.domid();
                 if let Some(known) = self.entries.get_mut(key)
@@ -375,12 +379,6 @@ impl Guest {
                     if let Some(known) = self.entries.get_mut(key) {
                         known.device = Some(report.clone());
                     }
-                }
-            }
-            FromWorker::Detached { key } => {
-                if !self.detaching.remove(key) {
-                    self.give_up_worker(registry, NONSENSE);
-                    return None;
                 }
             }
         }
