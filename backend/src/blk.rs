@@ -41,7 +41,7 @@ const MAX_JOBS: u16 = 128;
 
 /// Requests that are taken at once: enough to share the cost of a call, and no more, so that a guest with a
 /// deep queue prepares the next ones, and handles the last, while these are under way.
-const BATCH: usize = 16;
+const BATCH: usize = 32;
 
 /// Steps for which results wait for more to be delivered with: some microseconds, whatever the disk does
 /// with the others.
@@ -91,7 +91,7 @@ impl Blk {
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
             pipeline: Pipeline::new(disk, serial, lost_writes)?,
-            arrivals: Arrivals::new(),
+            arrivals: Arrivals::default(),
             held: 0,
         })
     }
@@ -106,8 +106,8 @@ impl Blk {
     }
 
     /// Takes the next batch of requests off the queues. True if there was any.
-    fn gather(&mut self) -> Result<bool, DeviceError> {
-        let mut room = self.pipeline.room().min(BATCH);
+    fn gather(&mut self, access: &dyn GuestAccess) -> Result<bool, DeviceError> {
+        let mut room = self.pipeline.room().min(self.arrivals.batch(access.mode()));
         let full = room;
         let count = self.queues.len();
         for step in 0..count {
@@ -232,8 +232,8 @@ impl Device for Blk {
                 activity: Activity::Working,
             });
         }
-        let begun =
-            self.pipeline.submit() || (take && self.gather()?) | self.pipeline.copy_in(access);
+        let begun = self.pipeline.submit()
+            || (take && self.gather(access)?) | self.pipeline.copy_in(access);
         // Nothing tells of requests that wait for more, and they do not wait for long.
         let waits = available > 0 && !take && !self.pipeline.is_waiting();
         Ok(Turn {

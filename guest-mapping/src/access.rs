@@ -1,7 +1,7 @@
 //! The one way to a guest's memory.
 
 use crate::address::{Page, Segment};
-use crate::policy::Refusal;
+use crate::policy::{AddressMode, Refusal};
 use crate::ring::RingMemory;
 use std::io;
 use std::ops::Range;
@@ -31,6 +31,9 @@ pub trait GuestAccess {
     ///
     /// If an operation's range lies outside `buffer`: the ranges are the device's own, not the guest's.
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]);
+
+    /// How the guest names its memory.
+    fn mode(&self) -> AddressMode;
 
     /// The guest's memory map changed (`IOREQ_TYPE_INVALIDATE`): forget what was cached of it.
     fn invalidate(&mut self) {}

@@ -323,6 +323,10 @@ impl GuestAccess for SimAccess {
         self.pieces = pieces;
     }
 
+    fn mode(&self) -> AddressMode {
+        self.policy.mode
+    }
+
     fn counters(&self) -> AccessCounters {
         let mapped = self
             .memory

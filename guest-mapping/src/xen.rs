@@ -1,13 +1,14 @@
 //! Guest memory through Xen: grants from `/dev/xen/gntdev`, foreign frames from `/dev/xen/privcmd`.
 
 pub mod abi;
+mod frame_cache;
 mod gntdev;
 mod mapping;
 mod privcmd;
 
 pub use gntdev::GrantAccess;
 pub use mapping::Mapping;
-pub use privcmd::{FrameAccess, MAX_CACHED_FRAMES, Privcmd};
+pub use privcmd::{FrameAccess, Privcmd};
 
 /// A domain's number, as Xen's ABI has it.
 pub use xen_sys::domid_t as RawDomid;

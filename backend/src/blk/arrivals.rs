@@ -4,39 +4,40 @@
 //! cost a copy call, a call to the disk and an interrupt, and the driver would spend its time in interrupt
 //! handlers. A driver that has one never waits.
 
-/// As many are always worth taking: the driver prepares the next ones meanwhile.
-const ENOUGH: usize = super::BATCH / 2;
-/// As much data is always worth taking: calls and interrupts cost little beside it.
-const ENOUGH_BYTES: u64 = 4096 * ENOUGH as u64;
-/// Steps without another request after which no more is expected for now: some ten microseconds.
+use super::BATCH;
+use xen_virtio_guest_mapping::AddressMode;
+
+/// The mean size up to which requests wait for others: calls and interrupts cost little beside more data.
+const SMALL: u64 = 16 << 10;
+/// Steps without another request after which no more is expected for now: some tens of microseconds.
 const PATIENCE: u32 = 512;
+/// Deliveries for which it is remembered how many requests a driver had.
+const PERIOD: u32 = 256;
+/// The fewest that are taken at once of a driver that has more: they share a call's cost.
+const SMALLEST_HALF: usize = 8;
 
 /// What has been seen of a driver's habits.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Arrivals {
-    /// As many are waited for.
+    /// As many are waited for, if any.
     wanted: usize,
-    /// The most requests that the driver had with us, available or under way, since the last delivery.
+    /// The most requests that the driver had with us, available or under way: since the last delivery, in
+    /// this period, and in the one before. What it holds itself, ended and not handled, is not seen.
+    seen: usize,
     most: usize,
+    earlier: usize,
+    /// Deliveries in this period.
+    deliveries: u32,
     /// What was available at the last step, and for how many steps that has not changed.
     available: usize,
     unchanged: u32,
 }
 
 impl Arrivals {
-    pub(super) fn new() -> Self {
-        Self {
-            wanted: 1,
-            most: 0,
-            available: 0,
-            unchanged: 0,
-        }
-    }
-
     /// A step in which `available` requests wait in the queues, and `under_way` have been taken. True if
     /// those that wait are to be taken.
     pub(super) fn step(&mut self, available: usize, under_way: usize) -> bool {
-        self.most = self.most.max(available + under_way);
+        self.seen = self.seen.max(available + under_way);
         if self.available != available {
             self.available = available;
             self.unchanged = 0;
@@ -54,29 +55,48 @@ impl Arrivals {
 
     /// The driver was given `count` requests back, which moved `bytes` in all.
     pub(super) fn delivered(&mut self, count: usize, bytes: u64) {
-        // Two thirds of what the driver has with us: it is to have something to do meanwhile.
-        let is_fair = |wanted: usize| 3 * wanted <= 2 * self.most;
-        // As many times the mean size.
-        let is_little = |wanted: usize| wanted as u64 * bytes <= ENOUGH_BYTES * count as u64;
-        let next = self.wanted + 1;
-        if next <= ENOUGH && is_fair(next) && is_little(next) {
-            self.wanted = next;
-        } else if self.wanted > 1 && !(is_fair(self.wanted) && is_little(self.wanted)) {
+        self.most = self.most.max(self.seen);
+        let limit = if bytes <= SMALL * count as u64 {
+            self.half().min(BATCH)
+        } else {
+            0
+        };
+        if self.wanted > limit {
             self.wanted -= 1;
+        } else if self.wanted < limit.min(self.seen) {
+            self.wanted += 1;
         }
-        self.most = 0;
+        self.seen = 0;
+        self.deliveries += 1;
+        if self.deliveries == PERIOD {
+            self.deliveries = 0;
+            self.earlier = std::mem::take(&mut self.most);
+        }
+    }
+
+    /// Half of what the driver has with us when it has most: it is to have something to do meanwhile.
+    fn half(&self) -> usize {
+        self.most.max(self.earlier) / 2
+    }
+
+    /// How many are taken at once. Copies by grant take longer than what the driver does for a request; so
+    /// one half is copied while the driver handles the other and prepares it anew.
+    pub(super) fn batch(&self, mode: AddressMode) -> usize {
+        match mode {
+            AddressMode::Grants => self.half().clamp(SMALLEST_HALF, BATCH),
+            AddressMode::Frames => BATCH,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blk::BATCH;
 
     /// How many of a driver's requests are taken at a time, in the end. It keeps `depth` of them with us, and
     /// makes two available in the time that one takes us, or one with `slow`.
     fn batches(depth: usize, slow: bool) -> Vec<usize> {
-        let mut arrivals = Arrivals::new();
+        let mut arrivals = Arrivals::default();
         let mut batches = Vec::new();
         let (mut available, mut batch, mut left) = (0, 0, 0);
         for step in 0..4000 {
@@ -102,7 +122,7 @@ mod tests {
 
     #[test]
     fn one_request_never_waits() {
-        let mut arrivals = Arrivals::new();
+        let mut arrivals = Arrivals::default();
         for _ in 0..10 {
             assert!(!arrivals.step(0, 0));
             assert!(arrivals.step(1, 0));
@@ -119,7 +139,7 @@ mod tests {
             (4, false, 2..=4),
             (16, false, 8..=9),
             (16, true, 7..=9),
-            (64, false, 8..=16),
+            (64, false, 31..=32),
         ] {
             let batches = batches(depth, slow);
             assert!(
@@ -132,7 +152,7 @@ mod tests {
     #[test]
     fn large_requests_are_taken_as_they_come() {
         for (bytes, waits) in [(4096, true), (16384, true), (65536, false)] {
-            let mut arrivals = Arrivals::new();
+            let mut arrivals = Arrivals::default();
             for _ in 0..100 {
                 arrivals.step(0, 16);
                 arrivals.delivered(16, 16 * bytes);
@@ -143,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_does_not_come_is_not_waited_for_long() {
-        let mut arrivals = Arrivals::new();
+        let mut arrivals = Arrivals::default();
         for _ in 0..100 {
             arrivals.step(0, 16);
             arrivals.delivered(16, 16 * 4096);
@@ -155,6 +175,35 @@ mod tests {
             steps
         });
         let patience = PATIENCE as usize;
-        assert_eq!(waited, [patience, patience, 0, 0, 0, 0]);
+        assert_eq!(waited, [patience, patience, patience, 0, 0, 0]);
+    }
+
+    #[test]
+    fn half_is_copied_by_grant_at_a_time() {
+        for (depth, batch) in [(1, 8), (16, 8), (24, 12), (64, 32), (500, 32)] {
+            let mut arrivals = Arrivals::default();
+            arrivals.step(0, depth);
+            arrivals.delivered(depth, depth as u64 * 4096);
+            assert_eq!(arrivals.batch(AddressMode::Grants), batch, "{depth}");
+            assert_eq!(arrivals.batch(AddressMode::Frames), BATCH, "{depth}");
+        }
+    }
+
+    #[test]
+    fn a_driver_that_handles_much_itself_is_remembered_for_its_most() {
+        let mut arrivals = Arrivals::default();
+        arrivals.step(0, 64);
+        for _ in 0..100 {
+            arrivals.step(0, 40);
+            arrivals.delivered(16, 16 * 4096);
+        }
+        assert!(!arrivals.step(31, 0));
+        assert!(arrivals.step(32, 0));
+        // It has become another.
+        for _ in 0..3 * PERIOD {
+            arrivals.step(1, 0);
+            arrivals.delivered(1, 4096);
+        }
+        assert!(arrivals.step(1, 0));
     }
 }

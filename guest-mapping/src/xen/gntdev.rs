@@ -155,6 +155,10 @@ impl GuestAccess for GrantAccess {
         }
     }
 
+    fn mode(&self) -> AddressMode {
+        POLICY.mode
+    }
+
     fn counters(&self) -> AccessCounters {
         AccessCounters {
             grants_mapped: self.mapped.get(),

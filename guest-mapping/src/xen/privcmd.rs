@@ -1,6 +1,7 @@
 //! Access by frame number, for guests that grant nothing (`/dev/xen/privcmd`).
 
 use super::abi;
+use super::frame_cache::FrameCache;
 use super::{Domid, Mapping};
 use crate::access::{
     AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, Piece, admit_pieces,
@@ -9,7 +10,6 @@ use crate::access::{
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory};
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,9 +19,6 @@ use vm_memory::{GuestAddress, Permissions, VolatileSlice};
 const POLICY: Policy = Policy {
     mode: AddressMode::Frames,
 };
-
-/// Frames that stay mapped for data, a device: 4 MiB.
-pub const MAX_CACHED_FRAMES: usize = 1024;
 
 /// An open `/dev/xen/privcmd`, for one guest.
 #[derive(Debug)]
@@ -78,7 +75,7 @@ impl Privcmd {
 
     /// Maps guest frames side by side. A frame that could not be mapped has its errno in the second
     /// result, and touching its page raises SIGBUS: it must not be used.
-    fn map_frames(
+    pub(super) fn map_frames(
         &self,
         frames: &[Gfn],
         permissions: Permissions,
@@ -160,26 +157,18 @@ impl GuestAccess for FrameAccess {
 
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         admit_pieces(POLICY, &mut self.counters, operations, &mut self.pieces);
-        for batch in self.pieces.chunks(MAX_CACHED_FRAMES) {
-            self.cache.fill(
-                &self.privcmd,
-                batch.iter().map(|piece| gfn(piece.segment.page)),
-            );
-            for piece in batch {
-                let gfn = gfn(piece.segment.page);
-                match self.cache.get(gfn) {
-                    Ok((mapping, page)) => {
-                        let guest = mapping.slice(page + piece.segment.offset, piece.segment.len);
-                        let ours = part(buffer, piece.local.clone());
-                        match piece.direction {
-                            Direction::FromGuest => guest.copy_to_volatile_slice(ours),
-                            Direction::ToGuest => ours.copy_to_volatile_slice(guest),
-                        }
-                    }
-                    Err(errno) => {
-                        operations[piece.owner].result = Err(CopyFault::Frame { gfn, errno })
+        for piece in &self.pieces {
+            let gfn = gfn(piece.segment.page);
+            match self.cache.page(&self.privcmd, gfn) {
+                Ok((mapping, page)) => {
+                    let guest = mapping.slice(page + piece.segment.offset, piece.segment.len);
+                    let ours = part(buffer, piece.local.clone());
+                    match piece.direction {
+                        Direction::FromGuest => guest.copy_to_volatile_slice(ours),
+                        Direction::ToGuest => ours.copy_to_volatile_slice(guest),
                     }
                 }
+                Err(errno) => operations[piece.owner].result = Err(CopyFault::Frame { gfn, errno }),
             }
         }
     }
@@ -188,78 +177,15 @@ impl GuestAccess for FrameAccess {
         self.cache = FrameCache::default();
     }
 
+    fn mode(&self) -> AddressMode {
+        POLICY.mode
+    }
+
     fn counters(&self) -> AccessCounters {
-        let frames_mapped = self.ring_frames.get() + self.cache.pages as u64;
+        let frames_mapped = self.ring_frames.get() + self.cache.pages() as u64;
         AccessCounters {
             frames_mapped,
             ..self.counters
-        }
-    }
-}
-
-/// The frames mapped so far, all forgotten when full: privcmd maps an area once, and only whole.
-#[derive(Default)]
-struct FrameCache {
-    /// Where each frame is: in which mapping, at which byte.
-    places: HashMap<Gfn, (usize, usize)>,
-    mappings: Vec<Mapping>,
-    /// Pages in all mappings, those of frames that could not be mapped too: the kernel has given a page of
-    /// dom0's for each.
-    pages: usize,
-    /// The errno of each frame of the last [`FrameCache::fill`] that could not be mapped.
-    failed: HashMap<Gfn, i32>,
-}
-
-impl FrameCache {
-    /// Maps those of `wanted`, at most [`MAX_CACHED_FRAMES`], that are not cached yet.
-    fn fill(&mut self, privcmd: &Privcmd, wanted: impl Iterator<Item = Gfn> + Clone) {
-        self.failed.clear();
-        let missing = |places: &HashMap<_, _>| {
-            let mut frames: Vec<Gfn> = wanted
-                .clone()
-                .filter(|gfn| !places.contains_key(gfn))
-                .collect();
-            frames.sort_unstable();
-            frames.dedup();
-            frames
-        };
-        let mut frames = missing(&self.places);
-        if self.pages + frames.len() > MAX_CACHED_FRAMES {
-            self.places.clear();
-            self.mappings.clear();
-            self.pages = 0;
-            frames = missing(&self.places);
-        }
-        if frames.is_empty() {
-            return;
-        }
-        let (mapping, errors) = match privcmd.map_frames(&frames, Permissions::ReadWrite) {
-            Ok(mapped) => mapped,
-            Err(error) => {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.failed
-                    .extend(frames.into_iter().map(|gfn| (gfn, errno)));
-                return;
-            }
-        };
-        if errors.contains(&0) {
-            self.mappings.push(mapping);
-            self.pages += frames.len();
-        }
-        for (index, (&gfn, errno)) in frames.iter().zip(errors).enumerate() {
-            if errno == 0 {
-                self.places
-                    .insert(gfn, (self.mappings.len() - 1, index * PAGE_SIZE));
-            } else {
-                self.failed.insert(gfn, errno);
-            }
-        }
-    }
-
-    fn get(&self, gfn: Gfn) -> Result<(&Mapping, usize), i32> {
-        match self.places.get(&gfn) {
-            Some(&(mapping, offset)) => Ok((&self.mappings[mapping], offset)),
-            None => Err(self.failed.get(&gfn).copied().unwrap_or(libc::EFAULT)),
         }
     }
 }
