@@ -59,7 +59,7 @@ fn attempt(action: &str, privcmd: File, domid: u16, other: u16) -> Result<()> {
 }
 
 fn read_guest(privcmd: File, domid: u16) -> Result<()> {
-    let mut access = FrameAccess::new(Rc::new(Privcmd::new(privcmd, Domid(domid))));
+    let mut access = FrameAccess::new(Rc::new(Privcmd::new(privcmd, Domid(domid))), Rc::default());
     let mut bytes = [0; 64];
     let mut operations = [CopyOp::new(Direction::FromGuest, GUEST_MEMORY, 0..64)];
     access.copy(&VolatileSlice::from(&mut bytes[..]), &mut operations);

@@ -102,7 +102,7 @@ pub enum AccessError {
 pub struct AccessCounters {
     /// Pages of the rings, by grant.
     pub grants_mapped: u64,
-    /// Frames mapped by number: rings and the cache for data.
+    /// Frames mapped by number: the device's rings, and for data those that its guest's devices share.
     pub frames_mapped: u64,
     /// Addresses of the kind that the device was not configured for, see [`Refusal::Kind`].
     pub refused: u64,

@@ -6,6 +6,7 @@ mod gntdev;
 mod mapping;
 mod privcmd;
 
+pub use frame_cache::FrameCache;
 pub use gntdev::GrantAccess;
 pub use mapping::Mapping;
 pub use privcmd::{FrameAccess, Privcmd};

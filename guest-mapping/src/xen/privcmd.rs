@@ -9,7 +9,7 @@ use crate::access::{
 };
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -75,7 +75,7 @@ impl Privcmd {
 
     /// Maps guest frames side by side. A frame that could not be mapped has its errno in the second
     /// result, and touching its page raises SIGBUS: it must not be used.
-    pub(super) fn map_frames(
+    fn map_frames(
         &self,
         frames: &[Gfn],
         permissions: Permissions,
@@ -103,17 +103,18 @@ impl Privcmd {
 pub struct FrameAccess {
     privcmd: Rc<Privcmd>,
     ring_frames: Rc<Cell<u64>>,
-    cache: FrameCache,
+    cache: Rc<RefCell<FrameCache>>,
     counters: AccessCounters,
     pieces: Vec<Piece>,
 }
 
 impl FrameAccess {
-    pub fn new(privcmd: Rc<Privcmd>) -> Self {
+    /// Access for one device of the guest; `cache` is shared by all of them.
+    pub fn new(privcmd: Rc<Privcmd>, cache: Rc<RefCell<FrameCache>>) -> Self {
         Self {
             privcmd,
             ring_frames: Rc::default(),
-            cache: FrameCache::default(),
+            cache,
             counters: AccessCounters::default(),
             pieces: Vec::new(),
         }
@@ -157,9 +158,11 @@ impl GuestAccess for FrameAccess {
 
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         admit_pieces(POLICY, &mut self.counters, operations, &mut self.pieces);
+        let mut cache = self.cache.borrow_mut();
+        let map = |frames: &[Gfn]| self.privcmd.map_frames(frames, Permissions::ReadWrite);
         for piece in &self.pieces {
             let gfn = gfn(piece.segment.page);
-            match self.cache.page(&self.privcmd, gfn) {
+            match cache.page(gfn, map) {
                 Ok((mapping, page)) => {
                     let guest = mapping.slice(page + piece.segment.offset, piece.segment.len);
                     let ours = part(buffer, piece.local.clone());
@@ -174,7 +177,7 @@ impl GuestAccess for FrameAccess {
     }
 
     fn invalidate(&mut self) {
-        self.cache = FrameCache::default();
+        self.cache.replace(FrameCache::default());
     }
 
     fn mode(&self) -> AddressMode {
@@ -182,7 +185,7 @@ impl GuestAccess for FrameAccess {
     }
 
     fn counters(&self) -> AccessCounters {
-        let frames_mapped = self.ring_frames.get() + self.cache.pages() as u64;
+        let frames_mapped = self.ring_frames.get() + self.cache.borrow().pages() as u64;
         AccessCounters {
             frames_mapped,
             ..self.counters

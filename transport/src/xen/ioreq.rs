@@ -4,13 +4,14 @@ use super::abi::{self, Ioreq, IoservId};
 use super::dm_op;
 use super::evtchn::EventChannels;
 use crate::hypervisor::{Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use xen_sys::evtchn_port_t;
-use xen_virtio_guest_mapping::xen::{FrameAccess, GrantAccess, Mapping, Privcmd};
+use xen_virtio_guest_mapping::xen::{FrameAccess, FrameCache, GrantAccess, Mapping, Privcmd};
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess, PAGE_SIZE};
 
 /// vCPUs whose slots a page has room for.
@@ -43,6 +44,8 @@ pub enum XenError {
 pub struct XenGuest {
     privcmd: Rc<Privcmd>,
     gntdev: Rc<File>,
+    /// The guest's frames that stay mapped, for a guest that grants nothing.
+    frames: Rc<RefCell<FrameCache>>,
     evtchn: EventChannels,
     page: Mapping,
     server: IoservId,
@@ -85,6 +88,7 @@ impl XenGuest {
         let mut guest = Self {
             privcmd: Rc::new(privcmd),
             gntdev: Rc::new(gntdev),
+            frames: Rc::default(),
             evtchn,
             page,
             server,
@@ -181,7 +185,10 @@ impl Hypervisor for XenGuest {
                 Rc::clone(&self.gntdev),
                 self.privcmd.domid(),
             )),
-            AddressMode::Frames => Box::new(FrameAccess::new(Rc::clone(&self.privcmd))),
+            AddressMode::Frames => Box::new(FrameAccess::new(
+                Rc::clone(&self.privcmd),
+                Rc::clone(&self.frames),
+            )),
         }
     }
 }
