@@ -79,6 +79,8 @@ pub enum ConfigError {
         guest: String,
         index: u32,
     },
+    #[error("{}: [[virtio]] path = {device:?} is no absolute path", .path.display())]
+    DevicePath { path: PathBuf, device: PathBuf },
     #[error(
         "{}: polling.limit-us = {limit_us} is more than {MAX_LIMIT_US}: a worker would hardly ever sleep",
         .path.display()
@@ -143,6 +145,13 @@ impl Config {
                 index: twice.index,
             });
         }
+        let mut devices = self.devices.iter();
+        if let Some(relative) = devices.find(|device| !device.path.is_absolute()) {
+            return Err(ConfigError::DevicePath {
+                path: path.into(),
+                device: relative.path.clone(),
+            });
+        }
         let limit_us = self.polling.limit_us;
         if limit_us > MAX_LIMIT_US {
             return Err(ConfigError::PollingLimit {
@@ -203,6 +212,13 @@ mod tests {
         let device = "[[virtio]]\nguest = \"ivi\"\nindex = 1\npath = \"/a\"\n";
         let error = load(&device.repeat(2)).unwrap_err().to_string();
         assert!(error.contains("device 1 of guest \"ivi\""), "{error}");
+        let error = load(&device.replace("/a", "a.img")).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("path = \"a.img\" is no absolute path"),
+            "{error}"
+        );
         let error = load("[polling]\nlimit-us = 100001\n")
             .unwrap_err()
             .to_string();

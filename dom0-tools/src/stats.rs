@@ -45,7 +45,11 @@ impl Display for Stats<'_> {
 fn row(guest: &GuestReport, entry: &EntryReport) -> Option<[String; 11]> {
     let device = entry.device.as_ref().filter(|device| device.requests > 0)?;
     let each = |count| format!("{:.3}", each(count, device));
-    let microseconds = |count| format!("{:.1}", self::each(count, device) / 1000.0);
+    // Nothing has been timed yet: only one call in a while is.
+    let microseconds = |count| match count {
+        0 => "-".to_owned(),
+        _ => format!("{:.1}", self::each(count, device) / 1000.0),
+    };
     Some([
         guest.domid.to_string(),
         entry.key.to_string(),
@@ -151,7 +155,7 @@ mod tests {
         for expected in [
             "0.250",
             "2.000",
-            "5.0 / 0.0 / 0.0",
+            "5.0 / - / -",
             "0.500 sleeps, 50.0 µs of processor time, 1.0 µs",
             "virtio_disk/51712 traps: QueueNotify 5",
         ] {

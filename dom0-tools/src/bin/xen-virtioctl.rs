@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xen_virtio_dom0_tools::config::Config;
+use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::stats::Stats;
 use xen_virtio_dom0_tools::{control, demo, xl_config};
 
@@ -27,10 +27,10 @@ enum Command {
     },
     /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
     Stats,
-    /// Checks the virtio devices of an xl file: to be run before `xl create`.
+    /// Checks /etc/xen-virtiod/config.toml, and the virtio devices of an xl file: to be run before `xl create`.
     Check {
         /// The guest's xl file.
-        file: PathBuf,
+        file: Option<PathBuf>,
     },
     /// Runs a block device for a simulated guest, on this machine, without Xen.
     Demo(demo::Options),
@@ -65,9 +65,18 @@ fn run(command: Command) -> Result<String> {
             Ok(Stats(&report).to_string())
         }
         Command::Check { file } => {
+            let config = Config::load_default()?;
+            let Some(file) = file else {
+                return Ok(format!(
+                    "{CONFIG_PATH}: [[virtio]] {} times, polling.limit-us = {}, limits.cpu-percent = {}\n",
+                    config.devices.len(),
+                    config.polling.limit_us,
+                    config.limits.cpu_percent,
+                ));
+            };
             let text =
                 std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            let findings = xl_config::check(&text, &Config::load_default()?);
+            let findings = xl_config::check(&text, &config);
             ensure!(
                 findings.problems.is_empty(),
                 "{}",

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::{control, supervisor, worker};
 
@@ -29,16 +29,21 @@ enum Role {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter =
-        EnvFilter::try_from_env("XEN_VIRTIOD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("XEN_VIRTIOD_LOG").unwrap_or_else(|_| "info".to_owned());
+    let level = wanted.parse::<LevelFilter>();
     // journald has its own clock, and so has a terminal's reader.
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(*level.as_ref().unwrap_or(&LevelFilter::INFO))
         .with_writer(std::io::stderr)
         .without_time()
         .with_target(false)
         .with_ansi(false)
         .init();
+    if level.is_err() && arguments.role.is_none() {
+        tracing::warn!(
+            "XEN_VIRTIOD_LOG={wanted} is none of error, warn, info, debug, trace; info is logged"
+        );
+    }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,0 +1,261 @@
+//! What xl makes of one disk (xl-disk-configuration(5)).
+
+use std::collections::HashMap;
+
+/// The parameters that xl knows, and what each may be, if it is not free.
+const PARAMETERS: [(&str, &[&str]); 15] = [
+    ("access", &["", "r", "ro", "rw", "w"]),
+    ("active-disk", &[]),
+    ("backend", &[]),
+    ("backendtype", &["phy", "qdisk", "standalone", "tap"]),
+    ("colo-export", &[]),
+    ("colo-host", &[]),
+    ("colo-port", &[]),
+    ("devtype", &["cdrom", "disk"]),
+    ("format", &FORMATS),
+    ("grant_usage", &["0", "1"]),
+    ("hidden-disk", &[]),
+    ("script", &[]),
+    ("specification", &["virtio", "xen"]),
+    ("target", &[]),
+    ("vdev", &[]),
+];
+
+const FORMATS: [&str; 7] = ["", "empty", "qcow", "qcow2", "qed", "raw", "vhd"];
+
+const FLAGS: [&str; 8] = [
+    "cdrom",
+    "colo",
+    "direct-io-safe",
+    "discard",
+    "no-colo",
+    "no-discard",
+    "trusted",
+    "untrusted",
+];
+
+/// What a value without a name is, in order; those that are named are left out.
+const POSITIONAL: [&str; 4] = ["target", "format", "vdev", "access"];
+
+/// A disk's parameters, by name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct DiskLine<'a>(HashMap<&'static str, &'a str>);
+
+impl<'a> DiskLine<'a> {
+    /// # Errors
+    ///
+    /// What xl would refuse.
+    pub(super) fn parse(line: &'a str) -> Result<Self, String> {
+        let mut disk = Self::default();
+        let mut rest = line.trim_start();
+        while !rest.is_empty() {
+            if let Some(target) = rest.strip_prefix("target=") {
+                disk.set("target", target.strip_suffix(',').unwrap_or(target))?;
+                break;
+            }
+            let (part, after) = rest.split_once(',').unwrap_or((rest, ""));
+            rest = after.trim_start();
+            match part.split_once('=') {
+                Some((name, value)) => disk.set(name, value)?,
+                None if FLAGS.contains(&part) => {}
+                None => disk.set_next(part)?,
+            }
+        }
+        Ok(disk)
+    }
+
+    fn set(&mut self, name: &str, value: &'a str) -> Result<(), String> {
+        let (name, values) = parameter(name).ok_or_else(|| format!("xl knows no {name:?}"))?;
+        if !values.is_empty() && !values.contains(&value) {
+            let values = values.join(", ");
+            let values = values.trim_start_matches(", ");
+            return Err(format!("{name}={value} is none of {values}"));
+        }
+        match self.0.insert(name, value) {
+            Some(earlier) if !earlier.is_empty() && earlier != value => {
+                Err(format!("{name} is {earlier:?} and {value:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets what has no value yet of those that need no name.
+    fn set_next(&mut self, value: &'a str) -> Result<(), String> {
+        let next = POSITIONAL.iter().find(|name| !self.0.contains_key(*name));
+        match *next.ok_or_else(|| format!("{value:?} is one value too many"))? {
+            // A prefix of old, like `phy:` or `qcow2:`, stands for the format.
+            "target" => match value.rsplit_once(':') {
+                None => self.set("target", value),
+                Some((prefix, path)) => {
+                    let format = FORMATS.iter().find(|format| **format == prefix);
+                    self.set("format", format.unwrap_or(&"raw"))?;
+                    self.set("target", path)
+                }
+            },
+            "vdev" => self.set("vdev", value.split(':').next().unwrap_or(value)),
+            name => self.set(name, value),
+        }
+    }
+
+    /// The value of a parameter, if it has one.
+    pub(super) fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.get(name).copied().filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self.get("access"), Some("r" | "ro"))
+    }
+
+    /// The path of its file or block device.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub(super) fn path(&self) -> Result<&'a str, String> {
+        let target = self
+            .get("target")
+            .ok_or("has no target=, the path of its file or block device")?;
+        let mut behind = target.split(',').skip(1).map(str::trim_start);
+        let swallowed = behind.find(|part| {
+            let name = part.split_once('=').map(|(name, _)| name);
+            name.is_some_and(|name| parameter(name).is_some())
+        });
+        if let Some(part) = swallowed {
+            return Err(format!(
+                "target= must come last; xl takes {part} for a part of the path"
+            ));
+        }
+        if target.trim() != target {
+            return Err(format!(
+                "xl takes the spaces in target={target:?} for a part of the path"
+            ));
+        }
+        if !target.starts_with('/') {
+            return Err(format!("target={target} is no absolute path"));
+        }
+        Ok(target)
+    }
+}
+
+fn parameter(name: &str) -> Option<(&'static str, &'static [&'static str])> {
+    PARAMETERS.into_iter().find(|(known, _)| *known == name)
+}
+
+/// Whether xl can make a device of it (xen-vbd-interface(7)): `xvda`, `xvdb1`, `sda`, `d0p1`, a number.
+pub(super) fn is_vdev(vdev: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    let hexadecimal = |text: &str| u32::from_str_radix(text, 16).is_ok();
+    if is_number(vdev) || vdev.strip_prefix("0x").is_some_and(hexadecimal) {
+        return true;
+    }
+    if let Some((disk, partition)) = vdev.strip_prefix('d').and_then(|rest| rest.split_once('p')) {
+        return is_number(disk) && is_number(partition);
+    }
+    let letters = ["xvd", "hd", "sd"]
+        .iter()
+        .find_map(|prefix| vdev.strip_prefix(prefix));
+    letters.is_some_and(|letters| {
+        let partition = letters.trim_start_matches(|c: char| c.is_ascii_lowercase());
+        partition.len() < letters.len() && (partition.is_empty() || is_number(partition))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_and_positions_say_the_same() {
+        let named = DiskLine::parse("format=raw,vdev=xvda,access=w,specification=virtio,target=/x")
+            .unwrap();
+        for line in [
+            "/x,raw,xvda,w,specification=virtio",
+            "specification=virtio, /x, raw, xvda, w",
+            "raw:/x,xvda,w,specification=virtio",
+            "format=raw, /x, xvda, specification=virtio, w",
+            "vdev=xvda,cdrom,specification=virtio,/x,raw,w",
+        ] {
+            assert_eq!(DiskLine::parse(line).unwrap(), named, "{line}");
+        }
+        let with_comma = DiskLine::parse("vdev=xvda, target=/a, b").unwrap();
+        assert_eq!(with_comma.path(), Ok("/a, b"));
+        let phy = DiskLine::parse("phy:/x,xvda:disk,r").unwrap();
+        assert!(phy.is_read_only(), "{phy:?}");
+        assert_eq!(
+            (phy.get("vdev"), phy.get("format")),
+            (Some("xvda"), Some("raw"))
+        );
+        let qcow2 = DiskLine::parse("qcow2:/x,xvda,w").unwrap();
+        assert_eq!(qcow2.get("format"), Some("qcow2"));
+        let short = DiskLine::parse("/x,,xvda").unwrap();
+        assert!(!short.is_read_only());
+        assert_eq!(
+            (short.get("format"), short.get("vdev")),
+            (None, Some("xvda"))
+        );
+    }
+
+    #[test]
+    fn what_xl_refuses_is_refused() {
+        for (line, expected) in [
+            ("/x,raw,xvda,w,more", "\"more\" is one value too many"),
+            ("access=wr,target=/x", "access=wr is none of r, ro, rw, w"),
+            (
+                "grant_usage=yes,target=/x",
+                "grant_usage=yes is none of 0, 1",
+            ),
+            (
+                "specification=virtoi,target=/x",
+                "specification=virtoi is none of virtio, xen",
+            ),
+            (
+                "specificaton=virtio,target=/x",
+                "xl knows no \"specificaton\"",
+            ),
+            ("vdev=xvda,vdev=xvdb", "vdev is \"xvda\" and \"xvdb\""),
+            ("/x,qcow3,xvda", "format=qcow3 is none of empty, "),
+        ] {
+            assert!(
+                DiskLine::parse(line).unwrap_err().contains(expected),
+                "{line}"
+            );
+        }
+        for (target, expected) in [
+            ("", "has no target="),
+            (" /x", "takes the spaces"),
+            ("/x ", "takes the spaces"),
+            ("x.img", "no absolute path"),
+            ("/x, vdev=xvda", "must come last; xl takes vdev=xvda for"),
+        ] {
+            let line = format!("target={target}");
+            let error = DiskLine::parse(&line).unwrap().path().unwrap_err();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_vdev_is_what_xen_can_number() {
+        for vdev in [
+            "xvda", "xvdaa", "xvdb15", "hda", "sdc", "d0p1", "51712", "0xca00",
+        ] {
+            assert!(is_vdev(vdev), "{vdev}");
+        }
+        for vdev in [
+            "", "nonsense", "xvd", "xvd1", "xvda1a", "d0", "d0p", "0x", "0xg", "XVDA", "xvda b",
+        ] {
+            assert!(!is_vdev(vdev), "{vdev}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_judged(text: String, known in "(target=|vdev=|/x|,| |raw|:|=){0,12}") {
+            for line in [text, known] {
+                if let Ok(disk) = DiskLine::parse(&line) {
+                    let _ = disk.path();
+                }
+            }
+        }
+    }
+}
