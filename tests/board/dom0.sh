@@ -107,6 +107,15 @@ destroy() {
     wait_for 20 "guest $1 to be gone" is_gone "$1"
 }
 
+# close_disk NAME [TIMES]: closes the guest's xvda, as libxl does, and waits until its worker has given it up.
+close_disk() {
+    local state i
+    state=backend/virtio_disk/$(domid "$1")/51712/state
+    for ((i = 0; i < ${2:-1}; i++)); do xenstore-write "$state" 5; done
+    wait_for 5 "the disk of $1 to be closed" is_closed "$state"
+}
+is_closed() { [ "$(xenstore-read "$1")" = 6 ]; }
+
 # report FIELD: a number of `xen-virtioctl list --json`, summed over all devices.
 report() { xen-virtioctl list --json | awk -v field="\"$1\":" '$1 == field { sum += $2 } END { print sum + 0 }'; }
 

@@ -21,6 +21,10 @@ use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
 const DATA: usize = 1 << 20;
 const _: () = assert!(PIECE <= DATA);
 
+/// Copies after which a batch takes no further request in, or out: those of one may be as many as its queue
+/// has descriptors, each in a page of its own, and the guest's other devices wait meanwhile.
+const MAX_COPIES: usize = 256;
+
 /// Requests between the available and the used ring.
 pub(super) struct Pipeline {
     jobs: Slab<Job>,
@@ -106,10 +110,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Copies in as many of the waiting pieces as there is memory for: a batch. True if there were any.
+    /// Copies in a batch: as many of the waiting pieces as there is memory for, and as take not too many
+    /// copies. True if there were any.
     pub(super) fn copy_in(&mut self, access: &mut dyn GuestAccess) -> bool {
         self.copies_in.clear();
-        while let Some(&id) = self.waiting.front() {
+        while let Some(&id) = self.waiting.front()
+            && self.copies_in.len() < MAX_COPIES
+        {
             let job = &mut self.jobs[usize::from(id)];
             let run = match job.room() {
                 0 => None,
@@ -208,8 +215,8 @@ impl Pipeline {
         self.io.must_submit()
     }
 
-    /// Copies out what has ended, and hands each finished request to `complete`, with the number of its
-    /// queue.
+    /// Copies out what has ended, or as much of it as takes not too many copies, and hands each finished
+    /// request to `complete`, with the number of its queue.
     ///
     /// # Errors
     ///
@@ -220,9 +227,9 @@ impl Pipeline {
         mut complete: impl FnMut(usize, Completion) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let mut stopwatch = Stopwatch::start(&mut self.counters.time.deliveries);
-        self.copy_out(access)?;
+        let count = self.copy_out(access)?;
         stopwatch.stop(&mut self.counters.time.copy_out);
-        for id in self.ended.drain(..) {
+        for id in self.ended.drain(..count) {
             let job = &mut self.jobs[usize::from(id)];
             job.advance(&mut self.counters);
             if let Some(run) = job.piece.run.take() {
@@ -238,15 +245,21 @@ impl Pipeline {
         Ok(())
     }
 
-    fn copy_out(&mut self, access: &mut dyn GuestAccess) -> Result<(), DeviceError> {
+    /// How many of those that have ended were copied out.
+    fn copy_out(&mut self, access: &mut dyn GuestAccess) -> Result<usize, DeviceError> {
         self.copies_out.clear();
+        let mut count = 0;
         for &id in &self.ended {
+            if self.copies_out.len() >= MAX_COPIES {
+                break;
+            }
             let job = &mut self.jobs[usize::from(id)];
             job.plan_copies_out(&self.io.memory(), &mut self.copies_out);
+            count += 1;
         }
         access.copy(&self.io.memory(), &mut self.copies_out);
         // A request whose data could not be delivered failed, and is told so in a copy of its own.
-        for index in 0..self.ended.len() {
+        for index in 0..count {
             let job = &mut self.jobs[usize::from(self.ended[index])];
             let Some(fault) = first_fault(&self.copies_out[job.piece.copies.clone()]) else {
                 continue;
@@ -261,7 +274,7 @@ impl Pipeline {
                 return Err(DeviceFailure::Status(fault).of(queue));
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Waits for what is in flight, and forgets what came from queue `queue`.

@@ -26,10 +26,7 @@ sleep 10
 [ "$(resident "$DAEMON")" -le 8192 ] || fail "the supervisor takes $(resident "$DAEMON") KiB"
 note "resident: worker $(resident "$worker") KiB, supervisor $(resident "$DAEMON") KiB; no wake-up in 10 s"
 # Closed as libxl closes it, and once more before the worker has answered.
-state=backend/virtio_disk/$(domid g)/51712/state
-for _ in 1 2; do xenstore-write "$state" 5; done
-is_closed() { [ "$(xenstore-read "$state")" = 6 ]; }
-wait_for 5 "the device to be closed" is_closed
+close_disk g 2
 sleep 0.5
 [ "$(pids_of "$(domid g)")" = "$worker" ] || fail "closing a device twice has ended its worker: $(tail -n 3 $DAEMON_LOG)"
 destroy g

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 use xen_sys::evtchn_port_t;
 use xen_virtio_guest_mapping::xen::{FrameAccess, FrameCache, GrantAccess, Mapping, Privcmd};
@@ -44,8 +44,8 @@ pub enum XenError {
 pub struct XenGuest {
     privcmd: Rc<Privcmd>,
     gntdev: Rc<File>,
-    /// The guest's frames that stay mapped, for a guest that grants nothing.
-    frames: Rc<RefCell<FrameCache>>,
+    /// The guest's frames that stay mapped, for as long as it has a device that is granted nothing.
+    frames: RefCell<Weak<RefCell<FrameCache>>>,
     evtchn: EventChannels,
     page: Mapping,
     server: IoservId,
@@ -88,7 +88,7 @@ impl XenGuest {
         let mut guest = Self {
             privcmd: Rc::new(privcmd),
             gntdev: Rc::new(gntdev),
-            frames: Rc::default(),
+            frames: RefCell::default(),
             evtchn,
             page,
             server,
@@ -185,10 +185,12 @@ impl Hypervisor for XenGuest {
                 Rc::clone(&self.gntdev),
                 self.privcmd.domid(),
             )),
-            AddressMode::Frames => Box::new(FrameAccess::new(
-                Rc::clone(&self.privcmd),
-                Rc::clone(&self.frames),
-            )),
+            AddressMode::Frames => {
+                let mut frames = self.frames.borrow_mut();
+                let cache = frames.upgrade().unwrap_or_default();
+                *frames = Rc::downgrade(&cache);
+                Box::new(FrameAccess::new(Rc::clone(&self.privcmd), cache))
+            }
         }
     }
 }
