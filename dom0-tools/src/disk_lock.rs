@@ -5,7 +5,8 @@
 //! open file, and so to whatever transfers of it are left.
 
 use crate::libxl::EntryKey;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::os::fd::OwnedFd;
 
@@ -24,12 +25,20 @@ pub(crate) fn name(vm: &str, key: EntryKey) -> u64 {
     })
 }
 
+/// What is done about earlier users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Earlier {
+    Await,
+    /// For a worker that has others to serve meanwhile.
+    Refuse,
+}
+
 /// Takes lock `name` on `disk`, for as long as anybody uses this open file.
 ///
 /// # Errors
 ///
-/// If the disk's file system has no locks.
-pub(crate) fn wait_for_earlier_users(disk: &OwnedFd, name: u64) -> Result<()> {
+/// If the disk's file system has no locks, and with [`Earlier::Refuse`] if there are earlier users.
+pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<()> {
     let byte = i64::try_from(name % BYTES).expect("below 2^61");
     let lock = libc::flock {
         l_type: libc::F_WRLCK.try_into().expect("a small constant"),
@@ -39,9 +48,18 @@ pub(crate) fn wait_for_earlier_users(disk: &OwnedFd, name: u64) -> Result<()> {
         // Zero for a lock of the open file's.
         l_pid: 0,
     };
-    fcntl(disk, FcntlArg::F_OFD_SETLKW(&lock))
-        .context("locking the disk, which its file system must support")?;
-    Ok(())
+    let how = match earlier {
+        Earlier::Await => FcntlArg::F_OFD_SETLKW(&lock),
+        Earlier::Refuse => FcntlArg::F_OFD_SETLK(&lock),
+    };
+    match fcntl(disk, how) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => bail!(
+            "somebody else has a lock on the disk: transfers of an earlier worker are under way, or another \
+             program (`lslocks` says which) has locked it"
+        ),
+        Err(errno) => Err(errno).context("locking the disk, which its file system must support"),
+    }
 }
 
 #[cfg(test)]
@@ -60,14 +78,17 @@ mod tests {
             name(vm, EntryKey { form, devid })
         };
         let (first, second, other) = (open(), open(), open());
-        wait_for_earlier_users(&first, lock("/vm/a", 7)).unwrap();
-        wait_for_earlier_users(&other, lock("/vm/a", 8)).unwrap();
-        wait_for_earlier_users(&other, lock("/vm/b", 7)).unwrap();
+        take(&first, lock("/vm/a", 7), Earlier::Await).unwrap();
+        for other_name in [lock("/vm/a", 8), lock("/vm/b", 7)] {
+            take(&other, other_name, Earlier::Refuse).unwrap();
+        }
+        let refused = take(&second, lock("/vm/a", 7), Earlier::Refuse).unwrap_err();
+        assert!(refused.to_string().contains("lslocks"), "{refused}");
         // As a transfer does that is under way.
         let in_use = first.try_clone().unwrap();
         let (sender, receiver) = channel();
         std::thread::spawn(move || {
-            wait_for_earlier_users(&second, lock("/vm/a", 7)).unwrap();
+            take(&second, lock("/vm/a", 7), Earlier::Await).unwrap();
             sender.send(()).unwrap();
         });
         drop(first);

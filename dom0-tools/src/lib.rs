@@ -14,6 +14,7 @@ pub mod server;
 pub mod state;
 pub mod stats;
 pub mod supervisor;
+mod text;
 pub mod worker;
 pub mod xenstore;
 pub mod xl_config;

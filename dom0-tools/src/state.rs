@@ -62,6 +62,10 @@ pub enum GuestStateError {
          to have it use the new one"
     )]
     Replaced,
+    #[error(
+        "nothing is recorded of it, although the guest has had it: destroy and create the guest"
+    )]
+    Unrecorded,
 }
 
 /// Which device a slot is about.
@@ -108,8 +112,6 @@ pub struct Slot {
     /// Words that the device itself keeps.
     pub own: StateArea,
     pub device: DeviceState,
-    /// An earlier worker had this device.
-    pub is_known: bool,
 }
 
 impl GuestState {
@@ -161,7 +163,7 @@ impl GuestState {
     }
 
     /// The slot of the device that libxl put at `base`, whose contents are in `backing`: an empty one, if there
-    /// is none of it yet.
+    /// is none of it yet, and the guest has not had it (`served`).
     ///
     /// # Errors
     ///
@@ -171,6 +173,7 @@ impl GuestState {
         key: EntryKey,
         base: u64,
         backing: Backing,
+        served: bool,
     ) -> Result<Slot, GuestStateError> {
         let is_it = |name: &Name| name.key == key && name.base == base;
         let name = Name {
@@ -183,14 +186,17 @@ impl GuestState {
                 return Err(GuestStateError::Replaced);
             }
             self.rename(slot, &name)?;
-            return Ok(self.open(slot, true));
+            return Ok(self.open(slot));
+        }
+        if served {
+            return Err(GuestStateError::Unrecorded);
         }
         // What was at another address is another device, which the guest cannot have known.
         self.forget(key)?;
         let taken = self.names()?;
         let is_free = |slot: &usize| taken.iter().all(|(other, _)| other != slot);
         let slot = (0..SLOTS).find(is_free).ok_or(GuestStateError::Full)?;
-        let empty = self.open(slot, false);
+        let empty = self.open(slot);
         empty.own.zero();
         empty.device.clear();
         self.rename(slot, &name)?;
@@ -205,7 +211,7 @@ impl GuestState {
     pub fn devices(&self) -> Result<Vec<(EntryKey, MmioRange, DeviceState)>, GuestStateError> {
         let device = |(slot, name): (usize, Name)| {
             let range = libxl::page(name.base).ok_or(GuestStateError::Base(name.base))?;
-            Ok((name.key, range, self.open(slot, true).device))
+            Ok((name.key, range, self.open(slot).device))
         };
         self.names()?.into_iter().map(device).collect()
     }
@@ -248,11 +254,10 @@ impl GuestState {
         StateCell::new(self.part(slot, 0, NAME))
     }
 
-    fn open(&self, slot: usize, is_known: bool) -> Slot {
+    fn open(&self, slot: usize) -> Slot {
         Slot {
             own: self.part(slot, NAME, OWN),
             device: DeviceState::new(&self.part(slot, NAME + OWN, DeviceState::BYTES)),
-            is_known,
         }
     }
 }
@@ -288,32 +293,40 @@ mod tests {
         first.set_server(0);
         for devid in 0..3 {
             let slot = first
-                .slot(key(devid), BASE + u64::from(devid), DISK)
+                .slot(key(devid), BASE + u64::from(devid), DISK, false)
                 .unwrap();
-            assert!(!slot.is_known);
             slot.own.store(0, 7 + u64::from(devid));
         }
         first.forget(key(1)).unwrap();
         let second = GuestState::new(area).unwrap();
         assert_eq!(second.server().unwrap(), Some(0));
-        let slot = second.slot(key(2), BASE + 2, DISK).unwrap();
-        assert_eq!((slot.is_known, slot.own.load(0)), (true, 9));
-        let slot = second.slot(key(1), BASE + 1, DISK).unwrap();
-        assert_eq!((slot.is_known, slot.own.load(0)), (false, 0));
-        let slot = second.slot(key(0), BASE + 5, DISK).unwrap();
-        assert_eq!((slot.is_known, slot.own.load(0)), (false, 0));
+        let slot = second.slot(key(2), BASE + 2, DISK, true).unwrap();
+        assert_eq!(slot.own.load(0), 9);
+        for (devid, base) in [(1, BASE + 1), (0, BASE + 5)] {
+            let slot = second.slot(key(devid), base, DISK, false).unwrap();
+            assert_eq!(slot.own.load(0), 0);
+        }
+    }
+
+    #[test]
+    fn a_device_that_the_guest_has_had_is_refused_for_good_if_nothing_is_recorded_of_it() {
+        let state = GuestState::new(area()).unwrap();
+        for _ in 0..2 {
+            let unrecorded = state.slot(key(0), BASE, DISK, true);
+            assert!(matches!(unrecorded, Err(GuestStateError::Unrecorded)));
+        }
     }
 
     #[test]
     fn there_is_room_for_every_device_of_a_guest_and_no_more() {
         let state = GuestState::new(area()).unwrap();
         for devid in 0..16 {
-            state.slot(key(devid), BASE, DISK).unwrap();
+            state.slot(key(devid), BASE, DISK, false).unwrap();
         }
-        let full = state.slot(key(16), BASE, DISK);
+        let full = state.slot(key(16), BASE, DISK, false);
         assert!(matches!(full, Err(GuestStateError::Full)));
         state.forget(key(3)).unwrap();
-        assert!(state.slot(key(16), BASE, DISK).is_ok());
+        assert!(state.slot(key(16), BASE, DISK, false).is_ok());
     }
 
     #[test]
@@ -336,13 +349,13 @@ mod tests {
     #[test]
     fn another_disk_in_a_disks_place_is_refused() {
         let state = GuestState::new(area()).unwrap();
-        state.slot(key(0), BASE, DISK).unwrap();
+        state.slot(key(0), BASE, DISK, false).unwrap();
         let other = Backing { inode: 13, ..DISK };
-        let replaced = state.slot(key(0), BASE, other);
+        let replaced = state.slot(key(0), BASE, other, true);
         assert!(matches!(replaced, Err(GuestStateError::Replaced)));
-        assert!(state.slot(key(0), BASE, DISK).unwrap().is_known);
+        assert!(state.slot(key(0), BASE, DISK, true).is_ok());
         // Another device has another disk.
-        assert!(!state.slot(key(0), BASE + 0x200, other).unwrap().is_known);
+        assert!(state.slot(key(0), BASE + 0x200, other, false).is_ok());
     }
 
     #[test]
@@ -350,9 +363,9 @@ mod tests {
         let state = GuestState::new(area()).unwrap();
         let first = br#"{"key":{"form":"disk","devid":0},"base":33554432}"#;
         state.name(0).store(first).unwrap();
-        assert!(state.slot(key(0), BASE, DISK).unwrap().is_known);
+        assert!(state.slot(key(0), BASE, DISK, true).is_ok());
         let other = Backing { inode: 13, ..DISK };
-        let replaced = state.slot(key(0), BASE, other);
+        let replaced = state.slot(key(0), BASE, other, true);
         assert!(matches!(replaced, Err(GuestStateError::Replaced)));
     }
 
@@ -372,12 +385,12 @@ mod tests {
         let state = GuestState::new(area()).unwrap();
         state.name(4).store(b"{\"key\":7}").unwrap();
         assert!(matches!(
-            state.slot(key(0), BASE, DISK),
+            state.slot(key(0), BASE, DISK, false),
             Err(GuestStateError::Name(_))
         ));
         state.part(4, 0, NAME).store(0, u64::MAX);
         assert!(matches!(
-            state.slot(key(0), BASE, DISK),
+            state.slot(key(0), BASE, DISK, false),
             Err(GuestStateError::Damaged(_))
         ));
     }

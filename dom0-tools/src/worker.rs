@@ -1,11 +1,11 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
-use crate::disk_lock;
+use crate::disk_lock::{self, Earlier};
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::EntryKey;
 use crate::server::Server;
 use crate::state::{Backing, GuestState};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use std::collections::BTreeMap;
@@ -245,8 +245,11 @@ impl Worker {
     fn keep_missing(&mut self) -> Result<()> {
         for (key, range, state) in self.state.devices()? {
             if !self.slots.contains_key(&key) {
-                let slot = self.server.add_missing(range, state)?;
-                self.slots.insert(key, slot);
+                match self.server.add_missing(range, state) {
+                    Ok(slot) => drop(self.slots.insert(key, slot)),
+                    // One device of the guest that cannot be is no reason to serve none.
+                    Err(error) => tracing::error!("{key} is given up: {error}"),
+                }
             }
         }
         Ok(())
@@ -269,15 +272,18 @@ impl Worker {
             .next()
             .context("no descriptor came with the disk")?;
         if !read_only {
-            disk_lock::wait_for_earlier_users(&file, new.lock)?;
+            let earlier = if self.begun {
+                Earlier::Refuse
+            } else {
+                Earlier::Await
+            };
+            disk_lock::take(&file, new.lock, earlier)?;
         }
         let disk = Disk::from_file(file.into(), read_only)?;
         let backing = Backing::of(disk.file())?;
-        let state = self.state.slot(new.key, new.range.base, backing)?;
-        ensure!(
-            state.is_known || !new.served,
-            "nothing is recorded of it, although the guest has had it"
-        );
+        let state = self
+            .state
+            .slot(new.key, new.range.base, backing, new.served)?;
         let hypervisor = self.server.hypervisor();
         let queues = hypervisor.vcpus().min(MAX_DISK_QUEUES);
         let blk = Blk::new(disk, padded(serial), queues.try_into()?, state.own)?;

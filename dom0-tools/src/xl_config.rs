@@ -9,6 +9,7 @@ mod syntax;
 mod virtio;
 
 use crate::config::{CONFIG_PATH, Config};
+use crate::text::without_controls;
 use disk::{DiskLine, is_vdev};
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
@@ -28,9 +29,10 @@ pub struct Findings {
 
 impl Findings {
     fn take(&mut self, name: &str, result: Result<String, String>) {
+        let about = |text| without_controls(format!("{name}: {text}").chars());
         match result {
-            Ok(good) => self.good.push(format!("{name}: {good}")),
-            Err(problem) => self.problems.push(format!("{name}: {problem}")),
+            Ok(good) => self.good.push(about(good)),
+            Err(problem) => self.problems.push(about(problem)),
         }
     }
 }
@@ -39,7 +41,7 @@ impl Findings {
 pub fn check(text: &str, config: &Config) -> Findings {
     let mut findings = Findings::default();
     if let Err(problem) = check_file(text, config, &mut findings) {
-        findings.problems.push(problem);
+        findings.problems.push(without_controls(problem.chars()));
     } else if findings == Findings::default() {
         let problem = "no virtio device: no disk with specification=virtio, and no virtio = [ … ]";
         findings.problems.push(problem.to_owned());
@@ -256,6 +258,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_terminal_would_obey_is_not_printed() {
+        let vdev = "disk = [ 'specification=virtio, vdev=\u{1b}[2J, target=/x' ]";
+        let bare = "disk = \u{1b}[2J";
+        for text in [vdev, bare] {
+            let problem = &check(text, &Config::default()).problems[0];
+            assert!(!problem.contains(char::is_control), "{problem:?}");
+            assert!(problem.contains("\u{fffd}"), "{problem:?}");
+        }
+    }
+
+    #[test]
     fn other_disks_are_let_alone() {
         let findings = check_one("format=raw, vdev=xvda, access=rw, target=/x");
         assert!(
@@ -277,6 +290,7 @@ mod tests {
             "{problems:?}"
         );
     }
+
     #[test]
     fn a_device_of_the_other_form_is_described() {
         let file = tempfile::NamedTempFile::new().unwrap();

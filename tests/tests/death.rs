@@ -62,7 +62,7 @@ fn serve(
     };
     let disk = Disk::open(disk, false).unwrap();
     let backing = Backing::of(disk.file()).unwrap();
-    let slot = state.slot(key, FIRST_DEVICE.base, backing).unwrap();
+    let slot = state.slot(key, FIRST_DEVICE.base, backing, false).unwrap();
     let blk = Blk::new(disk, [0; 20], 1, slot.own).unwrap();
     let access = hypervisor.guest_access(AddressMode::Grants);
     let line = hypervisor.interrupt_line(FIRST_IRQ);

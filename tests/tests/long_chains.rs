@@ -48,6 +48,9 @@ fn many_long_requests_are_copied_a_few_at_a_time() {
         };
         let (segments, calls) = (report.copy_segments, report.copy_batches);
         assert!(segments >= u64::from(HEADS * DATA), "{kind}: {segments}");
-        assert!(segments <= calls * MOST, "{kind}: {segments} in {calls} calls");
+        assert!(
+            segments <= calls * MOST,
+            "{kind}: {segments} in {calls} calls"
+        );
     }
 }

@@ -42,8 +42,9 @@ pub struct Slot(usize);
 /// a data abort in the guest.
 enum Place {
     Device(Box<MmioDevice>),
-    /// The guest has a device here that cannot be served now, with these registers. Reads are zero, and of
-    /// what is written only a reset counts: the driver goes on from there whenever the device is back.
+    /// The guest has a device here that cannot be served now, with these registers: the driver goes on from
+    /// there whenever the device is back. Reads are zero. A driver that resets the device, stops a queue or
+    /// begins to look for it anew has its memory for itself again, and the device comes back as after a reset.
     Missing(DeviceState),
     /// No virtio device: reads are zero.
     Nothing,
@@ -65,22 +66,37 @@ impl Place {
     }
 
     fn read(&mut self, offset: u64, width: Width) -> u64 {
-        self.device_mut()
-            .map_or(0, |device| device.read(offset, width))
+        match self {
+            Self::Device(device) => return device.read(offset, width),
+            Self::Missing(state) => {
+                // A driver looks there when it knows nothing of the device yet (virtio 1.3, 4.2.3.1.1).
+                if is_at(Register::MagicValue, offset, width) {
+                    state.clear();
+                }
+            }
+            Self::Nothing => {}
+        }
+        0
     }
 
     fn write(&mut self, offset: u64, width: Width, value: u64) {
         match self {
             Self::Device(device) => device.write(offset, width, value),
             Self::Missing(state) => {
-                let status = Location::Register(Register::Status);
-                if Location::decode(offset, width) == status && value & u64::from(u32::MAX) == 0 {
+                let ends = [Register::Status, Register::QueueReady]
+                    .into_iter()
+                    .any(|register| is_at(register, offset, width));
+                if ends && value & u64::from(u32::MAX) == 0 {
                     state.clear();
                 }
             }
             Self::Nothing => {}
         }
     }
+}
+
+fn is_at(register: Register, offset: u64, width: Width) -> bool {
+    Location::decode(offset, width) == Location::Register(register)
 }
 
 /// A guest and its devices.
@@ -254,8 +270,7 @@ impl<H: Hypervisor> Machine<H> {
                     return true;
                 };
                 trap.answer(place.read(offset, width));
-                let status = Location::Register(Register::InterruptStatus);
-                if Location::decode(offset, width) == status {
+                if is_at(Register::InterruptStatus, offset, width) {
                     self.handler_expected = true;
                 }
             }

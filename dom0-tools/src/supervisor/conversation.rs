@@ -2,6 +2,7 @@
 //! over says what it likes, but not more often than it is asked.
 
 use crate::ipc::{Channel, FromWorker, ToWorker};
+use crate::text::without_controls;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -99,8 +100,7 @@ fn readable(message: FromWorker) -> FromWorker {
 
 /// The beginning of `text`, without what a terminal would obey.
 fn on_a_line(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().take(MAX_TEXT).map(shown).collect()
+    without_controls(text.chars().take(MAX_TEXT))
 }
 
 impl AsFd for Conversation {

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::iter::Peekable;
 
+/// Lists in each other, of which xl knows no use for more than two.
+const MAX_DEPTH: usize = 8;
+
 /// What a name is set to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
@@ -58,7 +61,7 @@ impl<'a> Parser<'a> {
         if operator != Some(Word::Mark('=')) {
             return Err(self.wrong(&format!("= behind {name}"), operator.as_ref()));
         }
-        let value = self.value()?;
+        let value = self.value(0)?;
         match self.next() {
             None | Some(Word::Mark('\n' | ';')) => {}
             other => return Err(self.wrong(&format!("the end of {name}"), other.as_ref())),
@@ -71,19 +74,24 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn value(&mut self) -> Result<Value, String> {
+    /// A value in `depth` lists.
+    fn value(&mut self, depth: usize) -> Result<Value, String> {
         match self.next() {
             Some(Word::Quoted(text)) => Ok(Value::Single(text.to_owned())),
             Some(Word::Bare(number)) if number.starts_with(|c: char| c.is_ascii_digit()) => {
                 Ok(Value::Single(number.to_owned()))
             }
-            Some(Word::Mark('[')) => self.list().map(Value::List),
+            Some(Word::Mark('[')) if depth == MAX_DEPTH => Err(format!(
+                "line {}: more than {MAX_DEPTH} lists in each other",
+                self.line
+            )),
+            Some(Word::Mark('[')) => self.list(depth + 1).map(Value::List),
             other => Err(self.wrong("a number, \"…\" or [ … ]", other.as_ref())),
         }
     }
 
-    /// What follows `[`, up to its `]`.
-    fn list(&mut self) -> Result<Vec<String>, String> {
+    /// What follows the `[` of a list in a list, `depth` in all, up to its `]`.
+    fn list(&mut self, depth: usize) -> Result<Vec<String>, String> {
         let mut list = Vec::new();
         loop {
             self.skip_lines();
@@ -94,7 +102,7 @@ impl<'a> Parser<'a> {
             {
                 return Ok(list);
             }
-            match self.value()? {
+            match self.value(depth)? {
                 Value::Single(text) => list.push(text),
                 Value::List(texts) => list.extend(texts),
             }
@@ -246,6 +254,10 @@ mod tests {
             ),
             ("name =\n'a'", "finds the line's end"),
             ("a = 1 b = 2", "line 1: xl expects the end of a and finds b"),
+            (
+                "disk =\t[[[[[[[[[",
+                "line 1: more than 8 lists in each other",
+            ),
             (
                 "\n] = 1",
                 "line 2: xl expects the name of a setting and finds ]",

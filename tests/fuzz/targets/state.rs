@@ -46,7 +46,7 @@ fuzz_target!(|input: &[u8]| {
         drop(GuestState::new(area.clone()).expect("zeros"));
         if how & 1 == 0 {
             let state = GuestState::new(area.clone()).expect("a state file");
-            drop(state.slot(KEY, BASE, backing()).expect("room"));
+            drop(state.slot(KEY, BASE, backing(), false).expect("room"));
         } else {
             cell(area, NAME, 1024, &mut numbers);
         }
