@@ -123,7 +123,7 @@ impl fmt::Display for Report {
             if guest.restarts > 0 {
                 writeln!(
                     notes,
-                    "guest {} ({}): a worker of it has died {} times, and another one has taken over",
+                    "guest {} ({}): workers of it that have died, each followed by another one: {}",
                     guest.name, guest.domid, guest.restarts
                 )?;
             }
