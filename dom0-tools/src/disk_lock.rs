@@ -5,7 +5,6 @@
 //! open file, and so to whatever transfers of it are left.
 
 use crate::libxl::EntryKey;
-use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::os::fd::OwnedFd;
@@ -33,12 +32,24 @@ pub(crate) enum Earlier {
     Refuse,
 }
 
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LockError {
+    #[error(
+        "somebody else has a lock on the disk: transfers of an earlier worker are under way, or another program \
+         (`lslocks` says which) has locked it"
+    )]
+    Busy,
+    #[error("the disk cannot be locked, which its file system must support")]
+    Lock(#[from] Errno),
+}
+
 /// Takes lock `name` on `disk`, for as long as anybody uses this open file.
 ///
 /// # Errors
 ///
-/// If the disk's file system has no locks, and with [`Earlier::Refuse`] if there are earlier users.
-pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<()> {
+/// [`LockError::Busy`] with [`Earlier::Refuse`] only.
+pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<(), LockError> {
     let byte = i64::try_from(name % BYTES).expect("below 2^61");
     let lock = libc::flock {
         l_type: libc::F_WRLCK.try_into().expect("a small constant"),
@@ -54,11 +65,8 @@ pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<()> {
     };
     match fcntl(disk, how) {
         Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => bail!(
-            "somebody else has a lock on the disk: transfers of an earlier worker are under way, or another \
-             program (`lslocks` says which) has locked it"
-        ),
-        Err(errno) => Err(errno).context("locking the disk, which its file system must support"),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(LockError::Busy),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -82,8 +90,8 @@ mod tests {
         for other_name in [lock("/vm/a", 8), lock("/vm/b", 7)] {
             take(&other, other_name, Earlier::Refuse).unwrap();
         }
-        let refused = take(&second, lock("/vm/a", 7), Earlier::Refuse).unwrap_err();
-        assert!(refused.to_string().contains("lslocks"), "{refused}");
+        let refused = take(&second, lock("/vm/a", 7), Earlier::Refuse);
+        assert!(matches!(refused, Err(LockError::Busy)), "{refused:?}");
         // As a transfer does that is under way.
         let in_use = first.try_clone().unwrap();
         let (sender, receiver) = channel();

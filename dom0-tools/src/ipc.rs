@@ -79,6 +79,8 @@ pub enum FromWorker {
     AttachFailed {
         key: EntryKey,
         error: String,
+        /// Somebody else has the disk locked, who may let go of it soon.
+        busy: bool,
     },
     /// The guest is served from now on, whether the supervisor lives or not.
     Serving,

@@ -21,10 +21,14 @@ const OWN_TOKENS: usize = 1 << 16;
 const TRAPS: Token = Token(OWN_TOKENS);
 const DEVICE: Token = Token(OWN_TOKENS + 1);
 
-/// Turns without a look at what else is readable.
+/// The longest time without a look at what else is readable, but for that of a few turns. So many turns take
+/// less, as a rule.
+const BUSY_LIMIT: Duration = Duration::from_millis(10);
 const BUSY_TURNS: u32 = 256;
-/// Turns without a look at the guest's share of the processor: what it can have in advance.
-const TURNS_PER_BUDGET: u32 = 8;
+/// Turns without a look at the time, and at the guest's share of the processor: what it can have in advance.
+const TURNS_PER_CHECK: u32 = 8;
+/// The longest rest without a look at what else is readable.
+const LONGEST_REST: Duration = Duration::from_millis(50);
 /// Turns that find nothing without a look at the clock, and at who else wants the processor.
 const TURNS_PER_LOOK: u32 = 32;
 /// Looks for a trap between turns that find nothing: traps hold the guest up, and rings do not.
@@ -91,16 +95,14 @@ impl<H: Hypervisor> Server<H> {
     ///
     /// [`MachineError`], or the system's.
     pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, AddError> {
-        let slot = self.machine.add(range, device)?;
-        if let Some(events) = self.events_of(slot) {
+        // First, for what was in the device's place stays there if this fails.
+        let events = device.events().map(|events| events.as_raw_fd());
+        if let Some(events) = events {
             let registry = self.poll.registry();
-            let waited = registry.register(&mut SourceFd(&events), DEVICE, Interest::READABLE);
-            if let Err(error) = waited {
-                self.machine.remove(slot);
-                return Err(error.into());
-            }
+            registry.register(&mut SourceFd(&events), DEVICE, Interest::READABLE)?;
         }
-        Ok(slot)
+        // A device that is not added is dropped, and its registration with it.
+        Ok(self.machine.add(range, device)?)
     }
 
     /// Keeps the place of a device that cannot be served now, see [`Machine::add_missing`].
@@ -119,7 +121,7 @@ impl<H: Hypervisor> Server<H> {
     /// Takes a device away, see [`Machine::remove`].
     pub fn remove(&mut self, slot: Slot) {
         if let Some(events) = self.events_of(slot) {
-            // It was registered, or adding it had failed.
+            // It was registered when the device was added.
             let _ = self.poll.registry().deregister(&mut SourceFd(&events));
         }
         self.machine.remove(slot);
@@ -139,13 +141,19 @@ impl<H: Hypervisor> Server<H> {
     ///
     /// The system's.
     pub fn serve(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let began = Instant::now();
+        let mut worked: u32 = 0;
         for turn in 0..BUSY_TURNS {
-            if turn.is_multiple_of(TURNS_PER_BUDGET) {
-                self.keep_budget()?;
+            if turn.is_multiple_of(TURNS_PER_CHECK) && self.has_rested()? {
+                break;
             }
             match self.machine.turn() {
                 Activity::Working => {
                     self.found_work();
+                    worked += 1;
+                    if worked.is_multiple_of(TURNS_PER_CHECK) && began.elapsed() >= BUSY_LIMIT {
+                        break;
+                    }
                     continue;
                 }
                 // A kernel thread that carries out our transfers may wait for this processor.
@@ -173,15 +181,18 @@ impl<H: Hypervisor> Server<H> {
         self.wait(Some(Duration::ZERO))
     }
 
-    /// Leaves the processor to others, if the guest has had its share of it. Its vCPUs wait meanwhile.
-    fn keep_budget(&mut self) -> io::Result<()> {
-        if self.budget.is_limited()
-            && let Some(rest) = self.budget.rest(Instant::now(), cpu_time())
-        {
-            let rest = Timespec::try_from(rest).map_err(io::Error::other)?;
-            poll(&mut [], Some(&rest))?;
+    /// Leaves the processor to others for a moment, if the guest has had its share of it. Its vCPUs wait
+    /// meanwhile. False if it may be served.
+    fn has_rested(&mut self) -> io::Result<bool> {
+        if !self.budget.is_limited() {
+            return Ok(false);
         }
-        Ok(())
+        let Some(rest) = self.budget.rest(Instant::now(), cpu_time()) else {
+            return Ok(false);
+        };
+        let moment = Timespec::try_from(rest.min(LONGEST_REST)).map_err(io::Error::other)?;
+        poll(&mut [], Some(&moment))?;
+        Ok(true)
     }
 
     fn found_work(&mut self) {
@@ -243,4 +254,83 @@ pub enum AddError {
     Machine(#[from] MachineError),
     #[error("its events cannot be waited for")]
     Events(#[from] io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::BorrowedFd;
+    use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
+    use xen_virtio_transport::sim::{SimHypervisor, simulate};
+    use xen_virtio_transport::{InterruptLine, Respond, Trap, TrapRequest};
+
+    /// A guest that does nothing but trap, each of which takes long to answer.
+    struct Storm {
+        hypervisor: SimHypervisor,
+        answered: u64,
+    }
+
+    impl Respond for Storm {
+        fn respond(&mut self, _vcpu: usize, _value: u64) {
+            self.answered += 1;
+        }
+    }
+
+    impl Hypervisor for Storm {
+        fn next_trap(&mut self) -> Option<Trap<'_>> {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_micros(100) {}
+            Some(Trap::new(TrapRequest::Unknown, 0, self))
+        }
+
+        fn events(&self) -> BorrowedFd<'_> {
+            self.hypervisor.events()
+        }
+
+        fn clear_events(&mut self) -> io::Result<()> {
+            self.hypervisor.clear_events()
+        }
+
+        fn claim(&mut self, range: MmioRange) -> io::Result<()> {
+            self.hypervisor.claim(range)
+        }
+
+        fn interrupt_line(&self, number: u32) -> Box<dyn InterruptLine> {
+            self.hypervisor.interrupt_line(number)
+        }
+
+        fn guest_access(&self, mode: AddressMode) -> Box<dyn GuestAccess> {
+            self.hypervisor.guest_access(mode)
+        }
+    }
+
+    fn server(cpu_percent: u32) -> Server<Storm> {
+        let (hypervisor, _) = simulate(1).unwrap();
+        let storm = Storm {
+            hypervisor,
+            answered: 0,
+        };
+        Server::new(storm, Duration::ZERO, cpu_percent).unwrap()
+    }
+
+    #[test]
+    fn a_guest_that_keeps_it_busy_does_not_keep_it_from_looking_round() {
+        let mut server = server(100);
+        server.serve(None).unwrap();
+        // As many turns as are made between looks at the clock, with 64 traps each.
+        assert_eq!(server.hypervisor().answered, 8 * 64);
+    }
+
+    #[test]
+    fn a_guest_that_has_had_its_share_is_not_served_and_others_are_heard() {
+        let mut server = server(1);
+        server.serve(None).unwrap();
+        let served = server.hypervisor().answered;
+        for _ in 0..3 {
+            let began = Instant::now();
+            server.serve(None).unwrap();
+            assert!(began.elapsed() >= LONGEST_REST);
+            assert_eq!(server.hypervisor().answered, served);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
-use crate::disk_lock::{self, Earlier};
+use crate::disk_lock::{self, Earlier, LockError};
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::EntryKey;
 use crate::server::Server;
@@ -208,6 +208,7 @@ impl Worker {
                         }
                         Err(error) => FromWorker::AttachFailed {
                             key,
+                            busy: matches!(error.downcast_ref(), Some(LockError::Busy)),
                             error: format!("{error:#}"),
                         },
                     }
@@ -241,16 +242,20 @@ impl Worker {
         }
     }
 
-    /// Keeps the places of those devices that the guest knows and that could not be handed over.
+    /// Keeps the places of those devices that the guest knows and that could not be handed over. One that
+    /// cannot be kept is no reason not to serve the others.
     fn keep_missing(&mut self) -> Result<()> {
+        let mut lost = Vec::new();
         for (key, range, state) in self.state.devices()? {
             if !self.slots.contains_key(&key) {
                 match self.server.add_missing(range, state) {
                     Ok(slot) => drop(self.slots.insert(key, slot)),
-                    // One device of the guest that cannot be is no reason to serve none.
-                    Err(error) => tracing::error!("{key} is given up: {error}"),
+                    Err(error) => lost.push(format!("{key}: {error}")),
                 }
             }
+        }
+        if let Some(first) = lost.first() {
+            tracing::error!("devices that are given up: {}; {first}", lost.len());
         }
         Ok(())
     }

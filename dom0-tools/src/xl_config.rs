@@ -6,18 +6,20 @@
 
 mod disk;
 mod syntax;
+mod vdev;
 mod virtio;
 
 use crate::config::{CONFIG_PATH, Config};
+use crate::state::Backing;
 use crate::text::without_controls;
-use disk::{DiskLine, is_vdev};
+use disk::DiskLine;
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
 use std::path::Path;
 use syntax::Value;
 use virtio::VirtioLine;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use xen_virtio_backend::blk::Disk;
+use xen_virtio_backend::blk::{Disk, SECTOR};
 
 /// What was found in an xl file.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -54,27 +56,21 @@ pub fn check(text: &str, config: &Config) -> Findings {
 /// What keeps xl from reading the file.
 fn check_file(text: &str, config: &Config, findings: &mut Findings) -> Result<(), String> {
     let settings = syntax::parse(text)?;
-    let mut vdevs = BTreeSet::new();
+    let mut disks = Disks::default();
     for line in list(&settings, "disk")? {
         match DiskLine::parse(line) {
             Err(problem) => findings.take(&format!("disk {line:?}"), Err(problem)),
-            Ok(disk) if disk.get("specification") == Some("virtio") => {
-                let vdev = disk.get("vdev");
-                let name = vdev.map_or_else(|| format!("{line:?}"), str::to_owned);
-                let again = vdev.is_some_and(|vdev| !vdevs.insert(vdev));
-                let result = if again {
-                    Err("is there twice".to_owned())
-                } else {
-                    check_disk(&disk)
-                };
-                findings.take(&format!("disk {name}"), result);
+            Ok(disk) if disk.is_virtio() => {
+                let name = disk.get("vdev").map(str::to_owned);
+                let name = name.unwrap_or_else(|| format!("{line:?}"));
+                findings.take(&format!("disk {name}"), disks.check(&disk));
             }
             Ok(_) => {}
         }
     }
     let guest = match settings.get("name") {
-        Some(Value::Single(name)) => name.as_str(),
-        _ => "",
+        Some(Value::Single(name)) => Some(name.as_str()),
+        _ => None,
     };
     for (index, line) in (0..).zip(list(&settings, "virtio")?) {
         let result =
@@ -94,32 +90,47 @@ fn list<'a>(settings: &'a HashMap<String, Value>, name: &str) -> Result<&'a [Str
     }
 }
 
-fn check_disk(disk: &DiskLine<'_>) -> Result<String, String> {
-    let path = disk.path()?;
-    match disk.get("vdev") {
-        None => return Err("has no vdev=, like vdev=xvda".to_owned()),
-        Some(vdev) if !is_vdev(vdev) => {
-            return Err(format!("vdev={vdev} is no device that xl knows, like xvda"));
+/// The virtio disks so far.
+#[derive(Default)]
+struct Disks {
+    numbers: BTreeSet<u32>,
+    /// What they are in, their names, and whether the guest may write them.
+    backings: Vec<(Backing, String, bool)>,
+}
+
+impl Disks {
+    /// # Errors
+    ///
+    /// What keeps `disk` from being served, or should.
+    fn check(&mut self, disk: &DiskLine<'_>) -> Result<String, String> {
+        let path = disk.path()?;
+        disk.check_standalone()?;
+        let vdev = disk.get("vdev").ok_or("has no vdev=, like vdev=xvda")?;
+        let number = vdev::number(vdev)
+            .ok_or_else(|| format!("vdev={vdev} is no device that xl knows, like xvda"))?;
+        if !self.numbers.insert(number) {
+            return Err("is there twice".to_owned());
         }
-        Some(_) => {}
+        let (path, read_only) = (Path::new(path), disk.is_read_only());
+        let opened = open(path, read_only)?;
+        let backing = Backing::of(opened.file()).map_err(|error| error.to_string())?;
+        let shares =
+            |(other, _, writes): &&(_, _, bool)| *other == backing && (*writes || !read_only);
+        if let Some((_, other, _)) = self.backings.iter().find(shares) {
+            return Err(format!(
+                "{} is the disk {other} too: what is written to one of them is not known of the other",
+                path.display()
+            ));
+        }
+        self.backings.push((backing, vdev.to_owned(), !read_only));
+        let grants = disk.get("grant_usage") == Some("1");
+        Ok(describe(path, &opened, grants))
     }
-    if let Some(kind) = disk.get("backendtype").filter(|kind| *kind != "standalone") {
-        return Err(format!(
-            "backendtype={kind} does not go with specification=virtio: write backendtype=standalone"
-        ));
-    }
-    if let Some(format) = disk.get("format").filter(|format| *format != "raw") {
-        return Err(format!(
-            "format={format} is not served: an image must be raw"
-        ));
-    }
-    let grants = disk.get("grant_usage") == Some("1");
-    describe(Path::new(path), disk.is_read_only(), grants)
 }
 
 fn check_virtio(
     device: &VirtioLine,
-    guest: &str,
+    guest: Option<&str>,
     index: u32,
     config: &Config,
 ) -> Result<String, String> {
@@ -129,26 +140,41 @@ fn check_virtio(
             device.device_type
         ));
     }
+    let guest = guest.ok_or("the file has no name = \"…\", which the configuration would go by")?;
     let configured = config.device(guest, index).ok_or_else(|| {
         format!("{CONFIG_PATH} has no [[virtio]] with guest = {guest:?} and index = {index}")
     })?;
-    describe(&configured.path, configured.read_only, device.grants)
+    let path = &configured.path;
+    let disk = open(path, configured.read_only)?;
+    Ok(describe(path, &disk, device.grants))
+}
+
+fn open(path: &Path, read_only: bool) -> Result<Disk, String> {
+    Disk::open(path, read_only).map_err(|error| {
+        let source = error.source().map(|source| format!(": {source}"));
+        format!("{error}{}", source.unwrap_or_default())
+    })
 }
 
 /// What the guest would get.
-fn describe(path: &Path, read_only: bool, grants: bool) -> Result<String, String> {
-    let disk = Disk::open(path, read_only).map_err(|error| {
-        let source = error.source().map(|source| format!(": {source}"));
-        format!("{error}{}", source.unwrap_or_default())
-    })?;
-    let how = if read_only { "read-only" } else { "read-write" };
+fn describe(path: &Path, disk: &Disk, grants: bool) -> String {
+    let how = if disk.read_only() {
+        "read-only"
+    } else {
+        "read-write"
+    };
     let memory = if grants {
         "granted pages only"
     } else {
         "ANY page of the guest: add grant_usage=1 unless that is meant"
     };
     let (path, bytes) = (path.display(), disk.bytes());
-    Ok(format!("{path}, {bytes} bytes, {how}; touches {memory}"))
+    let rest = disk.file().metadata().map_or(0, |file| file.len() % SECTOR);
+    let rest = match rest {
+        0 => String::new(),
+        rest => format!(" (and {rest} more, which are no whole sector and stay unused)"),
+    };
+    format!("{path}, {bytes} bytes{rest}, {how}; touches {memory}")
 }
 
 #[cfg(test)]
@@ -191,8 +217,28 @@ mod tests {
             ),
             (vec![format!("{disk}, target=x.img")], "no absolute path"),
             (
-                vec![format!("{disk}, target=/x"), format!("{disk}, target=/y")],
-                "disk xvda: is there twice",
+                vec![format!("{disk}, script=block-iscsi, target=/x")],
+                "script=block-iscsi does not go",
+            ),
+            (vec![format!("{disk}, colo, target=/x")], "colo does not go"),
+            (
+                vec![format!("{disk}, backend=storage, target=/x")],
+                "backend=storage is not served",
+            ),
+            (
+                vec!["backendtype=standalone, vdev=xvda, target=/x".to_owned()],
+                "disk xvda: has no specification=virtio",
+            ),
+            (
+                vec![format!("target=/x, {disk}")],
+                "target= must come last; xl takes specification=virtio for",
+            ),
+            (
+                vec![
+                    format!("{disk}, target=/x"),
+                    "specification=virtio, vdev=51712, target=/y".to_owned(),
+                ],
+                "disk 51712: is there twice",
             ),
         ] {
             let text = format!(
@@ -255,6 +301,32 @@ mod tests {
             );
         }
         assert!(check_one("specification=virtio,vdev=xvda").problems[0].contains("target="));
+    }
+
+    #[test]
+    fn disks_of_a_guest_share_no_file_that_one_of_them_writes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1000).unwrap();
+        let path = file.path().display();
+        let problems = |first: &str, second: &str| {
+            let disk = |vdev, access| {
+                format!("'specification=virtio, vdev={vdev}, access={access}, target={path}'")
+            };
+            let text = format!(
+                "disk = [ {}, {} ]",
+                disk("xvda", first),
+                disk("xvdb", second)
+            );
+            check(&text, &Config::default())
+        };
+        let both = problems("r", "r");
+        assert_eq!((both.good.len(), both.problems.len()), (2, 0));
+        assert!(both.good[0].contains("512 bytes (and 488 more"), "{both:?}");
+        for (first, second) in [("rw", "rw"), ("r", "rw"), ("rw", "r")] {
+            let Findings { good, problems } = problems(first, second);
+            assert_eq!((good.len(), problems.len()), (1, 1));
+            assert!(problems[0].contains("is the disk xvda too"), "{problems:?}");
+        }
     }
 
     #[test]

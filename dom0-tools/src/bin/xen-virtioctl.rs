@@ -1,9 +1,9 @@
 //! Shows what `xen-virtiod` does, and tries the same devices on a simulated guest.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::stats::Stats;
@@ -27,8 +27,11 @@ enum Command {
     },
     /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
     Stats,
-    /// Checks /etc/xen-virtiod/config.toml, and the virtio devices of an xl file: to be run before `xl create`.
+    /// Checks the service's configuration, and the virtio devices of an xl file: to be run before `xl create`.
     Check {
+        /// The service's configuration, in place of /etc/xen-virtiod/config.toml, which may be missing.
+        #[arg(long)]
+        config: Option<PathBuf>,
         /// The guest's xl file.
         file: Option<PathBuf>,
     },
@@ -64,26 +67,44 @@ fn run(command: Command) -> Result<String> {
             let report = control::list(control::SOCKET_PATH.as_ref())?;
             Ok(Stats(&report).to_string())
         }
-        Command::Check { file } => {
-            let config = Config::load_default()?;
-            let Some(file) = file else {
-                return Ok(format!(
-                    "{CONFIG_PATH}: [[virtio]] {} times, polling.limit-us = {}, limits.cpu-percent = {}\n",
-                    config.devices.len(),
-                    config.polling.limit_us,
-                    config.limits.cpu_percent,
-                ));
+        Command::Check { config, file } => {
+            let path = config.as_deref().unwrap_or(CONFIG_PATH.as_ref());
+            let config = match &config {
+                Some(path) => Config::load(path)?,
+                None => Config::load_default()?,
             };
-            let text =
-                std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            let findings = xl_config::check(&text, &config);
-            ensure!(
-                findings.problems.is_empty(),
-                "{}",
-                findings.problems.join("\nerror: ")
-            );
-            Ok(findings.good.into_iter().map(|line| line + "\n").collect())
+            match file {
+                None => Ok(config_summary(path, &config)),
+                Some(file) => check(&file, &config),
+            }
         }
         Command::Demo(options) => demo::run(&options),
     }
+}
+
+fn config_summary(path: &Path, config: &Config) -> String {
+    let missing = if path.exists() {
+        ""
+    } else {
+        " is not there; the defaults"
+    };
+    format!(
+        "{}{missing}: [[virtio]] {} times, polling.limit-us = {}, limits.cpu-percent = {}\n",
+        path.display(),
+        config.devices.len(),
+        config.polling.limit_us,
+        config.limits.cpu_percent,
+    )
+}
+
+fn check(file: &Path, config: &Config) -> Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let findings = xl_config::check(&text, config);
+    let good: String = findings.good.into_iter().map(|line| line + "\n").collect();
+    if findings.problems.is_empty() {
+        return Ok(good);
+    }
+    // What is good is said as well, but not what a script would take for success.
+    eprint!("{good}");
+    bail!("{}", findings.problems.join("\nerror: "))
 }

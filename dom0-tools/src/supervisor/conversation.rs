@@ -77,9 +77,10 @@ fn readable(message: FromWorker) -> FromWorker {
         FromWorker::Failed { error } => FromWorker::Failed {
             error: on_a_line(&error),
         },
-        FromWorker::AttachFailed { key, error } => FromWorker::AttachFailed {
+        FromWorker::AttachFailed { key, error, busy } => FromWorker::AttachFailed {
             key,
             error: on_a_line(&error),
+            busy,
         },
         FromWorker::Report {
             server,
@@ -187,7 +188,14 @@ mod tests {
         let error = lie.clone();
         worker.send(&report, &[]).unwrap();
         worker
-            .send(&FromWorker::AttachFailed { key: KEY, error }, &[])
+            .send(
+                &FromWorker::AttachFailed {
+                    key: KEY,
+                    error,
+                    busy: false,
+                },
+                &[],
+            )
             .unwrap();
         worker
             .send(&FromWorker::Failed { error: lie }, &[])

@@ -13,6 +13,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use xen_virtio_backend::blk::Disk;
 use xen_virtio_transport::DeviceReport;
 
+/// How long after its failure something is tried again.
+pub(super) const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// … if somebody has a lock who may let go of it: libxl waits ten seconds for a new device.
+const TRY_BUSY_AGAIN: Duration = Duration::from_secs(1);
+
 /// What we have of an entry.
 pub(super) struct Known {
     pub(super) detail: String,
@@ -34,6 +39,8 @@ pub(super) enum Status {
     /// With the worker, which may not have claimed its page yet.
     Handed,
     Failed(String),
+    /// Failed as well, for a lock on the disk that somebody has at the moment.
+    Busy(String),
     /// Not to be served any more, whatever is done about its entry.
     Lost(String),
 }
@@ -69,7 +76,16 @@ impl Known {
 
     /// Whether the guest has had it, and waits for it to be opened again.
     pub(super) fn is_missed(&self) -> bool {
-        self.served && matches!(self.status, Status::Failed(_))
+        self.served && matches!(self.status, Status::Failed(_) | Status::Busy(_))
+    }
+
+    /// How long after its failure it is tried again, if it is.
+    pub(super) fn try_again_after(&self) -> Option<Duration> {
+        match self.status {
+            Status::Busy(_) => Some(TRY_BUSY_AGAIN),
+            Status::Failed(_) => self.served.then_some(TRY_AGAIN),
+            Status::New | Status::Pending(_) | Status::Handed | Status::Lost(_) => None,
+        }
     }
 
     /// What is known now. The device's own report is given once.
@@ -78,7 +94,9 @@ impl Known {
             key,
             detail: self.detail.clone(),
             error: match &self.status {
-                Status::Failed(error) | Status::Lost(error) => Some(error.clone()),
+                Status::Failed(error) | Status::Busy(error) | Status::Lost(error) => {
+                    Some(error.clone())
+                }
                 Status::New | Status::Pending(_) | Status::Handed => None,
             },
             claimed_after_ms: self

@@ -1,7 +1,7 @@
 //! One guest: its entries in xenstore, and its worker.
 
 use super::earlier;
-use super::entry::{Attachment, Known, Status};
+use super::entry::{Attachment, Known, Status, TRY_AGAIN};
 use super::restarts::Restarts;
 use super::state_files::{Identity, StateFiles};
 use super::worker_process::WorkerProcess;
@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use mio::{Registry, Token};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use xen_virtio_backend::LogLimit;
 
 pub(super) struct Guest {
@@ -41,9 +41,6 @@ pub(super) struct Guest {
     /// Of lines that a worker can cause.
     log_limit: LogLimit,
 }
-
-/// When it is tried again to serve a guest, or to open a device, that could not be.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a guest's worker is started with.
 pub(super) struct Tools<'a> {
@@ -164,9 +161,17 @@ impl Guest {
                 }
             }
         }
-        if self.worker.is_some() && self.entries.values().any(Known::is_missed) {
-            self.again_at
-                .get_or_insert_with(|| Instant::now() + TRY_AGAIN);
+        if self.worker.is_some() {
+            self.plan_next_try();
+        }
+    }
+
+    /// Sees to it that what has failed is tried again, if that may help.
+    fn plan_next_try(&mut self) {
+        let after = self.entries.values().filter_map(Known::try_again_after);
+        if let Some(after) = after.min() {
+            let at = Instant::now() + after;
+            self.again_at = Some(self.again_at.map_or(at, |planned| planned.min(at)));
         }
     }
 
@@ -260,7 +265,7 @@ impl Guest {
         for (key, known) in &mut entries {
             let again = match known.status {
                 Status::Handed | Status::Pending(_) => self.worker.is_none(),
-                Status::Failed(_) => known.is_missed(),
+                Status::Failed(_) | Status::Busy(_) => known.try_again_after().is_some(),
                 Status::New | Status::Lost(_) => false,
             };
             if again {
@@ -349,15 +354,13 @@ impl Guest {
                 self.fail(error);
                 self.give_up_worker(registry, "it cannot serve");
             }
-            FromWorker::AttachFailed { key, error } => {
+            FromWorker::AttachFailed { key, error, busy } => {
                 self.log_error(*key, error);
                 if let Some(known) = self.entries.get_mut(key) {
-                    known.status = Status::Failed(error.clone());
-                    if known.is_missed() {
-                        self.again_at
-                            .get_or_insert_with(|| Instant::now() + TRY_AGAIN);
-                    }
+                    let failed = if *busy { Status::Busy } else { Status::Failed };
+                    known.status = failed(error.clone());
                 }
+                self.plan_next_try();
             }
             FromWorker::Serving | FromWorker::Detached { .. } => {}
             FromWorker::Attached { key } => {

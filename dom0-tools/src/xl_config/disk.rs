@@ -39,7 +39,10 @@ const POSITIONAL: [&str; 4] = ["target", "format", "vdev", "access"];
 
 /// A disk's parameters, by name.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct DiskLine<'a>(HashMap<&'static str, &'a str>);
+pub(super) struct DiskLine<'a> {
+    values: HashMap<&'static str, &'a str>,
+    colo: bool,
+}
 
 impl<'a> DiskLine<'a> {
     /// # Errors
@@ -57,6 +60,7 @@ impl<'a> DiskLine<'a> {
             rest = after.trim_start();
             match part.split_once('=') {
                 Some((name, value)) => disk.set(name, value)?,
+                None if part == "colo" => disk.colo = true,
                 None if FLAGS.contains(&part) => {}
                 None => disk.set_next(part)?,
             }
@@ -71,7 +75,7 @@ impl<'a> DiskLine<'a> {
             let values = values.trim_start_matches(", ");
             return Err(format!("{name}={value} is none of {values}"));
         }
-        match self.0.insert(name, value) {
+        match self.values.insert(name, value) {
             Some(earlier) if !earlier.is_empty() && earlier != value => {
                 Err(format!("{name} is {earlier:?} and {value:?}"))
             }
@@ -81,7 +85,9 @@ impl<'a> DiskLine<'a> {
 
     /// Sets what has no value yet of those that need no name.
     fn set_next(&mut self, value: &'a str) -> Result<(), String> {
-        let next = POSITIONAL.iter().find(|name| !self.0.contains_key(*name));
+        let next = POSITIONAL
+            .iter()
+            .find(|name| !self.values.contains_key(*name));
         match *next.ok_or_else(|| format!("{value:?} is one value too many"))? {
             // A prefix of old, like `phy:` or `qcow2:`, stands for the format.
             "target" => match value.rsplit_once(':') {
@@ -99,7 +105,58 @@ impl<'a> DiskLine<'a> {
 
     /// The value of a parameter, if it has one.
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
-        self.0.get(name).copied().filter(|value| !value.is_empty())
+        self.values
+            .get(name)
+            .copied()
+            .filter(|value| !value.is_empty())
+    }
+
+    /// Whether it is for xen-virtiod, or is meant to be: what says so may have become a part of the path.
+    pub(super) fn is_virtio(&self) -> bool {
+        let swallowed = self.swallowed();
+        self.get("specification") == Some("virtio")
+            || self.get("backendtype") == Some("standalone")
+            || swallowed.is_some_and(|part| part == "specification=virtio")
+    }
+
+    /// A parameter that xl takes for a part of the path.
+    fn swallowed(&self) -> Option<&'a str> {
+        let behind = self.get("target")?.split(',').skip(1);
+        let is_parameter = |part: &&str| {
+            let name = part.split_once('=').map(|(name, _)| name);
+            name.is_some_and(|name| parameter(name).is_some())
+        };
+        behind.map(str::trim_start).find(is_parameter)
+    }
+
+    /// What libxl does not do for a back-end of its own.
+    ///
+    /// # Errors
+    ///
+    /// The parameter, and what to write.
+    pub(super) fn check_standalone(&self) -> Result<(), String> {
+        if self.get("specification") != Some("virtio") {
+            return Err("has no specification=virtio, without which it is a PV disk".to_owned());
+        }
+        if let Some(kind) = self.get("backendtype").filter(|kind| *kind != "standalone") {
+            return Err(format!(
+                "backendtype={kind} does not go with specification=virtio: write backendtype=standalone"
+            ));
+        }
+        if let Some(format) = self.get("format").filter(|format| *format != "raw") {
+            return Err(format!(
+                "format={format} is not served: an image must be raw"
+            ));
+        }
+        if let Some(script) = self.get("script") {
+            return Err(format!(
+                "script={script} does not go with backendtype=standalone"
+            ));
+        }
+        if self.colo {
+            return Err("colo does not go with backendtype=standalone".to_owned());
+        }
+        check_backend(self.get("backend").unwrap_or_default())
     }
 
     pub(super) fn is_read_only(&self) -> bool {
@@ -115,12 +172,7 @@ impl<'a> DiskLine<'a> {
         let target = self
             .get("target")
             .ok_or("has no target=, the path of its file or block device")?;
-        let mut behind = target.split(',').skip(1).map(str::trim_start);
-        let swallowed = behind.find(|part| {
-            let name = part.split_once('=').map(|(name, _)| name);
-            name.is_some_and(|name| parameter(name).is_some())
-        });
-        if let Some(part) = swallowed {
+        if let Some(part) = self.swallowed() {
             return Err(format!(
                 "target= must come last; xl takes {part} for a part of the path"
             ));
@@ -137,27 +189,20 @@ impl<'a> DiskLine<'a> {
     }
 }
 
-fn parameter(name: &str) -> Option<(&'static str, &'static [&'static str])> {
-    PARAMETERS.into_iter().find(|(known, _)| *known == name)
+/// # Errors
+///
+/// For devices of another domain than dom0, which xen-virtiod there would serve.
+pub(super) fn check_backend(domain: &str) -> Result<(), String> {
+    match domain {
+        "" | "0" | "Domain-0" => Ok(()),
+        other => Err(format!(
+            "backend={other} is not served: xen-virtiod serves from dom0"
+        )),
+    }
 }
 
-/// Whether xl can make a device of it (xen-vbd-interface(7)): `xvda`, `xvdb1`, `sda`, `d0p1`, a number.
-pub(super) fn is_vdev(vdev: &str) -> bool {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
-    let hexadecimal = |text: &str| u32::from_str_radix(text, 16).is_ok();
-    if is_number(vdev) || vdev.strip_prefix("0x").is_some_and(hexadecimal) {
-        return true;
-    }
-    if let Some((disk, partition)) = vdev.strip_prefix('d').and_then(|rest| rest.split_once('p')) {
-        return is_number(disk) && is_number(partition);
-    }
-    let letters = ["xvd", "hd", "sd"]
-        .iter()
-        .find_map(|prefix| vdev.strip_prefix(prefix));
-    letters.is_some_and(|letters| {
-        let partition = letters.trim_start_matches(|c: char| c.is_ascii_lowercase());
-        partition.len() < letters.len() && (partition.is_empty() || is_number(partition))
-    })
+fn parameter(name: &str) -> Option<(&'static str, &'static [&'static str])> {
+    PARAMETERS.into_iter().find(|(known, _)| *known == name)
 }
 
 #[cfg(test)]
@@ -231,20 +276,6 @@ mod tests {
             let line = format!("target={target}");
             let error = DiskLine::parse(&line).unwrap().path().unwrap_err();
             assert!(error.contains(expected), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_vdev_is_what_xen_can_number() {
-        for vdev in [
-            "xvda", "xvdaa", "xvdb15", "hda", "sdc", "d0p1", "51712", "0xca00",
-        ] {
-            assert!(is_vdev(vdev), "{vdev}");
-        }
-        for vdev in [
-            "", "nonsense", "xvd", "xvd1", "xvda1a", "d0", "d0p", "0x", "0xg", "XVDA", "xvda b",
-        ] {
-            assert!(!is_vdev(vdev), "{vdev}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! What xl makes of one device of `virtio = [ … ]` (xl.cfg(5)).
 
+use super::disk::check_backend;
+
 /// A device's parameters.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct VirtioLine {
@@ -22,7 +24,8 @@ impl VirtioLine {
                 Some(("type", value)) => return Err(format!("type={value} is not virtio,device…")),
                 Some(("transport", value)) => transport = Some(value),
                 Some(("grant_usage", "1")) => grants = true,
-                Some(("grant_usage", "0") | ("backend", _)) => {}
+                Some(("grant_usage", "0")) => {}
+                Some(("backend", domain)) => check_backend(domain)?,
                 Some(("grant_usage", value)) => {
                     return Err(format!("grant_usage={value} is none of 0, 1"));
                 }
@@ -81,6 +84,10 @@ mod tests {
             ("type=virtio,transport=mmio", "has no transport"),
             ("type=virtio,devicex,transport=mmio", "has no type="),
             ("type=blk,transport=mmio", "type=blk is not virtio,device"),
+            (
+                "type=virtio,device2,transport=mmio,backend=driver",
+                "backend=driver is not served",
+            ),
             (
                 "type=virtio,device2,transport=pci",
                 "transport=pci is not served",

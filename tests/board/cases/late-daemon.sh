@@ -1,4 +1,4 @@
-# A guest that is created before xen-virtiod runs waits for it; with neither side, xl says so.
+# A guest that is created before xen-virtiod runs waits for it, and is served on when that ends.
 make_disk /tmp/disk.img 32
 guest g verify "disk = [ $(disk /tmp/disk.img), $(disk /tmp/disk.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=idle'"
 xl create -q /tmp/g.cfg &
