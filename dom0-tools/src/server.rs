@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::Activity;
+use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_transport::{
     DeviceReport, DeviceState, Hypervisor, Machine, MachineError, MmioDevice, MmioRange, Slot,
 };
@@ -48,6 +49,7 @@ pub struct Server<H> {
 
 /// What serving has cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ServerReport {
     /// How often there was nothing to do, and then something again.
     pub sleeps: u64,
@@ -55,6 +57,8 @@ pub struct ServerReport {
     pub polled_ns: u64,
     /// Nanoseconds of processor time that the process has used.
     pub cpu_ns: u64,
+    /// System calls, but for setting up.
+    pub syscalls: u64,
 }
 
 impl<H: Hypervisor> Server<H> {
@@ -157,7 +161,7 @@ impl<H: Hypervisor> Server<H> {
                     continue;
                 }
                 // A kernel thread that carries out our transfers may wait for this processor.
-                Activity::Waiting => std::thread::yield_now(),
+                Activity::Waiting => yield_now(),
                 Activity::Idle => {
                     if self.polling.is_on() && self.machine.watch(WATCHES) {
                         self.found_work();
@@ -174,7 +178,7 @@ impl<H: Hypervisor> Server<H> {
                     return self.sleep(timeout);
                 }
                 // Others may have work, whatever we hope for.
-                std::thread::yield_now();
+                yield_now();
             }
             self.idle_turns = self.idle_turns.wrapping_add(1);
         }
@@ -191,6 +195,7 @@ impl<H: Hypervisor> Server<H> {
             return Ok(false);
         };
         let moment = Timespec::try_from(rest.min(LONGEST_REST)).map_err(io::Error::other)?;
+        syscalls::count();
         poll(&mut [], Some(&moment))?;
         Ok(true)
     }
@@ -214,6 +219,7 @@ impl<H: Hypervisor> Server<H> {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        syscalls::count();
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
@@ -230,12 +236,19 @@ impl<H: Hypervisor> Server<H> {
             sleeps: self.sleeps,
             polled_ns: nanoseconds(self.polling.looked() + self.machine.waited()),
             cpu_ns: nanoseconds(cpu_time()),
+            syscalls: syscalls::made(),
         }
     }
 }
 
+fn yield_now() {
+    syscalls::count();
+    std::thread::yield_now();
+}
+
 /// The processor time that this process has used.
 fn cpu_time() -> Duration {
+    syscalls::count();
     let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else {
         return Duration::ZERO;
     };

@@ -87,9 +87,10 @@ fn write_guest(f: &mut Formatter<'_>, guest: &GuestReport) -> fmt::Result {
     let each = |count: u64, unit: f64| count as f64 / unit / requests as f64;
     writeln!(
         f,
-        "\nguest {name} ({domid}), a request: {:.3} sleeps, {:.1} µs of processor time, {:.1} µs of them \
-         looking for work",
+        "\nguest {name} ({domid}), a request: {:.3} sleeps, {:.3} system calls, {:.1} µs of processor time, {:.1} µs \
+         of them looking for work",
         each(server.sleeps, 1.0),
+        each(server.syscalls, 1.0),
         each(server.cpu_ns, 1e3),
         each(server.polled_ns, 1e3),
     )?;
@@ -137,6 +138,7 @@ mod tests {
                     sleeps: 10,
                     polled_ns: 20_000,
                     cpu_ns: 1_000_000,
+                    syscalls: 70,
                 }),
                 devices: vec![EntryReport {
                     key,
@@ -156,7 +158,7 @@ mod tests {
             "0.250",
             "2.000",
             "5.0 / - / -",
-            "0.500 sleeps, 50.0 µs of processor time, 1.0 µs",
+            "0.500 sleeps, 3.500 system calls, 50.0 µs of processor time, 1.0 µs",
             "virtio_disk/51712 traps: QueueNotify 5",
         ] {
             assert!(text.contains(expected), "{expected}: {text}");

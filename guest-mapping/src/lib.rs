@@ -8,6 +8,7 @@ mod address;
 mod policy;
 mod ring;
 pub mod sim;
+pub mod syscalls;
 pub mod xen;
 
 pub use access::{AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess};

@@ -52,11 +52,13 @@ def table(rows, counts):
         ]
         polling = f"{row['limit_us']} µs" if row["limit_us"] else "off"
         print(f"| {row['pattern']} | {polling} | {row['iops']['xen-blkback']:,.0f} | {' | '.join(cells)} |")
+    if not counts:
+        return
     print("\nA request with grants costs\n")
-    print("| pattern | polling | kicks | interrupts | copy calls | segments | disk calls | sleeps | processor | of it looking |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| pattern | polling | kicks | interrupts | copy calls | segments | disk calls | sleeps | system calls | processor | of it looking |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for count in counts:
-        names = ("kicks", "interrupts", "copy_batches", "copy_segments", "submissions", "sleeps")
+        names = ("kicks", "interrupts", "copy_batches", "copy_segments", "submissions", "sleeps", "syscalls")
         cells = [f"{count[name] / count['requests']:.2f}" for name in names]
         cells += [f"{count[name] / count['requests'] / 1000:.0f} µs" for name in ("cpu_ns", "polled_ns")]
         polling = f"{count['limit_us']} µs" if count["limit_us"] else "off"

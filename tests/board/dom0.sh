@@ -261,7 +261,7 @@ bench() {
 counts() {
     local field
     for field in requests traps kicks interrupts copy_batches copy_segments submissions copy_in_ns submit_ns \
-        copy_out_ns sleeps cpu_ns polled_ns; do
+        copy_out_ns sleeps syscalls cpu_ns polled_ns; do
         echo -n " $field $(report $field)"
     done
     echo

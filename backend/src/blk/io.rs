@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::slice;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
+use xen_virtio_guest_mapping::syscalls;
 
 /// The disk and the memory among what the ring has registered: the kernel looks neither up again.
 const DISK: types::Fixed = types::Fixed(0);
@@ -220,6 +221,7 @@ impl DiskIo {
             Engine::Uring { unsubmitted: 0, .. } => {}
             Engine::Uring { ring, unsubmitted } => {
                 self.submissions += 1;
+                syscalls::count();
                 match ring.submit() {
                     Ok(taken) => *unsubmitted -= taken,
                     Err(error) => tracing::debug!("io_uring takes nothing now: {error}"),
@@ -228,6 +230,7 @@ impl DiskIo {
             Engine::Blocking(waiting) => {
                 for transfer in std::mem::take(waiting) {
                     self.submissions += 1;
+                    syscalls::count();
                     let result = perform(&self.disk, &self.memory, &transfer);
                     match transfer.kind {
                         Kind::Flush => self.end_flush(result),
@@ -281,6 +284,7 @@ impl DiskIo {
         while self.ended.len() < self.in_flight {
             self.submit();
             if let Engine::Uring { ring, unsubmitted } = &mut self.engine {
+                syscalls::count();
                 match ring.submit_and_wait(1) {
                     Ok(taken) => *unsubmitted -= taken,
                     Err(error) => tracing::debug!("waiting for the disk: {error}"),

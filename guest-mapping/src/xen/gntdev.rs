@@ -9,7 +9,7 @@ use crate::access::{
     gref, part, ring_segments,
 };
 use crate::ring::MappedPages;
-use crate::{AddressMode, Gref, MAX_RING_PAGES, PAGE_SIZE, Policy, RingMemory};
+use crate::{AddressMode, Gref, MAX_RING_PAGES, PAGE_SIZE, Policy, RingMemory, syscalls};
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
@@ -129,6 +129,7 @@ impl GuestAccess for GrantAccess {
                 .expect("a batch is far below 2^32 segments"),
             segments: self.segments.as_mut_ptr(),
         };
+        syscalls::count();
         // SAFETY: every segment's local side lies in `buffer`, which is volatile memory that outlives this
         // call; the kernel writes only there and in the segments' status.
         let called = unsafe { abi::gntdev_grant_copy(self.gntdev.as_raw_fd(), &raw mut request) };

@@ -1,5 +1,6 @@
 //! Shared memory: an mmap of one of Xen's devices, or of a file, unmapped when dropped.
 
+use crate::syscalls;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
@@ -26,6 +27,7 @@ impl Mapping {
         let mut protection = ProtFlags::empty();
         protection.set(ProtFlags::PROT_READ, permissions.allow(Permissions::Read));
         protection.set(ProtFlags::PROT_WRITE, permissions.has_write());
+        syscalls::count();
         // SAFETY: a new mapping at an address of the kernel's choosing disturbs none of ours.
         let start = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, file, offset) }?;
         Ok(Self {
@@ -52,6 +54,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        syscalls::count();
         // SAFETY: made by `new` with this length, and whoever uses it borrows or owns `self`.
         unsafe { munmap(self.start.cast(), self.len) }.expect("munmap of a mapping of our own");
     }

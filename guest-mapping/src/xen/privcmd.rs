@@ -8,7 +8,7 @@ use crate::access::{
     gfn, part, ring_segments,
 };
 use crate::ring::MappedPages;
-use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory};
+use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory, syscalls};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
@@ -90,6 +90,7 @@ impl Privcmd {
             arr: numbers.as_ptr(),
             err: errors.as_mut_ptr(),
         };
+        syscalls::count();
         // SAFETY: `arr` and `err` have `num` elements each, and `mapping` as many pages.
         let called = unsafe { abi::privcmd_mmapbatch_v2(self.file.as_raw_fd(), &raw mut request) };
         match called {

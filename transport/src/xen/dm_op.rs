@@ -4,6 +4,7 @@ use super::abi::{self, DmOp, DmOpArgument, IoservId};
 use crate::hypervisor::MmioRange;
 use std::io;
 use std::os::fd::AsRawFd;
+use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_guest_mapping::xen::Privcmd;
 
 fn call(privcmd: &Privcmd, op: u32, argument: DmOpArgument) -> io::Result<DmOpArgument> {
@@ -21,6 +22,7 @@ fn call(privcmd: &Privcmd, op: u32, argument: DmOpArgument) -> io::Result<DmOpAr
         num: 1,
         ubufs: buffers.as_ptr(),
     };
+    syscalls::count();
     // SAFETY: the kernel reads one buffer description and lets Xen read and write that buffer, a whole
     // `struct xen_dm_op`.
     unsafe { abi::privcmd_dm_op(privcmd.file().as_raw_fd(), &raw const request) }?;

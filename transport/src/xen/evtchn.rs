@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use xen_sys::evtchn_port_t;
+use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_guest_mapping::xen::Domid;
 
 /// Ports taken in by one read.
@@ -49,6 +50,7 @@ impl EventChannels {
 
     pub(super) fn notify(&self, port: evtchn_port_t) -> io::Result<()> {
         let request = abi::EvtchnPort { port };
+        syscalls::count();
         // SAFETY: the kernel reads the request.
         unsafe { abi::evtchn_notify(self.file.as_raw_fd(), &raw const request) }?;
         Ok(())
@@ -58,10 +60,14 @@ impl EventChannels {
     pub(super) fn clear(&self) -> io::Result<()> {
         let mut ports = [0; BATCH * size_of::<evtchn_port_t>()];
         loop {
+            syscalls::count();
             match (&self.file).read(&mut ports) {
                 Ok(0) => return Ok(()),
-                // Writing a port back unmasks it.
-                Ok(len) => (&self.file).write_all(&ports[..len])?,
+                Ok(len) => {
+                    // Writing a port back unmasks it.
+                    syscalls::count();
+                    (&self.file).write_all(&ports[..len])?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
