@@ -28,7 +28,7 @@ pub(crate) fn name(vm: &str, key: EntryKey) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Earlier {
     Await,
-    /// For a worker that has others to serve meanwhile.
+    /// For a worker that has other devices to serve meanwhile.
     Refuse,
 }
 

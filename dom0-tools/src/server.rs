@@ -57,7 +57,7 @@ pub struct ServerReport {
     pub polled_ns: u64,
     /// Nanoseconds of processor time that the process has used.
     pub cpu_ns: u64,
-    /// System calls, but for setting up.
+    /// System calls, without most of those for setting up.
     pub syscalls: u64,
 }
 
@@ -337,7 +337,10 @@ mod tests {
     #[test]
     fn a_guest_that_has_had_its_share_is_not_served_and_others_are_heard() {
         let mut server = server(1);
-        server.serve(None).unwrap();
+        // Other tests' processor time counts too, and may have to be rested for.
+        while server.hypervisor().answered == 0 {
+            server.serve(None).unwrap();
+        }
         let served = server.hypervisor().answered;
         for _ in 0..3 {
             let began = Instant::now();

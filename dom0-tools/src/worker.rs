@@ -277,10 +277,11 @@ impl Worker {
             .next()
             .context("no descriptor came with the disk")?;
         if !read_only {
-            let earlier = if self.begun {
-                Earlier::Refuse
-            } else {
+            // Without what the guest has had already it is not served; all else can wait.
+            let earlier = if new.served && !self.begun {
                 Earlier::Await
+            } else {
+                Earlier::Refuse
             };
             disk_lock::take(&file, new.lock, earlier)?;
         }

@@ -73,9 +73,13 @@ fn check_file(text: &str, config: &Config, findings: &mut Findings) -> Result<()
         _ => None,
     };
     for (index, line) in (0..).zip(list(&settings, "virtio")?) {
-        let result =
-            VirtioLine::parse(line).and_then(|device| check_virtio(&device, guest, index, config));
-        findings.take(&format!("virtio {index}"), result);
+        let name = format!("virtio {index}");
+        let result = VirtioLine::parse(line).and_then(|device| {
+            let (path, disk) = configured_disk(&device, guest, index, config)?;
+            disks.share(&name, path, &disk)?;
+            Ok(describe(path, &disk, device.grants))
+        });
+        findings.take(&name, result);
     }
     Ok(())
 }
@@ -111,29 +115,42 @@ impl Disks {
         if !self.numbers.insert(number) {
             return Err("is there twice".to_owned());
         }
-        let (path, read_only) = (Path::new(path), disk.is_read_only());
-        let opened = open(path, read_only)?;
-        let backing = Backing::of(opened.file()).map_err(|error| error.to_string())?;
-        let shares =
-            |(other, _, writes): &&(_, _, bool)| *other == backing && (*writes || !read_only);
+        let path = Path::new(path);
+        let opened = open(path, disk.is_read_only())?;
+        self.share(vdev, path, &opened)?;
+        let grants = disk.get("grant_usage") == Some("1");
+        Ok(describe(path, &opened, grants))
+    }
+
+    /// Adds the disk `name`.
+    ///
+    /// # Errors
+    ///
+    /// If another one is in the same file, and one of them is written.
+    fn share(&mut self, name: &str, path: &Path, disk: &Disk) -> Result<(), String> {
+        let backing = Backing::of(disk.file()).map_err(|error| error.to_string())?;
+        let writes = !disk.read_only();
+        let shares = |(other, _, other_writes): &&(_, _, bool)| {
+            *other == backing && (*other_writes || writes)
+        };
         if let Some((_, other, _)) = self.backings.iter().find(shares) {
             return Err(format!(
                 "{} is the disk {other} too: what is written to one of them is not known of the other",
                 path.display()
             ));
         }
-        self.backings.push((backing, vdev.to_owned(), !read_only));
-        let grants = disk.get("grant_usage") == Some("1");
-        Ok(describe(path, &opened, grants))
+        self.backings.push((backing, name.to_owned(), writes));
+        Ok(())
     }
 }
 
-fn check_virtio(
+/// The disk that the configuration has for a device, and its path.
+fn configured_disk<'a>(
     device: &VirtioLine,
     guest: Option<&str>,
     index: u32,
-    config: &Config,
-) -> Result<String, String> {
+    config: &'a Config,
+) -> Result<(&'a Path, Disk), String> {
     if device.device_type != VIRTIO_ID_BLOCK {
         return Err(format!(
             "virtio,device{:x} is not served by this version",
@@ -144,9 +161,10 @@ fn check_virtio(
     let configured = config.device(guest, index).ok_or_else(|| {
         format!("{CONFIG_PATH} has no [[virtio]] with guest = {guest:?} and index = {index}")
     })?;
-    let path = &configured.path;
-    let disk = open(path, configured.read_only)?;
-    Ok(describe(path, &disk, device.grants))
+    Ok((
+        &configured.path,
+        open(&configured.path, configured.read_only)?,
+    ))
 }
 
 fn open(path: &Path, read_only: bool) -> Result<Disk, String> {

@@ -1,5 +1,5 @@
 //! How many system calls this process has made for its guest: each place on a request's way that makes one
-//! says so here. Setting up and ending count for nothing.
+//! says so here. Of setting up there is little in it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -98,8 +98,9 @@ fn config_summary(path: &Path, config: &Config) -> String {
 }
 
 fn check(file: &Path, config: &Config) -> Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let findings = xl_config::check(&text, config);
+    // A comment may be in any encoding.
+    let text = std::fs::read(file).with_context(|| file.display().to_string())?;
+    let findings = xl_config::check(&String::from_utf8_lossy(&text), config);
     let good: String = findings.good.into_iter().map(|line| line + "\n").collect();
     if findings.problems.is_empty() {
         return Ok(good);

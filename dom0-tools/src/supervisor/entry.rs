@@ -24,6 +24,8 @@ pub(super) struct Known {
     pub(super) status: Status,
     /// The guest has had it, from this worker or an earlier one.
     pub(super) served: bool,
+    /// The error that was logged last.
+    logged: String,
     /// When the entry was found, and how long it then took until its page was claimed.
     found: Instant,
     claimed_after: Option<Duration>,
@@ -58,6 +60,7 @@ impl Known {
             detail: String::new(),
             status: Status::New,
             served,
+            logged: String::new(),
             found: Instant::now(),
             claimed_after: None,
             device: None,
@@ -67,11 +70,20 @@ impl Known {
     /// A worker has claimed its page: how long after it was found, if it is the first.
     pub(super) fn claimed(&mut self) -> Option<Duration> {
         self.served = true;
+        self.status = Status::Handed;
+        self.logged.clear();
         if self.claimed_after.is_some() {
             return None;
         }
         self.claimed_after = Some(self.found.elapsed());
         self.claimed_after
+    }
+
+    /// Whether `error` is another one than the last. What is tried again and again is logged once.
+    pub(super) fn is_news(&mut self, error: &str) -> bool {
+        let news = self.logged != error;
+        error.clone_into(&mut self.logged);
+        news
     }
 
     /// Whether the guest has had it, and waits for it to be opened again.

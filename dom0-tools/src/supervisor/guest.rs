@@ -132,8 +132,11 @@ impl Guest {
         known.status = match opened {
             Ok(attachment) => Status::Pending(Box::new(attachment)),
             Err(error) => {
-                self.log_error(key, &format!("{error:#}"));
-                Status::Failed(format!("{error:#}"))
+                let error = format!("{error:#}");
+                if known.is_news(&error) {
+                    self.log_error(key, &error);
+                }
+                Status::Failed(error)
             }
         };
     }
@@ -355,7 +358,10 @@ impl Guest {
                 self.give_up_worker(registry, "it cannot serve");
             }
             FromWorker::AttachFailed { key, error, busy } => {
-                self.log_error(*key, error);
+                let known = self.entries.get_mut(key);
+                if known.is_some_and(|known| known.is_news(error)) {
+                    self.log_error(*key, error);
+                }
                 if let Some(known) = self.entries.get_mut(key) {
                     let failed = if *busy { Status::Busy } else { Status::Failed };
                     known.status = failed(error.clone());

@@ -34,6 +34,8 @@ const FLAGS: [&str; 8] = [
     "untrusted",
 ];
 
+const OLD_PREFIXES: [&str; 7] = ["aio", "file", "ioemu", "phy", "tap", "tap2", "tapdisk"];
+
 /// What a value without a name is, in order; those that are named are left out.
 const POSITIONAL: [&str; 4] = ["target", "format", "vdev", "access"];
 
@@ -61,6 +63,7 @@ impl<'a> DiskLine<'a> {
             match part.split_once('=') {
                 Some((name, value)) => disk.set(name, value)?,
                 None if part == "colo" => disk.colo = true,
+                None if part == "cdrom" => disk.set("devtype", part)?,
                 None if FLAGS.contains(&part) => {}
                 None => disk.set_next(part)?,
             }
@@ -75,8 +78,9 @@ impl<'a> DiskLine<'a> {
             let values = values.trim_start_matches(", ");
             return Err(format!("{name}={value} is none of {values}"));
         }
+        // Of what is one of a few words the last counts.
         match self.values.insert(name, value) {
-            Some(earlier) if !earlier.is_empty() && earlier != value => {
+            Some(earlier) if values.is_empty() && !earlier.is_empty() && earlier != value => {
                 Err(format!("{name} is {earlier:?} and {value:?}"))
             }
             _ => Ok(()),
@@ -89,18 +93,27 @@ impl<'a> DiskLine<'a> {
             .iter()
             .find(|name| !self.values.contains_key(*name));
         match *next.ok_or_else(|| format!("{value:?} is one value too many"))? {
-            // A prefix of old, like `phy:` or `qcow2:`, stands for the format.
-            "target" => match value.rsplit_once(':') {
-                None => self.set("target", value),
-                Some((prefix, path)) => {
-                    let format = FORMATS.iter().find(|format| **format == prefix);
-                    self.set("format", format.unwrap_or(&"raw"))?;
-                    self.set("target", path)
-                }
-            },
+            "target" => self.set_target(value),
             "vdev" => self.set("vdev", value.split(':').next().unwrap_or(value)),
             name => self.set(name, value),
         }
+    }
+
+    /// Sets the target, which may have prefixes of old: formats, or words that stand for `raw`.
+    fn set_target(&mut self, value: &'a str) -> Result<(), String> {
+        let mut target = value;
+        while let Some((prefix, rest)) = target.split_once(':') {
+            if let Some(format) = FORMATS.into_iter().find(|format| *format == prefix) {
+                self.set("format", format)?;
+            } else if OLD_PREFIXES.contains(&prefix) {
+                // It stands where a format would.
+                self.values.entry("format").or_insert("raw");
+            } else {
+                break;
+            }
+            target = rest;
+        }
+        self.set("target", target)
     }
 
     /// The value of a parameter, if it has one.
@@ -160,7 +173,7 @@ impl<'a> DiskLine<'a> {
     }
 
     pub(super) fn is_read_only(&self) -> bool {
-        matches!(self.get("access"), Some("r" | "ro"))
+        matches!(self.get("access"), Some("r" | "ro")) || self.get("devtype") == Some("cdrom")
     }
 
     /// The path of its file or block device.
@@ -219,7 +232,7 @@ mod tests {
             "specification=virtio, /x, raw, xvda, w",
             "raw:/x,xvda,w,specification=virtio",
             "format=raw, /x, xvda, specification=virtio, w",
-            "vdev=xvda,cdrom,specification=virtio,/x,raw,w",
+            "vdev=xvda,discard,specification=virtio,/x,raw,w",
         ] {
             assert_eq!(DiskLine::parse(line).unwrap(), named, "{line}");
         }
@@ -231,7 +244,11 @@ mod tests {
             (phy.get("vdev"), phy.get("format")),
             (Some("xvda"), Some("raw"))
         );
-        let qcow2 = DiskLine::parse("qcow2:/x,xvda,w").unwrap();
+        let by_path = DiskLine::parse("/dev/disk/by-path/pci-0000:00:1,raw,xvda,w").unwrap();
+        assert_eq!(by_path.path(), Ok("/dev/disk/by-path/pci-0000:00:1"));
+        let cdrom = DiskLine::parse("/x,,xvda,cdrom,access=w,access=rw").unwrap();
+        assert!(cdrom.is_read_only(), "{cdrom:?}");
+        let qcow2 = DiskLine::parse("tap:qcow2:/x,xvda,w").unwrap();
         assert_eq!(qcow2.get("format"), Some("qcow2"));
         let short = DiskLine::parse("/x,,xvda").unwrap();
         assert!(!short.is_read_only());
