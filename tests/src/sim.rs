@@ -1,15 +1,61 @@
 //! The driver's platform on the simulator.
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
+use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::StateArea;
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, SECTOR};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, SimMachine};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::sim::SimMemory;
-use xen_virtio_guest_mapping::{AddressMode, BusAddress, Gfn, Gref, GuestAddress, PAGE_SIZE, Page};
-use xen_virtio_transport::Width;
-use xen_virtio_transport::sim::SimGuest;
+use xen_virtio_guest_mapping::{
+    AddressMode, BusAddress, Gfn, Gref, GuestAccess, GuestAddress, PAGE_SIZE, Page,
+};
+use xen_virtio_transport::sim::{SimGuest, SimHypervisor};
+use xen_virtio_transport::{Hypervisor, InterruptLine, MmioRange, Trap, Width};
+
+/// A simulated guest whose traps come as a test has it.
+pub struct Staged<F> {
+    hypervisor: SimHypervisor,
+    next_trap: F,
+}
+
+impl<F: for<'a> FnMut(&'a mut SimHypervisor) -> Option<Trap<'a>>> Staged<F> {
+    pub fn new(hypervisor: SimHypervisor, next_trap: F) -> Self {
+        Self {
+            hypervisor,
+            next_trap,
+        }
+    }
+}
+
+impl<F: for<'a> FnMut(&'a mut SimHypervisor) -> Option<Trap<'a>>> Hypervisor for Staged<F> {
+    fn next_trap(&mut self) -> Option<Trap<'_>> {
+        (self.next_trap)(&mut self.hypervisor)
+    }
+
+    fn events(&self) -> BorrowedFd<'_> {
+        self.hypervisor.events()
+    }
+
+    fn clear_events(&mut self) -> io::Result<()> {
+        self.hypervisor.clear_events()
+    }
+
+    fn claim(&mut self, range: MmioRange) -> io::Result<()> {
+        self.hypervisor.claim(range)
+    }
+
+    fn interrupt_line(&self, number: u32) -> Box<dyn InterruptLine> {
+        self.hypervisor.interrupt_line(number)
+    }
+
+    fn guest_access(&self, mode: AddressMode) -> Box<dyn GuestAccess> {
+        self.hypervisor.guest_access(mode)
+    }
+}
 
 /// A simulated guest with one disk of `queues` queues for each of `paths`.
 pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimMachine) {
@@ -25,6 +71,16 @@ pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimM
         disks.into_iter().map(blk).collect()
     })
     .expect("a simulated guest")
+}
+
+/// A file of `sectors` sectors, each of which has its number's lowest byte in every byte.
+pub fn numbered_disk(sectors: u64) -> NamedTempFile {
+    let file = NamedTempFile::new().expect("a temporary file");
+    let bytes: Vec<u8> = (0..sectors * SECTOR)
+        .map(|place| (place / SECTOR).to_le_bytes()[0])
+        .collect();
+    std::fs::write(file.path(), bytes).expect("room for it");
+    file
 }
 
 /// A driver of the guest's device number `index`.

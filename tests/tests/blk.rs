@@ -1,7 +1,6 @@
 //! The block device, from the driver's registers to the file, on the simulator.
 
 use std::time::Duration;
-use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -13,25 +12,18 @@ use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueSetup, StateArea};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport};
 use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
-use xen_virtio_tests::{BlkRequest, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of, driver};
+use xen_virtio_tests::{
+    BlkRequest, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of, driver, numbered_disk,
+};
 use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{MmioRange, Register, TrapRequest, Width};
 
 const SECTORS: u64 = 4096;
 
-fn disk_file() -> NamedTempFile {
-    let file = NamedTempFile::new().unwrap();
-    let bytes: Vec<u8> = (0..SECTORS * 512)
-        .map(|place| (place / 512).to_le_bytes()[0])
-        .collect();
-    std::fs::write(file.path(), bytes).unwrap();
-    file
-}
-
 /// What Linux's virtio_mmio and virtio_blk do from probe to the first read, register by register.
 #[test]
 fn linux_probes_the_device_and_reads() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let (guest, machine) = disk_of(&[file.path()], 2, false);
     let driver = driver(&guest, 0);
     assert_eq!(driver.read(Register::MagicValue), 0x7472_6976);
@@ -89,7 +81,7 @@ fn linux_probes_the_device_and_reads() {
 /// Two drivers at once, each a thread, each with a disk of its own.
 #[test]
 fn two_drivers_at_once_keep_to_their_disks() {
-    let files = [disk_file(), disk_file()];
+    let files = [numbered_disk(SECTORS), numbered_disk(SECTORS)];
     let (guest, machine) = disk_of(&[files[0].path(), files[1].path()], 1, false);
     let drive = |number: u8| {
         let range = MmioRange {
@@ -139,7 +131,7 @@ fn two_drivers_at_once_keep_to_their_disks() {
 /// What the block device answers to one request, by its kind and place.
 #[test]
 fn requests_end_with_the_status_that_fits() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let size = std::fs::metadata(file.path()).unwrap().len();
     let (guest, machine) = disk_of(&[file.path()], 1, false);
     let driver = driver(&guest, 0);
@@ -303,7 +295,7 @@ fn sixteen_requests_at_once_keep_apart() {
         }
     }
 
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let (guest, machine) = disk_of(&[file.path()], 1, false);
     let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
@@ -345,7 +337,7 @@ fn sixteen_requests_at_once_keep_apart() {
 /// A queue that always has more to do than one step takes does not keep the others from theirs.
 #[test]
 fn queues_have_their_turns() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let disk = Disk::open(file.path(), false).unwrap();
     let mut blk = Blk::new(disk, [0; 20], 2, StateArea::private(8).unwrap()).unwrap();
     // Nobody answers this guest's traps: only its memory is used.
@@ -395,92 +387,9 @@ fn queues_have_their_turns() {
     }
 }
 
-/// A request that is larger than the device's buffer, in odd pieces, arrives whole.
-#[test]
-fn a_request_larger_than_the_buffer_is_served_in_parts() {
-    let file = disk_file();
-    let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = driver(&guest, 0);
-    let mut queue = driver.start(64);
-    let bytes: Vec<u8> = (0..1_600_000u32 / 512 * 512)
-        .map(|place| (place * 7 / 5).to_le_bytes()[0])
-        .collect();
-    for (kind, reads) in [(VIRTIO_BLK_T_OUT, false), (VIRTIO_BLK_T_IN, true)] {
-        let request = BlkRequest::new(&driver, kind, 3, bytes.len(), reads);
-        if !reads {
-            request.data.write(0, &bytes);
-        }
-        // Header and data in one descriptor would do as well as in many: the device may not care.
-        let written = if reads {
-            u32::try_from(bytes.len()).unwrap() + 1
-        } else {
-            1
-        };
-        assert_eq!(request.perform(&driver, &mut queue), (0, written));
-        if reads {
-            assert!(
-                request.data.read() == bytes,
-                "what was read back is not what was written"
-            );
-        }
-    }
-    let on_disk = std::fs::read(file.path()).unwrap();
-    assert!(on_disk[3 * 512..3 * 512 + bytes.len()] == bytes[..]);
-    drop(machine);
-}
-
-/// Junk that fills the round's buffer leaves no room for the answer in the first round.
-#[test]
-fn a_serial_is_whole_however_much_is_sent_with_the_question() {
-    let file = disk_file();
-    let (guest, _machine) = disk_of(&[file.path()], 1, false);
-    let driver = driver(&guest, 0);
-    let mut queue = driver.start(64);
-    let request = BlkRequest::new(&driver, VIRTIO_BLK_T_GET_ID, 0, 20, true);
-    for junk in [1 << 20, (1 << 20) - 30, 3 << 20] {
-        let sent = driver.buffer(junk, false);
-        queue.set_descriptor(30, request.header.address(), 16, NEXT, 31);
-        queue.set_descriptor(31, sent.address(), junk.try_into().unwrap(), NEXT, 32);
-        queue.set_descriptor(32, request.data.address(), 20, NEXT | WRITE, 33);
-        queue.set_descriptor(33, request.status.address(), 1, WRITE, 0);
-        let used = queue.used_index();
-        queue.offer(30);
-        driver.notify(0);
-        assert!(driver.wait(|| queue.used_index() != used));
-        assert_eq!(queue.used(used), (30, 21));
-        assert_eq!(request.data.read(), b"a serial of 20 bytes");
-        request.data.write(0, &[0; 20]);
-    }
-}
-
-/// A request's parts may lie in descriptors however the driver likes (virtio 1.3, 2.7.4.1).
-#[test]
-fn descriptor_boundaries_mean_nothing() {
-    let file = disk_file();
-    let (guest, machine) = disk_of(&[file.path()], 1, false);
-    let driver = driver(&guest, 0);
-    let mut queue = driver.start(64);
-    let request = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 5, 512, true);
-    // The header in three pieces, one of them empty; the data's last part and the status in one.
-    let together = driver.buffer(101, true);
-    let header = request.header.address();
-    queue.set_descriptor(10, header, 7, NEXT, 11);
-    queue.set_descriptor(11, header, 0, NEXT, 12);
-    queue.set_descriptor(12, header + 7, 9, NEXT, 13);
-    queue.set_descriptor(13, request.data.address(), 412, NEXT | WRITE, 14);
-    queue.set_descriptor(14, together.address(), 101, WRITE, 0);
-    queue.offer(10);
-    driver.notify(0);
-    assert!(driver.wait(|| queue.used_index() == 1));
-    assert_eq!(queue.used(0), (10, 513));
-    assert!(request.data.read()[..412].iter().all(|byte| *byte == 5));
-    assert_eq!(together.read(), [vec![5; 100], vec![0]].concat());
-    drop(machine);
-}
-
 #[test]
 fn a_read_only_disk_is_offered_and_kept_so() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let before = std::fs::read(file.path()).unwrap();
     let (guest, _machine) = disk_of(&[file.path()], 1, true);
     let driver = driver(&guest, 0);
@@ -494,7 +403,7 @@ fn a_read_only_disk_is_offered_and_kept_so() {
 /// With EVENT_IDX the driver names the entry that it wants to be interrupted for; without, a flag.
 #[test]
 fn interrupts_come_when_the_driver_wants_them() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     for event_idx in [true, false] {
         let (guest, machine) = disk_of(&[file.path()], 1, false);
         let driver = driver(&guest, 0);
@@ -533,7 +442,7 @@ fn interrupts_come_when_the_driver_wants_them() {
 /// A reset lets go of everything, and the next driver starts from the beginning.
 #[test]
 fn a_driver_comes_and_goes_ten_times() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let (guest, machine) = disk_of(&[file.path()], 1, false);
     let driver = driver(&guest, 0);
     for round in 0..10 {
@@ -568,7 +477,7 @@ fn a_driver_comes_and_goes_ten_times() {
 /// A grant that goes away while its request is on the way fails that request, and no other.
 #[test]
 fn a_revoked_grant_fails_its_own_request_only() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let (guest, machine) = disk_of(&[file.path()], 1, false);
     let driver = driver(&guest, 0);
     let mut queue = driver.start(64);
@@ -595,7 +504,7 @@ fn a_revoked_grant_fails_its_own_request_only() {
 
 #[test]
 fn an_invalidate_is_answered() {
-    let file = disk_file();
+    let file = numbered_disk(SECTORS);
     let (guest, _machine) = disk_of(&[file.path()], 1, false);
     assert_eq!(guest.trap(TrapRequest::Invalidate), Some(0));
     assert_eq!(guest.trap(TrapRequest::Unknown), Some(0));

@@ -70,7 +70,9 @@ impl Known {
     /// A worker has claimed its page: how long after it was found, if it is the first.
     pub(super) fn claimed(&mut self) -> Option<Duration> {
         self.served = true;
-        self.status = Status::Handed;
+        if matches!(self.status, Status::Failed(_) | Status::Busy(_)) {
+            self.status = Status::Handed;
+        }
         self.logged.clear();
         if self.claimed_after.is_some() {
             return None;
@@ -79,11 +81,13 @@ impl Known {
         self.claimed_after
     }
 
-    /// Whether `error` is another one than the last. What is tried again and again is logged once.
-    pub(super) fn is_news(&mut self, error: &str) -> bool {
-        let news = self.logged != error;
+    /// It has failed, with [`Status::Failed`] or [`Status::Busy`]. True if that is to be logged: what is tried
+    /// again and again is logged once.
+    pub(super) fn fails(&mut self, status: fn(String) -> Status, error: &str) -> bool {
+        self.status = status(error.to_owned());
+        let is_news = self.logged != error;
         error.clone_into(&mut self.logged);
-        news
+        is_news
     }
 
     /// Whether the guest has had it, and waits for it to be opened again.

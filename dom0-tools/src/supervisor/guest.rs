@@ -129,16 +129,15 @@ impl Guest {
                 tools.files.reserve(&self.identity)?;
                 Ok(attachment)
             });
-        known.status = match opened {
-            Ok(attachment) => Status::Pending(Box::new(attachment)),
+        match opened {
+            Ok(attachment) => known.status = Status::Pending(Box::new(attachment)),
             Err(error) => {
                 let error = format!("{error:#}");
-                if known.is_news(&error) {
+                if known.fails(Status::Failed, &error) {
                     self.log_error(key, &error);
                 }
-                Status::Failed(error)
             }
-        };
+        }
     }
 
     /// An entry that was served before this supervisor was, and nobody knows how far its driver has got.
@@ -358,13 +357,10 @@ impl Guest {
                 self.give_up_worker(registry, "it cannot serve");
             }
             FromWorker::AttachFailed { key, error, busy } => {
+                let status = if *busy { Status::Busy } else { Status::Failed };
                 let known = self.entries.get_mut(key);
-                if known.is_some_and(|known| known.is_news(error)) {
+                if known.is_some_and(|known| known.fails(status, error)) {
                     self.log_error(*key, error);
-                }
-                if let Some(known) = self.entries.get_mut(key) {
-                    let failed = if *busy { Status::Busy } else { Status::Failed };
-                    known.status = failed(error.clone());
                 }
                 self.plan_next_try();
             }

@@ -23,9 +23,8 @@ const PARAMETERS: [(&str, &[&str]); 15] = [
 
 const FORMATS: [&str; 7] = ["", "empty", "qcow", "qcow2", "qed", "raw", "vhd"];
 
-const FLAGS: [&str; 8] = [
-    "cdrom",
-    "colo",
+/// What has no value, and no effect here.
+const FLAGS: [&str; 6] = [
     "direct-io-safe",
     "discard",
     "no-colo",
@@ -34,6 +33,7 @@ const FLAGS: [&str; 8] = [
     "untrusted",
 ];
 
+/// What a target once began with, in place of a format.
 const OLD_PREFIXES: [&str; 7] = ["aio", "file", "ioemu", "phy", "tap", "tap2", "tapdisk"];
 
 /// What a value without a name is, in order; those that are named are left out.
