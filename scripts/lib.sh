@@ -1,6 +1,7 @@
 # What the scripts share: messages, the cache, packages, the Rust toolchain. Sourced, never run.
 # shellcheck shell=bash
 set -euo pipefail
+shopt -s inherit_errexit
 
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${XEN_VIRTIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xen-virtio}
@@ -8,12 +9,41 @@ mkdir -p "$CACHE"
 # Compiled dependencies outlive a checkout: CI starts from a fresh clone each time.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 ARM64_TARGET=aarch64-unknown-linux-gnu
+# The exit status of scripts/board where no Xen can be had.
+NO_XEN=5
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
-die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+complain() { printf 'error: %s\n' "$*" >&2; }
+die() { complain "$@"; exit 1; }
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# scratch: a directory of this run's own in the cache, removed when the run ends, whichever way.
+scratch() { mktemp -d "$CACHE/tmp.$$.XXXXXX"; }
+remove_scratch() {
+    local dir pid
+    for dir in "$CACHE"/tmp.*; do
+        [ -d "$dir" ] || continue
+        pid=${dir##*/tmp.} && pid=${pid%%.*}
+        # Another run's stays as long as that one runs; what a killed one left goes.
+        [ "$pid" != $$ ] && kill -0 "$pid" 2>/dev/null && continue
+        rm -rf "$dir" 2>/dev/null || as_root rm -rf "$dir"
+    done
+}
+trap remove_scratch EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# tried_twice WHAT COMMAND...: for downloads, which fail for a moment as often as for good.
+tried_twice() {
+    local what=$1
+    shift
+    "$@" && return
+    say "$what: failed, trying once more"
+    sleep 5
+    "$@"
 }
 
 # need PACKAGE...: installs those Debian packages that are missing.
@@ -24,8 +54,13 @@ need() {
     done
     [ ${#missing[@]} = 0 ] && return
     say "Installing ${missing[*]} (apt)"
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    tried_twice "installing ${missing[*]}" install_packages "${missing[@]}" ||
+        die "apt could not install ${missing[*]}; what it says: apt-get update && apt-get install ${missing[*]}"
+}
+
+install_packages() {
+    as_root apt-get update -qq &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # has_package PACKAGE: whether apt could install it.
@@ -34,13 +69,18 @@ has_package() { apt-cache policy "$1" 2>/dev/null | grep 'Candidate: [0-9]' >/de
 # key_of FILE...: the hash that a cached artefact built from these files is kept under.
 key_of() { cat "$@" | sha256sum | cut -c1-16; }
 
-# run_logged LOG COMMAND...: runs it quietly; on failure shows the end of what it said.
-run_logged() {
+# run_quietly LOG COMMAND...: what it says goes to LOG.
+run_quietly() {
     local log=$1
     shift
-    "$@" >"$log" 2>&1 </dev/null || {
-        tail -n 30 "$log" >&2
-        die "failed: $* (whole output: $log)"
+    "$@" >"$log" 2>&1 </dev/null
+}
+
+# run_logged LOG COMMAND...: runs it quietly; on failure shows the end of what it said.
+run_logged() {
+    run_quietly "$@" || {
+        tail -n 30 "$1" >&2
+        die "failed: ${*:2}"
     }
 }
 
@@ -81,6 +121,8 @@ need_rust_arm64() {
     need_rust
     need gcc-aarch64-linux-gnu libc6-dev-arm64-cross
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    # Static: what is built on a new system starts on an old one, whichever glibc that has.
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static'
     [ -d "$(rustc --print sysroot)/lib/rustlib/$ARM64_TARGET/lib" ] && return
     if command -v rustup >/dev/null && rustup target add "$ARM64_TARGET" >/dev/null 2>&1; then return; fi
     # Debian's own compiler takes its arm64 standard library from a foreign-architecture package.
@@ -92,4 +134,11 @@ need_rust_arm64() {
         need rustc cargo libstd-rust-dev:arm64
     fi
     export PATH=/usr/bin:$PATH
+}
+
+# build_arm64 CARGO_OPTION...: release arm64 programs, in ARM64_BINARIES.
+ARM64_BINARIES=$CARGO_TARGET_DIR/$ARM64_TARGET/release
+build_arm64() {
+    need_rust_arm64
+    cargo build --quiet --locked --release --target "$ARM64_TARGET" --manifest-path "$TOP/Cargo.toml" "$@"
 }

@@ -1,20 +1,29 @@
-# Packages and sources of Debian $SUITE, on whatever this machine runs.
+# Packages and sources of a Debian suite, on whatever this machine runs.
 # shellcheck shell=bash
 
-# An apt of our own that sees Debian $SUITE, whatever this machine runs; the machine's own is not touched.
+# private_apt SUITE COMMAND...: runs it with an apt of our own that sees Debian's SUITE; the machine's own is not touched.
 private_apt() {
-    local root=$CACHE/apt
-    if [ ! -f "$root/apt.conf" ]; then
-        mkdir -p "$root"/{etc/apt.conf.d,etc/preferences.d,etc/sources.list.d,state/lists/partial,cache/archives/partial}
-        touch "$root/state/status"
-        cat >"$root/etc/sources.list.d/board.sources" <<SOURCES
-Types: deb deb-src
+    local suite=$1 root=$CACHE/apt/$1
+    shift
+    private_apt_index "$suite" "$root" || return 1
+    APT_CONFIG=$root/apt.conf "$@"
+}
+
+# The index is fetched again when the mirror is another one and when it is a day old: a point release removes the
+# packages that an old index names.
+private_apt_index() {
+    local suite=$1 root=$2 sources
+    sources="Types: deb deb-src
 URIs: $(debian_mirror)
-Suites: $SUITE
+Suites: $suite
 Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-SOURCES
-        cat >"$root/apt.conf.new" <<CONF
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg"
+    [ "$(cat "$root/board.sources" 2>/dev/null)" = "$sources" ] && [ -n "$(find "$root/updated" -mtime -1 2>/dev/null)" ] && return
+    rm -rf "$root"
+    mkdir -p "$root"/{etc/apt.conf.d,etc/preferences.d,etc/sources.list.d,state/lists/partial,cache/archives/partial}
+    touch "$root/state/status"
+    echo "$sources" >"$root/etc/sources.list.d/board.sources"
+    cat >"$root/apt.conf" <<CONF
 Dir::Etc "$root/etc";
 Dir::Etc::sourcelist "/dev/null";
 Dir::Etc::sourceparts "$root/etc/sources.list.d";
@@ -23,39 +32,69 @@ Dir::State::status "$root/state/status";
 Dir::Cache "$root/cache";
 APT::Architectures { "$(dpkg --print-architecture)"; "arm64"; };
 APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
 CONF
-        APT_CONFIG=$root/apt.conf.new run_logged "$CACHE/apt-update.log" apt-get update
-        mv "$root/apt.conf.new" "$root/apt.conf"
-    fi
-    APT_CONFIG=$root/apt.conf "$@"
+    tried_twice "the index of Debian $suite" run_quietly "$root/update.log" env APT_CONFIG="$root/apt.conf" apt-get update ||
+        { undelivered "the index of Debian $suite"; return 1; }
+    echo "$sources" >"$root/board.sources"
+    touch "$root/updated"
 }
 
 # The mirror that this machine uses already, so that a site's own is respected.
 debian_mirror() {
-    local mirror
-    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null |
+    local mirror=${XEN_VIRTIO_MIRROR:-}
+    [ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null |
         grep -E '/debian/?$' | head -n1) || true
-    echo "${mirror:-http://deb.debian.org/debian}"
+    [ -n "$mirror" ] || die "this machine's apt has no Debian mirror: name one with XEN_VIRTIO_MIRROR=http://…/debian"
+    echo "$mirror"
 }
 
-# fetch_source PACKAGE DIR: the source package's tarballs, checked against the hashes of the signed index.
-# A mirror may lack the small .dsc of a version whose tarballs it serves; those are all that is needed.
-fetch_source() {
-    local package=$1 dir=$2
+# undelivered WHAT: says what could not be had, from where, and what to do.
+undelivered() {
+    complain "$(debian_mirror) does not give $1; try later, or name another mirror: XEN_VIRTIO_MIRROR=http://…/debian"
+}
+
+# fetch_package SUITE PACKAGE DIR: the binary package, into DIR.
+fetch_package() {
+    local suite=$1 package=$2 dir=$3
     mkdir -p "$dir"
     (
         cd "$dir"
-        private_apt apt-get source --download-only "$package" >apt.log 2>&1 || true
-        private_apt apt-get source --print-uris "$package" >uris.log 2>/dev/null || true
-        local index
-        index=$(private_apt apt-cache showsrc --only-source "$package" | sed -n '/^Checksums-Sha256:/,/^[A-Z]/{/^ /p}')
-        local checked=0 hash name
-        while read -r hash _ name; do
-            case $name in *.tar.*) ;; *) continue ;; esac
-            [ -f "$name" ] || continue
-            echo "$hash  $name" | sha256sum --quiet -c - || die "$dir/$name does not match Debian's index"
-            checked=$((checked + 1))
-        done <<<"$index"
-        [ "$checked" -ge 2 ] || { cat apt.log >&2; die "$(debian_mirror) does not give Debian's source package $package: try later, or another mirror in apt's sources"; }
-    )
+        private_apt "$suite" tried_twice "$package" run_quietly apt.log apt-get download "$package"
+    ) || { undelivered "Debian $suite's package $package"; return 1; }
+}
+
+# fetch_source SUITE PACKAGE DIR: the source package's tarballs, checked against the hashes of the signed index.
+# A mirror may lack the small .dsc of a version whose tarballs it serves; those are all that is needed.
+fetch_source() {
+    local suite=$1 package=$2 dir=$3
+    mkdir -p "$dir"
+    (cd "$dir" && tried_twice "the source of $package ($suite)" download_source "$suite" "$package") || {
+        undelivered "the source of Debian $suite's package $package"
+        return 1
+    }
+}
+
+download_source() {
+    local checked=0 hash name index
+    private_apt "$1" apt-get source --download-only "$2" >apt.log 2>&1 || true
+    index=$(private_apt "$1" apt-cache showsrc --only-source "$2" | sed -n '/^Checksums-Sha256:/,/^[A-Z]/{/^ /p}')
+    while read -r hash _ name; do
+        case $name in *.tar.*) ;; *) continue ;; esac
+        [ -f "$name" ] || continue
+        echo "$hash  $name" | sha256sum --quiet -c - || { rm -f "$name"; return 1; }
+        checked=$((checked + 1))
+    done <<<"$index"
+    [ "$checked" -ge 2 ]
+}
+
+# debian_root SUITE PACKAGES DIR LOG: the packages, for arm64, unpacked into DIR; no maintainer script is run.
+debian_root() {
+    tried_twice "the packages $2" run_quietly "$4" unpack_root "$1" "$2" "$3" ||
+        { tail -n 5 "$4" >&2; undelivered "Debian $1's packages $2 (arm64)"; return 1; }
+}
+
+unpack_root() {
+    as_root rm -rf "$3"
+    as_root mmdebstrap --variant=extract --architectures=arm64 --include="$2" "$1" "$3" "$(debian_mirror)"
 }

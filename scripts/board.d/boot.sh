@@ -5,33 +5,83 @@ XEN_ARGS='dom0_mem=768M dom0_max_vcpus=1 console=dtuart dtuart=/pl011@9000000 lo
 DOM0_ARGS='root=/dev/vda rw init=/init console=hvc0 quiet loglevel=4'
 KERNEL_ADDRESS=0x50000000
 MACHINE=(-machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -smp 2 -m 2048)
+# The longest silence, in seconds, of a console that is watched: until dom0 is up (as a rule that takes five seconds
+# in all), and from then on where BOARD_HEARTBEAT says that dom0's payload says BOARD-ALIVE now and then.
+SILENCE=${BOARD_SILENCE:-90}
 
 # board_boot PAYLOAD_DIR [QEMU_OPTION...]: boots with the payload in dom0's /payload; dom0 runs /payload/main.
 # Disks among the options come after the board's own. The console goes to standard output. Returns main's exit
-# status; 3 if the board ended without one, or not within BOARD_SECONDS.
+# status; 3 if the board ended without one, or not within BOARD_SECONDS; 4 if it stood still. A board that stands
+# still before dom0 is up is booted once more.
 board_boot() {
-    local payload=$1 work=$WORK/boot console=$WORK/boot/console
+    local status=0
+    boot_once "$@" || status=$?
+    [ $status = 4 ] && ! grep -q '^BOARD-UP' "$WORK/boot/console" || return $status
+    say "Booting once more"
+    boot_once "$@"
+}
+
+boot_once() {
+    local payload=$1 work=$WORK/boot
     shift
     rm -rf "$work" && mkdir "$work"
     tar -C "$payload" --mtime=@0 -cf "$work/payload.tar" .
     device_tree "$(linux_dir)/Image" "$work/board.dtb"
+    # Where a person types, Ctrl-C is for the shell in dom0.
     timeout --foreground "${BOARD_SECONDS:-600}" \
-        qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi -nographic -no-reboot -nodefaults -serial stdio \
-        -kernel "$(xen_dir)/xen" -dtb "$work/board.dtb" \
+        qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi -nographic -no-reboot -nodefaults \
+        -chardev stdio,id=console,signal="${BOARD_SIGNALS:-on}" -serial chardev:console -pidfile "$work/qemu.pid" \
+        -kernel "$XEN_FILE" -dtb "$work/board.dtb" \
         -device loader,file="$(linux_dir)/Image",addr=$KERNEL_ADDRESS,force-raw=on \
         -drive if=none,id=root,file="$(dom0_dir)/root.ext4",format=raw,snapshot=on \
         -drive if=none,id=payload,file="$work/payload.tar",format=raw,readonly=on \
         "$@" -device virtio-blk-device,drive=payload -device virtio-blk-device,drive=root |
-        tee "$console"
+        tee "$work/console" | watch_board "$work"
     local status
-    status=$(tr -d '\r' <"$console" | sed -n 's/^BOARD-EXIT //p' | tail -n1)
+    status=$(tr -d '\r' <"$work/console" | sed -n 's/^BOARD-EXIT //p' | tail -n1)
+    [ -e "$work/stalled" ] && status=4
     return "${status:-3}"
+}
+
+# watch_board WORK: passes the console on. Ends a board that stands still, and says what is known of it.
+watch_board() {
+    local line status before now
+    while true; do
+        status=0
+        IFS= read -r -t $SILENCE line || status=$?
+        # A read that times out fails with more than 128.
+        if [ $status -gt 128 ]; then
+            before=$(qemu_ticks "$1") && sleep 5 && now=$(qemu_ticks "$1") || continue
+            : >"$1/stalled"
+            stalled "$1" $((now - before))
+            kill "$(cat "$1/qemu.pid")" 2>/dev/null || true
+            continue
+        fi
+        [ $status = 0 ] || { printf '%s' "$line"; break; }
+        case $line in BOARD-ALIVE*) continue ;; esac
+        printf '%s\n' "$line"
+        # A shell, or what measures, may be silent for long.
+        case $line in BOARD-UP*) [ -n "${BOARD_HEARTBEAT:-}" ] || exec cat ;; esac
+    done
+}
+
+# Ticks of 10 ms of processor time that QEMU has used; fails when it has ended.
+qemu_ticks() { awk '{ print $14 + $15 }' "/proc/$(cat "$1/qemu.pid" 2>/dev/null)/stat" 2>/dev/null; }
+
+# stalled WORK TICKS: QEMU used TICKS in the last five seconds.
+stalled() {
+    local how="crawls" step
+    # An idle board takes a few percent; one that works takes a processor.
+    [ "$2" -lt 50 ] && how="stands still: a wake-up was lost in Xen or QEMU (docs/board.md)"
+    step=$(tr -d '\r' <"$1/console" | grep -a . | tail -n1)
+    say "The board $how. It has said nothing for $SILENCE s; QEMU used $(($2 / 5)) % of a processor;" \
+        "the host's load is $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) processors. The last line was: ${step:-none}"
 }
 
 # device_tree IMAGE OUT: QEMU's own device tree, with the node that tells Xen where dom0's kernel is.
 device_tree() {
     local image=$1 out=$2 size
-    size=$(printf '0x%x' "$(stat -c %s "$image")")
+    size=$(printf '0x%x' "$(stat -L -c %s "$image")")
     qemu-system-aarch64 "${MACHINE[@]}" -nodefaults -display none -machine dumpdtb="$out.qemu" >/dev/null 2>&1 ||
         die "QEMU did not write its device tree"
     {

@@ -2,16 +2,18 @@
 # shellcheck shell=bash
 
 BOARD=$TOP/tests/board
-SUITE=trixie
 CROSS=aarch64-linux-gnu-
 
-# cached NAME KEY FUNCTION: prints the directory that FUNCTION filled, filling it first if it is not there.
+# cached NAME KEY FUNCTION PRODUCT: prints the directory that FUNCTION filled, filling it first if it is not there.
+# An entry appears under its name when PRODUCT is in it, by one rename; an interrupted build leaves none.
 cached() {
-    local dir=$CACHE/$1-$2
-    if [ ! -e "$dir/done" ]; then
-        rm -rf "$dir" && mkdir -p "$dir"
-        "$3" "$dir"
-        touch "$dir/done"
+    local dir=$CACHE/$1-$2 new
+    if [ ! -s "$dir/$4" ]; then
+        new=$(scratch)
+        "$3" "$new" || return 1
+        [ -s "$new/$4" ] || die "building $1 made no $4"
+        as_root rm -rf "$dir"
+        mv "$new" "$dir"
     fi
     echo "$dir"
 }

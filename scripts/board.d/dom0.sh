@@ -1,14 +1,17 @@
 # dom0's root, from Debian's binary packages, and the guests' initramfs.
 # shellcheck shell=bash
 
-DOM0_PACKAGES=xen-utils-4.20,xenstore-utils,busybox-static,bash,coreutils,util-linux,mount,e2fsprogs,procps,grep,sed,gawk,findutils,tar,dmsetup
+DOM0_PACKAGES=xenstore-utils,busybox-static,bash,coreutils,util-linux,mount,e2fsprogs,procps,grep,sed,gawk,findutils,tar
+DOM0_PACKAGES+=,dmsetup,device-tree-compiler
 
-dom0_dir() { cached dom0 "$(key_of "$TOP/scripts/board.d/dom0.sh" "$BOARD/dom0-init" "$BOARD/guest-init")" build_dom0; }
+# A toolstack goes with its own Xen only.
+dom0_dir() {
+    cached "dom0-$XEN_VERSION" "$(key_of "$TOP/scripts/board.d/dom0.sh" "$BOARD/dom0-init" "$BOARD/guest-init")" build_dom0 root.ext4
+}
 build_dom0() {
-    say "Building dom0's root and the guests' initramfs from Debian $SUITE's packages"
-    local dir=$1 root=$1/root
-    run_logged "$dir/mmdebstrap.log" as_root mmdebstrap --variant=extract --architectures=arm64 \
-        --include="$DOM0_PACKAGES" "$SUITE" "$root" "$(debian_mirror)"
+    local dir=$1 root=$1/root suite=${XEN_SUITE[$XEN_VERSION]}
+    say "Building dom0's root and the guests' initramfs from Debian $suite's packages"
+    debian_root "$suite" "xen-utils-$XEN_VERSION,$DOM0_PACKAGES" "$root" "$dir/mmdebstrap.log" || return 1
     # No maintainer script is run (they are arm64): what they would have linked is linked here.
     as_root bash -eu -s "$root" "$BOARD" <<'SETUP'
 root=$1 board=$2
@@ -34,7 +37,7 @@ SETUP
 # build_guest_initramfs DOM0_ROOT OUT: busybox, mke2fs with the libraries it needs, and the guests' init.
 build_guest_initramfs() {
     local from=$1 out=$2 tree
-    tree=$(mktemp -d -p "$CACHE")
+    tree=$(scratch)
     mkdir -p "$tree"/{bin,dev,proc,sys,mnt,tmp,lib/aarch64-linux-gnu}
     cp "$from/usr/bin/busybox" "$tree/bin/"
     # Under a name that busybox has no applet for.

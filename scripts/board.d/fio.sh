@@ -1,12 +1,11 @@
 # A disk with fio for a guest, from Debian's binary packages: some of its libraries come with it.
 # shellcheck shell=bash
 
-fio_dir() { cached fio "$(key_of "$TOP/scripts/board.d/fio.sh")" build_fio; }
+fio_dir() { cached fio "$(key_of "$TOP/scripts/board.d/fio.sh")" build_fio fio.ext4; }
 build_fio() {
     say "Making a disk with fio"
     local dir=$1 root=$1/root
-    run_logged "$dir/mmdebstrap.log" as_root mmdebstrap --variant=extract --architectures=arm64 \
-        --include=fio "$SUITE" "$root" "$(debian_mirror)"
+    debian_root trixie fio "$root" "$dir/mmdebstrap.log" || return 1
     as_root mkdir -p "$root"/{dev,proc,tmp}
     # Where its programs look for their loader: a link that no package brings.
     as_root ln -s usr/lib "$root/lib"

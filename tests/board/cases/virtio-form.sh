@@ -1,4 +1,5 @@
 # A disk in the other form that libxl writes, virtio = [ … ], with its path in the configuration.
+needs_libxl 4.18
 make_disk /tmp/disk.img 32
 expected=$(md5sum </tmp/disk.img | cut -d' ' -f1)
 mkdir -p /etc/xen-virtiod
