@@ -25,6 +25,7 @@ pub struct MmioDevice {
     traps: TrapCounters,
     refused_accesses: u64,
     failure_log: LogLimit,
+    misstep_log: LogLimit,
     access_log: LogLimit,
 }
 
@@ -64,6 +65,9 @@ pub struct DeviceReport {
     pub copy_out_ns: u64,
     /// Why the device needs a reset, until it gets one.
     pub failure: Option<String>,
+    /// What kept the driver from getting on, by its own doing.
+    #[serde(default)]
+    pub misstep: Option<String>,
 }
 
 impl MmioDevice {
@@ -102,6 +106,7 @@ impl MmioDevice {
             traps: TrapCounters::default(),
             refused_accesses: 0,
             failure_log: LogLimit::default(),
+            misstep_log: LogLimit::default(),
             access_log: LogLimit::default(),
         };
         if let Some(set) = known {
@@ -115,9 +120,7 @@ impl MmioDevice {
     fn go_on(&mut self) {
         if self.registers.needs_reset() {
             self.failure = Some("it failed when an earlier process served it".to_owned());
-            self.registers.set_interrupt(Cause::UsedBuffer);
-            self.interrupt
-                .raise(Cause::Configuration, &mut self.registers);
+            self.tell_failure();
             return;
         }
         for (index, setup) in self.registers.running_queues() {
@@ -177,7 +180,13 @@ impl MmioDevice {
     }
 
     fn write_register(&mut self, register: Register, value: u32) -> Effect {
+        let before = self.registers.misstep();
         let effect = self.registers.write(register, value);
+        if let Some(misstep) = self.registers.misstep().filter(|now| Some(*now) != before)
+            && self.misstep_log.allow()
+        {
+            tracing::info!("the guest's driver does not get on: {misstep}");
+        }
         if let Effect::StartQueue(index, setup) = effect {
             // Before the registers say that it runs: from then on the journal is what it goes on from.
             self.state.journal(index).clear(setup.layout.size);
@@ -187,7 +196,8 @@ impl MmioDevice {
         }
         match effect {
             // After a kick, or when the driver is ready, the queues have their turn: `process`.
-            Effect::Nothing | Effect::Refused | Effect::Notify(_) | Effect::DriverOk => {}
+            Effect::Nothing | Effect::Refused | Effect::Notify(_) => {}
+            Effect::DriverOk => self.tell_failure(),
             Effect::StartQueue(index, setup) => self.start_queue(index, setup),
             Effect::StopQueue(index) => self.device.stop_queue(index),
             Effect::Reset => {
@@ -255,7 +265,7 @@ impl MmioDevice {
 
     /// Whether the driver has been interrupted and has not acknowledged it.
     pub fn awaits_handler(&self) -> bool {
-        self.registers.read(Register::InterruptStatus) != 0
+        self.registers.interrupt_pending()
     }
 
     /// Readable when [`MmioDevice::process`] has something to do that no trap tells of.
@@ -271,9 +281,14 @@ impl MmioDevice {
         }
         self.failure = Some(failure);
         self.stop_queues();
-        let interrupt = self.registers.set_needs_reset();
+        self.registers.set_needs_reset();
         self.state.save(self.registers.set());
-        if interrupt {
+        self.tell_failure();
+    }
+
+    /// Interrupts the driver for a failure, if there was one, and the driver is ready to be told.
+    fn tell_failure(&mut self) {
+        if self.registers.must_tell_failure() {
             // What was completed before the failure may not have been told yet.
             self.registers.set_interrupt(Cause::UsedBuffer);
             self.interrupt
@@ -327,6 +342,7 @@ impl MmioDevice {
             submit_ns: device.time.submit,
             copy_out_ns: device.time.copy_out,
             failure: self.failure.clone(),
+            misstep: self.registers.misstep().map(|misstep| misstep.to_string()),
         }
     }
 }

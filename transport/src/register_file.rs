@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
 };
 use vm_memory::GuestAddress;
 use xen_virtio_backend::{DeviceType, QueueIndex, QueueLayout, QueueSetup};
@@ -58,6 +59,36 @@ pub struct RegisterFile {
     offer: Offer,
     set: RegisterSet,
     interrupt_status: u32,
+    /// The causes among them that the driver has read since they came up.
+    interrupt_shown: u32,
+    misstep: Option<Misstep>,
+}
+
+/// What keeps a driver from getting on, by its own doing: the last such thing, until the device is live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misstep {
+    #[error(
+        "the driver wrote the status {written:#x}, and the bits of it from {first:#x} on were left clear: those before must be \
+         set first (virtio 1.3, 3.1.1)"
+    )]
+    StatusOrder { written: u32, first: u32 },
+    #[error(
+        "the driver accepted no VIRTIO_F_VERSION_1: it is older than virtio 1.0, which this device begins with"
+    )]
+    Legacy,
+    #[error(
+        "the driver accepted no VIRTIO_F_ACCESS_PLATFORM, which a device with grant_usage=1 requires: is CONFIG_XEN_VIRTIO in \
+         the guest's kernel? If it cannot be, set grant_usage=0"
+    )]
+    NoAccessPlatform,
+    #[error("the driver accepted the features {0:#x}, which were not offered")]
+    UnknownFeatures(u64),
+    #[error(
+        "the driver made queue {0} ready before FEATURES_OK, and it was not started (virtio 1.3, 3.1.1)"
+    )]
+    EarlyQueue(usize),
+    #[error("the driver set DRIVER_OK with no queue ready (virtio 1.3, 3.1.1)")]
+    NoQueue,
 }
 
 /// What the driver has set, and must find again whichever process serves it.
@@ -102,6 +133,8 @@ impl RegisterFile {
             offer,
             set,
             interrupt_status: 0,
+            interrupt_shown: 0,
+            misstep: None,
         }
     }
 
@@ -120,6 +153,8 @@ impl RegisterFile {
             offer,
             set,
             interrupt_status: 0,
+            interrupt_shown: 0,
+            misstep: None,
         };
         let beyond = restored.negotiated_features() & !restored.offer.features;
         if beyond != 0 {
@@ -138,6 +173,9 @@ impl RegisterFile {
             offer: _,
             set,
             interrupt_status,
+            interrupt_shown,
+            // It is what a driver that starts anew is most likely to come to again.
+            misstep: _,
         } = self;
         let RegisterSet {
             status,
@@ -158,10 +196,11 @@ impl RegisterFile {
         *queue_sel = 0;
         queues.fill(QueueRegisters::default());
         *interrupt_status = 0;
+        *interrupt_shown = 0;
     }
 
     /// What the driver reads from `register`; zero from a write-only one.
-    pub fn read(&self, register: Register) -> u32 {
+    pub fn read(&mut self, register: Register) -> u32 {
         match register {
             Register::MagicValue => MAGIC,
             Register::Version => VERSION,
@@ -179,8 +218,11 @@ impl RegisterFile {
             Register::QueueReady => self
                 .selected()
                 .map_or(0, |index| self.set.queues[index.get()].ready.into()),
-            Register::InterruptStatus => self.interrupt_status,
-            Register::Status => self.set.status,
+            Register::InterruptStatus => {
+                self.interrupt_shown |= self.interrupt_status;
+                self.interrupt_status
+            }
+            Register::Status => self.status(),
             Register::ConfigGeneration => self.set.config_generation,
             // A region that does not exist has length and base -1 (virtio 1.3, 4.2.2).
             Register::ShmLenLow
@@ -234,7 +276,11 @@ impl RegisterFile {
             }
             Register::QueueReady => return self.set_queue_ready(value),
             Register::QueueNotify => return self.notify(value),
-            Register::InterruptAck => self.interrupt_status &= !value,
+            // What came up since the driver has looked is not what it acknowledges (virtio 1.3, 4.2.2).
+            Register::InterruptAck => {
+                self.interrupt_status &= !(value & self.interrupt_shown);
+                self.interrupt_shown &= !value;
+            }
             Register::Status => return self.set_status(value),
             // There is no region to select.
             Register::ShmSel => {}
@@ -293,31 +339,51 @@ impl RegisterFile {
         for bit in DRIVER_STATUS {
             // A bit without the one before it is the driver's mistake, and FEATURES_OK without acceptable
             // features is how the device says no (virtio 1.3, 2.2.2): both stay clear.
-            if value & bit == 0
-                || (bit == VIRTIO_CONFIG_S_FEATURES_OK && !self.features_acceptable())
-            {
+            if value & bit == 0 {
                 break;
+            }
+            if bit == VIRTIO_CONFIG_S_FEATURES_OK
+                && let Some(misstep) = self.unacceptable_features()
+            {
+                self.misstep = Some(misstep);
+                return Effect::Nothing;
             }
             self.set.status |= bit;
         }
-        let newly = self.set.status & !before;
-        if newly & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            Effect::DriverOk
-        } else {
-            Effect::Nothing
+        let driver_bits = DRIVER_STATUS.iter().fold(0, |all, bit| all | bit);
+        let left_clear = value & driver_bits & !self.set.status;
+        if left_clear != 0 {
+            self.misstep = Some(Misstep::StatusOrder {
+                written: value,
+                first: left_clear & left_clear.wrapping_neg(),
+            });
         }
+        let newly = self.set.status & !before;
+        if newly & VIRTIO_CONFIG_S_DRIVER_OK == 0 {
+            return Effect::Nothing;
+        }
+        self.misstep = (self.ready_queues() == 0).then_some(Misstep::NoQueue);
+        Effect::DriverOk
     }
 
-    fn features_acceptable(&self) -> bool {
+    /// What is wrong with the features that the driver accepted, if it has not settled on them.
+    fn unacceptable_features(&self) -> Option<Misstep> {
         let Offer {
             features,
             required_features,
             ..
         } = self.offer;
-        self.has_status(VIRTIO_CONFIG_S_FEATURES_OK)
-            || (!self.set.driver_features_beyond
-                && self.set.driver_features & !features == 0
-                && self.set.driver_features & required_features == required_features)
+        let accepted = self.set.driver_features;
+        let missing = required_features & !accepted;
+        if self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) {
+            None
+        } else if self.set.driver_features_beyond || accepted & !features != 0 {
+            Some(Misstep::UnknownFeatures(accepted & !features))
+        } else if missing & 1 << VIRTIO_F_VERSION_1 != 0 {
+            Some(Misstep::Legacy)
+        } else {
+            (missing != 0).then_some(Misstep::NoAccessPlatform)
+        }
     }
 
     /// Changes the selected queue. A queue that runs keeps what it runs with.
@@ -335,7 +401,11 @@ impl RegisterFile {
         let Some(index) = self.selected() else {
             return Effect::Refused;
         };
-        let usable = self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) && !self.needs_reset();
+        let negotiated = self.has_status(VIRTIO_CONFIG_S_FEATURES_OK);
+        let usable = negotiated && !self.needs_reset();
+        if value == 1 && !negotiated {
+            self.misstep = Some(Misstep::EarlyQueue(index.get()));
+        }
         let queue = &mut self.set.queues[index.get()];
         match (value, queue.ready) {
             (1, false) if usable => {
@@ -404,8 +474,24 @@ impl RegisterFile {
         self.set.queues.iter().filter(|queue| queue.ready).count()
     }
 
+    /// The status register. That the device has failed it does not say to a driver that is not ready to be
+    /// told: with DRIVER_OK comes the interrupt for it too (virtio 1.3, 2.1.2).
     pub fn status(&self) -> u32 {
-        self.set.status
+        if self.has_status(VIRTIO_CONFIG_S_DRIVER_OK) {
+            self.set.status
+        } else {
+            self.set.status & !VIRTIO_CONFIG_S_NEEDS_RESET
+        }
+    }
+
+    /// What kept the driver from getting on, since the device was live the last time.
+    pub fn misstep(&self) -> Option<Misstep> {
+        self.misstep
+    }
+
+    /// Whether the driver has been interrupted for a cause that it has not acknowledged.
+    pub fn interrupt_pending(&self) -> bool {
+        self.interrupt_status != 0
     }
 
     /// The features that the driver accepted, zero until it is done choosing.
@@ -421,15 +507,19 @@ impl RegisterFile {
         self.has_status(VIRTIO_CONFIG_S_NEEDS_RESET)
     }
 
-    /// Tells the driver that the device has failed (virtio 1.3, 2.1.2). True if the driver is to be
-    /// interrupted for it.
-    pub fn set_needs_reset(&mut self) -> bool {
+    /// The device has failed (virtio 1.3, 2.1.2).
+    pub fn set_needs_reset(&mut self) {
         self.set.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-        self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
+    }
+
+    /// Whether a device that has failed is to tell its driver: not before DRIVER_OK.
+    pub fn must_tell_failure(&self) -> bool {
+        self.needs_reset() && self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
     }
 
     pub(crate) fn set_interrupt(&mut self, cause: Cause) {
         self.interrupt_status |= cause.bit();
+        self.interrupt_shown &= !cause.bit();
     }
 }
 

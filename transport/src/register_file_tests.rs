@@ -248,7 +248,7 @@ fn status_zero_forgets_everything_but_the_generation() {
         Effect::StartQueue(..)
     ));
     registers.set_interrupt(Cause::UsedBuffer);
-    assert!(!registers.set_needs_reset());
+    registers.set_needs_reset();
     assert_eq!(registers.write(Register::Status, 0), Effect::Reset);
     assert_eq!(format!("{registers:?}"), format!("{:?}", register_file()));
 }
@@ -293,6 +293,80 @@ fn interrupt_causes_are_separate_and_cleared_only_by_acknowledging() {
     assert_eq!(registers.read(Register::InterruptStatus), 0);
 }
 
+/// virtio 1.3, 4.2.2: the driver acknowledges what InterruptStatus showed it.
+#[test]
+fn a_cause_that_was_not_shown_is_not_acknowledged() {
+    let mut registers = register_file();
+    registers.set_interrupt(Cause::Configuration);
+    assert_eq!(registers.write(Register::InterruptAck, 3), Effect::Nothing);
+    assert!(registers.interrupt_pending());
+    assert_eq!(registers.read(Register::InterruptStatus), 2);
+    registers.set_interrupt(Cause::UsedBuffer);
+    assert_eq!(registers.write(Register::InterruptAck, 3), Effect::Nothing);
+    assert_eq!(registers.read(Register::InterruptStatus), 1);
+    // Once more, after it was shown.
+    registers.set_interrupt(Cause::UsedBuffer);
+    assert_eq!(registers.write(Register::InterruptAck, 1), Effect::Nothing);
+    assert_eq!(registers.read(Register::InterruptStatus), 1);
+    assert_eq!(registers.write(Register::InterruptAck, 1), Effect::Nothing);
+    assert!(!registers.interrupt_pending());
+}
+
+/// virtio 1.3, 2.1.2: a failure is told with an interrupt, for which the driver is not ready before DRIVER_OK.
+#[test]
+fn a_failure_before_driver_ok_is_told_with_it() {
+    let mut registers = negotiated();
+    registers.set_needs_reset();
+    assert_eq!(registers.status(), ACK | DRIVER | FEATURES_OK);
+    assert!(!registers.must_tell_failure());
+    let all = ACK | DRIVER | FEATURES_OK | DRIVER_OK;
+    assert_eq!(registers.write(Register::Status, all), Effect::DriverOk);
+    assert_eq!(registers.status(), all | VIRTIO_CONFIG_S_NEEDS_RESET);
+    assert!(registers.must_tell_failure());
+}
+
+#[test]
+fn what_keeps_a_driver_from_getting_on_is_known() {
+    for (status, first) in [(2, 2), (8, 8), (4, 4), (0xb, 0), (0xe, 2), (5, 4), (9, 8)] {
+        let mut registers = register_file();
+        accept(&mut registers, REQUIRED);
+        let _ = registers.write(Register::Status, status);
+        let expected = (first != 0).then_some(Misstep::StatusOrder {
+            written: status,
+            first,
+        });
+        assert_eq!(registers.misstep(), expected, "{status:#x}");
+    }
+    for (features, expected) in [
+        (REQUIRED & !(1 << VIRTIO_F_VERSION_1), Misstep::Legacy),
+        (
+            REQUIRED & !(1 << VIRTIO_F_ACCESS_PLATFORM),
+            Misstep::NoAccessPlatform,
+        ),
+        (REQUIRED | 2, Misstep::UnknownFeatures(2)),
+    ] {
+        let mut registers = register_file();
+        accept(&mut registers, features);
+        let _ = registers.write(Register::Status, ACK | DRIVER | FEATURES_OK);
+        assert_eq!(registers.misstep(), Some(expected));
+    }
+    let mut registers = register_file();
+    let _ = set_up_queue(&mut registers, 1, 64);
+    assert_eq!(registers.misstep(), Some(Misstep::EarlyQueue(1)));
+    let mut registers = negotiated();
+    let all = ACK | DRIVER | FEATURES_OK | DRIVER_OK;
+    let _ = registers.write(Register::Status, all);
+    assert_eq!(registers.misstep(), Some(Misstep::NoQueue));
+    // It stays until a driver gets on.
+    let _ = registers.write(Register::Status, 0);
+    assert_eq!(registers.misstep(), Some(Misstep::NoQueue));
+    let mut registers = negotiated();
+    registers.misstep = Some(Misstep::Legacy);
+    let _ = set_up_queue(&mut registers, 0, 64);
+    let _ = registers.write(Register::Status, all);
+    assert_eq!(registers.misstep(), None);
+}
+
 #[test]
 fn there_is_no_shared_memory_region_and_no_queue_in_reset() {
     let mut registers = register_file();
@@ -333,6 +407,8 @@ proptest! {
                 prop_assert!(setup.layout.size <= [256, 64][index.get()]);
                 prop_assert_eq!(setup.features & !registers.offer.features, 0);
             }
+            registers.misstep = None;
+            registers.interrupt_shown = 0;
             let saved = serde_json::to_string(registers.set()).unwrap();
             let restored = RegisterFile::restore(
                 registers.offer.clone(),
