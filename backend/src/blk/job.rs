@@ -326,10 +326,13 @@ impl Job {
     }
 
     pub(super) fn into_completion(self) -> Completion {
-        let data = match (self.command, self.status) {
-            (Some(Command::Read { .. } | Command::GetId), Some(Status::Ok)) => self.done,
-            _ => 0,
+        // virtio 1.3, 2.7.8.2: no more than what was written from the first byte on without a gap. The status
+        // is the last byte, whatever lies before it.
+        let data = match self.command {
+            Some(Command::Read { .. } | Command::GetId) => self.done,
+            Some(Command::Write { .. } | Command::Flush) | None => 0,
         };
-        self.request.finish(data + 1)
+        let status = usize::from(data == self.writable_data());
+        self.request.finish(data + status)
     }
 }
