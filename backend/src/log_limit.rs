@@ -5,30 +5,37 @@ use std::time::{Duration, Instant};
 const LINES: u32 = 5;
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Lets five lines a minute through.
+/// Lets so many lines a minute through: five, unless it is told otherwise.
 #[derive(Debug)]
 pub struct LogLimit {
+    limit: u32,
     period_began: Instant,
     lines: u32,
 }
 
 impl Default for LogLimit {
     fn default() -> Self {
-        Self {
-            period_began: Instant::now(),
-            lines: 0,
-        }
+        Self::new(LINES)
     }
 }
 
 impl LogLimit {
+    /// Lets `limit` lines a minute through.
+    pub fn new(limit: u32) -> Self {
+        Self {
+            limit,
+            period_began: Instant::now(),
+            lines: 0,
+        }
+    }
+
     /// Whether to write the next line.
     pub fn allow(&mut self) -> bool {
         if self.period_began.elapsed() >= PERIOD {
-            *self = Self::default();
+            *self = Self::new(self.limit);
         }
-        self.lines += 1;
-        self.lines <= LINES
+        self.lines = self.lines.saturating_add(1);
+        self.lines <= self.limit
     }
 }
 

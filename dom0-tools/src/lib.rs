@@ -7,6 +7,7 @@ pub mod demo;
 mod disk_lock;
 pub mod ipc;
 pub mod libxl;
+pub mod log;
 pub mod polling;
 pub mod report;
 pub mod sandbox;

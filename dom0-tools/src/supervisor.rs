@@ -9,6 +9,7 @@ mod entry;
 mod guest;
 mod restarts;
 mod state_files;
+mod worker_log;
 mod worker_process;
 
 use crate::config::Config;
@@ -374,8 +375,9 @@ impl Supervisor {
 
     fn hear_worker(&mut self, token: Token) -> Result<(), XenStoreError> {
         let registry = self.poll.registry();
-        let stopping = |(worker, _): &&mut (WorkerProcess, _)| worker.token() == token;
+        let stopping = |(worker, _): &&mut (WorkerProcess, _)| worker.has(token);
         if let Some((worker, deadline)) = self.stopping.iter_mut().find(stopping) {
+            worker.read_log(token, registry, |_, _| {});
             if deadline.is_some() && worker.conversation.has_ended() {
                 *deadline = None;
                 worker.kill(registry);
@@ -389,6 +391,7 @@ impl Supervisor {
         else {
             return Ok(());
         };
+        guest.relay_log(token, registry);
         while let Some(message) = guest.hear(registry) {
             match message {
                 FromWorker::Attached { key } if guest.knows(key) => {

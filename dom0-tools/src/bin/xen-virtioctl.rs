@@ -47,10 +47,15 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say(&format!("error: {error:#}\n"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// A closed standard error is no reason to fail otherwise.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn run(command: Command) -> Result<String> {
@@ -106,6 +111,6 @@ fn check(file: &Path, config: &Config) -> Result<String> {
         return Ok(good);
     }
     // What is good is said as well, but not what a script would take for success.
-    eprint!("{good}");
+    say(&good);
     bail!("{}", findings.problems.join("\nerror: "))
 }

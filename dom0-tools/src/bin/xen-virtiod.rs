@@ -5,9 +5,8 @@ use clap::{Parser, Subcommand};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::filter::LevelFilter;
 use xen_virtio_dom0_tools::config::Config;
-use xen_virtio_dom0_tools::{control, supervisor, worker};
+use xen_virtio_dom0_tools::{control, log, supervisor, worker};
 
 /// Serves virtio devices to Xen guests, as their xl configurations say.
 #[derive(Parser)]
@@ -29,19 +28,11 @@ enum Role {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let wanted = std::env::var("XEN_VIRTIOD_LOG").unwrap_or_else(|_| "info".to_owned());
-    let level = wanted.parse::<LevelFilter>();
-    // journald has its own clock, and so has a terminal's reader.
-    tracing_subscriber::fmt()
-        .with_max_level(*level.as_ref().unwrap_or(&LevelFilter::INFO))
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .with_ansi(false)
-        .init();
-    if level.is_err() && arguments.role.is_none() {
+    if !log::start() && arguments.role.is_none() {
         tracing::warn!(
-            "XEN_VIRTIOD_LOG={wanted} is none of error, warn, info, debug, trace; info is logged"
+            "{}={:?} is none of error, warn, info, debug, trace; info is logged",
+            log::LEVEL_VARIABLE,
+            std::env::var_os(log::LEVEL_VARIABLE).unwrap_or_default()
         );
     }
     match run(&arguments) {
@@ -67,8 +58,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             };
             supervisor::run(config, control::SOCKET_PATH.as_ref())
         }
-        Some(Role::Worker { domid }) => {
-            let _guest = tracing::error_span!("guest", domid).entered();
+        // The argument is for whoever looks at the processes; the supervisor says which guest it is.
+        Some(Role::Worker { domid: _ }) => {
             worker::run(std::io::stdin().as_fd().try_clone_to_owned()?)
         }
     }

@@ -17,7 +17,11 @@ use mio::{Registry, Token};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
+use tracing::Level;
 use xen_virtio_backend::LogLimit;
+
+/// Lines a minute of a guest's workers, whichever of them write these.
+const WORKER_LINES: u32 = 30;
 
 pub(super) struct Guest {
     identity: Identity,
@@ -40,6 +44,8 @@ pub(super) struct Guest {
     server: Option<ServerReport>,
     /// Of lines that a worker can cause.
     log_limit: LogLimit,
+    /// Of lines that workers write.
+    worker_lines: LogLimit,
 }
 
 /// What a guest's worker is started with.
@@ -73,6 +79,7 @@ impl Guest {
             detaching: BTreeSet::new(),
             server: None,
             log_limit: LogLimit::default(),
+            worker_lines: LogLimit::new(WORKER_LINES),
         })
     }
 
@@ -219,7 +226,7 @@ impl Guest {
             earlier::end_workers(self.domid())?;
         }
         let token = Token(*tools.next_token);
-        *tools.next_token += 1;
+        *tools.next_token += WorkerProcess::TOKENS;
         WorkerProcess::start(self.domid(), &state, tools.config, tools.registry, token)
     }
 
@@ -305,7 +312,18 @@ impl Guest {
     pub(super) fn has_worker(&self, token: Token) -> bool {
         let dying = self.dying.iter().map(|(worker, _)| worker);
         let mut workers = self.worker.iter().chain(dying);
-        workers.any(|worker| worker.token() == token)
+        workers.any(|worker| worker.has(token))
+    }
+
+    /// Passes on what its workers have logged, if `token` is of one of their logs.
+    pub(super) fn relay_log(&mut self, token: Token, registry: &Registry) {
+        let dying = self.dying.iter_mut().map(|(worker, _)| worker);
+        let limit = &mut self.worker_lines;
+        for worker in self.worker.iter_mut().chain(dying) {
+            worker.read_log(token, registry, |level, line| {
+                relay(limit, &self.name, self.identity.domid, level, line);
+            });
+        }
     }
 
     /// Whether a report is to be expected of the worker with `token`.
@@ -457,6 +475,20 @@ impl Guest {
             error: self.error.clone(),
             server: self.server.take(),
         }
+    }
+}
+
+/// Logs a worker's line. Who asked for debug lines wants them all.
+fn relay(limit: &mut LogLimit, name: &str, domid: u16, level: Level, line: &str) {
+    if level > Level::INFO {
+        tracing::debug!("guest {name} ({domid}): {line}");
+    } else if !limit.allow() {
+    } else if level == Level::INFO {
+        tracing::info!("guest {name} ({domid}): {line}");
+    } else if level == Level::WARN {
+        tracing::warn!("guest {name} ({domid}): {line}");
+    } else {
+        tracing::error!("guest {name} ({domid}): {line}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! A worker as its supervisor sees it: a process, and the connection to it.
 
 use super::conversation::Conversation;
+use super::worker_log::WorkerLog;
 use crate::config::Config;
 use crate::ipc::{Channel, ToWorker};
 use anyhow::{Context, Result};
@@ -8,10 +9,12 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use tracing::Level;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::EventChannels;
 
@@ -22,6 +25,8 @@ pub(crate) const WORKER_ARGUMENT: &str = "worker";
 pub(super) struct WorkerProcess {
     child: Child,
     pub(super) conversation: Conversation,
+    /// Its log lines, until there will be no more.
+    log: Option<WorkerLog>,
     domid: u16,
     token: Token,
     /// It has been killed; readable when it has died.
@@ -29,7 +34,11 @@ pub(super) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts a worker for `domid`, with what it may use of Xen, and the guest's state.
+    /// Tokens that a worker has: of its conversation, and the one after it of its log.
+    pub(super) const TOKENS: usize = 2;
+
+    /// Starts a worker for `domid`, with what it may use of Xen, and the guest's state. `token` is the first of its
+    /// own [`WorkerProcess::TOKENS`].
     pub(super) fn start(
         domid: u16,
         state: &File,
@@ -44,18 +53,21 @@ impl WorkerProcess {
         EventChannels::restrict(&evtchn, Domid(domid))
             .context("restricting evtchn to the guest")?;
         let gntdev = open("/dev/xen/gntdev", 0)?;
-        let child = Command::new("/proc/self/exe")
+        let mut child = Command::new("/proc/self/exe")
             .arg0("xen-virtiod")
             .arg(WORKER_ARGUMENT)
             .arg(domid.to_string())
             .stdin(Stdio::from(theirs))
+            .stderr(Stdio::piped())
             // An interrupt from the terminal is the supervisor's; a worker serves on.
             .process_group(0)
             .spawn()
             .context("starting a worker process")?;
+        let log = child.stderr.take().map(WorkerLog::new);
         let mut worker = Self {
             child,
             conversation: Conversation::new(channel),
+            log: log.and_then(Result::ok),
             domid,
             token,
             dying: None,
@@ -71,8 +83,8 @@ impl WorkerProcess {
             poll_limit_us: config.polling.limit_us,
             cpu_percent: config.limits.cpu_percent,
         };
-        let begun = registry
-            .register(&mut SourceFd(&worker.raw_fd()), token, Interest::READABLE)
+        let begun = worker
+            .register(registry)
             .and_then(|()| worker.conversation.send(&start, &fds));
         match begun {
             Ok(()) => Ok(worker),
@@ -85,6 +97,17 @@ impl WorkerProcess {
         }
     }
 
+    fn register(&self, registry: &Registry) -> io::Result<()> {
+        let log = self.log.as_ref().map(WorkerLog::raw_fd);
+        let sources = [(Some(self.raw_fd()), self.token), (log, self.log_token())];
+        for (fd, token) in sources {
+            if let Some(fd) = fd {
+                registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
+            }
+        }
+        Ok(())
+    }
+
     fn raw_fd(&self) -> RawFd {
         self.conversation.as_fd().as_raw_fd()
     }
@@ -95,6 +118,33 @@ impl WorkerProcess {
 
     pub(super) fn token(&self) -> Token {
         self.token
+    }
+
+    fn log_token(&self) -> Token {
+        Token(self.token.0 + 1)
+    }
+
+    /// Whether `token` is one of its own.
+    pub(super) fn has(&self, token: Token) -> bool {
+        token == self.token || token == self.log_token()
+    }
+
+    /// Hands what it has logged to `line`, if `token` is its log's.
+    pub(super) fn read_log(
+        &mut self,
+        token: Token,
+        registry: &Registry,
+        line: impl FnMut(Level, &str),
+    ) {
+        if token != self.log_token() {
+            return;
+        }
+        if let Some(log) = &mut self.log
+            && !log.read(line)
+        {
+            let _ = registry.deregister(&mut SourceFd(&log.raw_fd()));
+            self.log = None;
+        }
     }
 
     pub(super) fn pid(&self) -> u32 {
