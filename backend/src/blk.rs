@@ -72,8 +72,11 @@ struct ActiveQueue {
 }
 
 impl Blk {
-    /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `lost_writes`
-    /// (a word) remembers a failed flush beyond this process.
+    /// Bytes of the state that a disk keeps beyond its process.
+    pub const KEPT: usize = 16;
+
+    /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `kept`
+    /// ([`Blk::KEPT`] bytes) remembers a failed flush beyond this process.
     ///
     /// # Errors
     ///
@@ -82,7 +85,7 @@ impl Blk {
         disk: Disk,
         serial: Serial,
         queues: u16,
-        lost_writes: StateArea,
+        kept: StateArea,
     ) -> std::io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
         Ok(Self {
@@ -90,7 +93,7 @@ impl Blk {
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
-            pipeline: Pipeline::new(disk, serial, lost_writes)?,
+            pipeline: Pipeline::new(disk, serial, kept)?,
             arrivals: Arrivals::default(),
             held: 0,
         })
@@ -280,6 +283,27 @@ impl Device for Blk {
         if self.queues[index.get()].take().is_some() {
             self.pipeline.forget(index.get());
         }
+    }
+
+    fn reset(&mut self) {
+        self.pipeline.forget_lost_writes();
+    }
+
+    fn resize(&mut self, bytes: u64) -> bool {
+        self.pipeline.resize(bytes);
+        let queues = u16::try_from(self.queues.len()).expect("at most MAX_QUEUES");
+        let config = config::config_space(self.pipeline.disk(), queues);
+        let changed = config != self.config;
+        self.config = config;
+        changed
+    }
+
+    fn warning(&self) -> Option<String> {
+        let error = self.pipeline.flush_error()?;
+        Some(format!(
+            "a flush has failed ({error}): what was written before it may be lost, and the driver was told; flushes work \
+             again after a reset of the device (a reboot of the guest)"
+        ))
     }
 
     fn counters(&self) -> DeviceCounters {

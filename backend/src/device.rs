@@ -160,5 +160,18 @@ pub trait Device {
     /// Forgets a queue, after waiting for what is in flight on it; nothing of it is mapped afterwards.
     fn stop_queue(&mut self, index: QueueIndex);
 
+    /// The driver resets the device, whose queues have been stopped.
+    fn reset(&mut self);
+
+    /// Shows `bytes` of what the device has, if it has a size. True if its configuration space has changed.
+    fn resize(&mut self, _bytes: u64) -> bool {
+        false
+    }
+
+    /// What whoever looks after the device should know, though it works.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
     fn counters(&self) -> DeviceCounters;
 }

@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<String> {
             disk,
             *b"xen-virtioctl demo\0\0",
             1,
-            StateArea::private(8)?,
+            StateArea::private(Blk::KEPT)?,
         )?)])
     })?;
     let written = (0..bytes).map(pattern).collect::<Vec<u8>>();

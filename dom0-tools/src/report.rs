@@ -182,6 +182,9 @@ impl EntryReport {
                     "{path}: needs a reset by the guest's driver: {failure}"
                 )?;
             }
+            for text in [&device.misstep, &device.warning].into_iter().flatten() {
+                writeln!(notes, "{path}: {text}")?;
+            }
             if device.refused_addresses > 0 {
                 writeln!(
                     notes,

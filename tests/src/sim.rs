@@ -65,7 +65,7 @@ pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimM
         .collect();
     SimMachine::start(AddressMode::Grants, move || {
         let blk = |disk| {
-            let kept = StateArea::private(8)?;
+            let kept = StateArea::private(Blk::KEPT)?;
             Ok(Box::new(Blk::new(disk, *b"a serial of 20 bytes", queues, kept)?) as _)
         };
         disks.into_iter().map(blk).collect()

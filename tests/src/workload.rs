@@ -128,7 +128,7 @@ fn blk_batch() -> Operation {
     file.as_file().set_len(1 << 20).expect("room for a disk");
     let disk = Disk::open(file.path(), false).expect("a disk");
     let mut blk =
-        Blk::new(disk, [0; 20], 1, StateArea::private(8).expect("memory")).expect("memory");
+        Blk::new(disk, [0; 20], 1, StateArea::private(Blk::KEPT).expect("memory")).expect("memory");
     let mut access = guest.memory().access(AddressMode::Grants);
     let setup = QueueSetup {
         layout: layout(&raw),

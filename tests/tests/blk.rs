@@ -348,7 +348,7 @@ fn sixteen_requests_at_once_keep_apart() {
 fn queues_have_their_turns() {
     let file = numbered_disk(SECTORS);
     let disk = Disk::open(file.path(), false).unwrap();
-    let mut blk = Blk::new(disk, [0; 20], 2, StateArea::private(8).unwrap()).unwrap();
+    let mut blk = Blk::new(disk, [0; 20], 2, StateArea::private(Blk::KEPT).unwrap()).unwrap();
     // Nobody answers this guest's traps: only its memory is used.
     let (_, guest) = simulate(256).unwrap();
     let driver = driver(&guest, 0);

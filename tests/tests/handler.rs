@@ -20,7 +20,7 @@ use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice, Registe
 fn machine<H: Hypervisor>(hypervisor: H) -> Machine<H> {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    let kept = StateArea::private(8).unwrap();
+    let kept = StateArea::private(Blk::KEPT).unwrap();
     let blk = Blk::new(Disk::open(file.path(), false).unwrap(), [0; 20], 1, kept).unwrap();
     let mode = AddressMode::Grants;
     let (access, line) = (

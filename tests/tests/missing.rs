@@ -22,7 +22,7 @@ const RUNNING: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
 fn disk(machine: &mut Machine<SimHypervisor>, state: DeviceState) -> MmioDevice {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    let kept = StateArea::private(8).unwrap();
+    let kept = StateArea::private(Blk::KEPT).unwrap();
     let blk = Blk::new(Disk::open(file.path(), false).unwrap(), [0; 20], 1, kept).unwrap();
     let (mode, hypervisor) = (AddressMode::Grants, machine.hypervisor());
     let (access, line) = (

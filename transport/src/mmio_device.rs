@@ -68,6 +68,9 @@ pub struct DeviceReport {
     /// What kept the driver from getting on, by its own doing.
     #[serde(default)]
     pub misstep: Option<String>,
+    /// What whoever looks after the device should know, though it works.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 impl MmioDevice {
@@ -202,6 +205,7 @@ impl MmioDevice {
             Effect::StopQueue(index) => self.device.stop_queue(index),
             Effect::Reset => {
                 self.stop_queues();
+                self.device.reset();
                 self.access.invalidate();
                 self.failure = None;
             }
@@ -259,6 +263,18 @@ impl MmioDevice {
             Err(error) => {
                 self.fail(&error);
                 Activity::Idle
+            }
+        }
+    }
+
+    /// Shows `bytes` of what the device has from now on, and tells the driver (virtio 1.3, 2.5).
+    pub fn resize(&mut self, bytes: u64) {
+        if self.device.resize(bytes) {
+            self.registers.change_configuration();
+            self.state.save(self.registers.set());
+            if self.registers.is_live() {
+                self.interrupt
+                    .raise(Cause::Configuration, &mut self.registers);
             }
         }
     }
@@ -342,6 +358,7 @@ impl MmioDevice {
             submit_ns: device.time.submit,
             copy_out_ns: device.time.copy_out,
             failure: self.failure.clone(),
+            warning: self.device.warning(),
             misstep: self.registers.misstep().map(|misstep| misstep.to_string()),
         }
     }

@@ -517,6 +517,11 @@ impl RegisterFile {
         self.needs_reset() && self.has_status(VIRTIO_CONFIG_S_DRIVER_OK)
     }
 
+    /// The configuration space has changed (virtio 1.3, 2.5.1).
+    pub fn change_configuration(&mut self) {
+        self.set.config_generation = self.set.config_generation.wrapping_add(1);
+    }
+
     pub(crate) fn set_interrupt(&mut self, cause: Cause) {
         self.interrupt_status |= cause.bit();
         self.interrupt_shown &= !cause.bit();

@@ -1,9 +1,10 @@
 //! What a guest's disk is kept in: a raw file or a block device.
 
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use xen_virtio_guest_mapping::PAGE_SIZE;
 
@@ -15,6 +16,7 @@ pub const SECTOR: u64 = 512;
 const FILE_BLOCK: u32 = 512;
 
 const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
+const O_PATH: i32 = OFlags::PATH.bits() as i32;
 
 /// Why a path cannot be a guest's disk.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,12 @@ pub enum DiskError {
     Kind { path: PathBuf },
     #[error("disk {}: {bytes} bytes are less than a sector of {SECTOR}", .path.display())]
     Empty { path: PathBuf, bytes: u64 },
+    #[error(
+        "disk {}: is a read-only device (blockdev --getro), and the guest is to write it: make it writable, or give it \
+         to the guest with access=ro",
+        .path.display()
+    )]
+    ReadOnly { path: PathBuf },
 }
 
 /// An open disk. Its size is fixed when it is opened: no request changes it.
@@ -47,6 +55,20 @@ impl Disk {
     ///
     /// [`DiskError`], which names the path.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
+        let disk = Self::open_again(path, read_only)?;
+        if !read_only && disk.device_is_read_only() {
+            return Err(DiskError::ReadOnly { path: path.into() });
+        }
+        Ok(disk)
+    }
+
+    /// As [`Disk::open`], for a guest that has had the disk: what its driver settled on holds, whatever has
+    /// become of the device meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Disk::open`].
+    pub fn open_again(path: &Path, read_only: bool) -> Result<Self, DiskError> {
         let mode = if read_only {
             "reading"
         } else {
@@ -57,13 +79,13 @@ impl Disk {
             mode,
             source,
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            // A FIFO in its place must not make us wait for its other end.
-            .custom_flags(O_NONBLOCK)
-            .open(path)
-            .map_err(open_error)?;
+        let place = look_at(path).map_err(open_error)?;
+        let kind = place.metadata().map_err(open_error)?.file_type();
+        // Opening alone starts a watchdog, rewinds a tape, or waits for a FIFO's other end.
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::Kind { path: path.into() });
+        }
+        let file = open_place(&place, read_only, 0).map_err(open_error)?;
         Self::from_file(file, read_only).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => DiskError::Kind { path: path.into() },
             io::ErrorKind::UnexpectedEof => DiskError::Empty {
@@ -72,6 +94,16 @@ impl Disk {
             },
             _ => open_error(error),
         })
+    }
+
+    /// Whether somebody uses the block device as a whole: a file system that is mounted, another device that is
+    /// made of it, a disk of Xen's own back-end. False for a file.
+    pub fn is_claimed(&self) -> bool {
+        let is_block = self.file.metadata().is_ok_and(|data| data.file_type().is_block_device());
+        // Without O_CREAT this asks for a block device for oneself alone (open(2)), here for a moment.
+        let excl = OFlags::EXCL.bits().cast_signed();
+        let alone = || open_place(&self.file, true, excl);
+        is_block && alone().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
     }
 
     /// A disk of a file that somebody else opened, for writing unless `read_only`.
@@ -118,6 +150,28 @@ impl Disk {
         self.read_only
     }
 
+    /// Shows `bytes` of the disk, whole sectors, whatever it has: what the guest was told of.
+    pub fn set_bytes(&mut self, bytes: u64) {
+        self.bytes = bytes / SECTOR * SECTOR;
+    }
+
+    /// What the disk has now, a multiple of [`SECTOR`].
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn measure(&self) -> io::Result<u64> {
+        // A place in the file that nothing depends on: transfers name theirs.
+        Ok((&self.file).seek(SeekFrom::End(0))? / SECTOR * SECTOR)
+    }
+
+    /// Whether the block device takes no writes, whatever it was opened for.
+    fn device_is_read_only(&self) -> bool {
+        let data = self.file.metadata();
+        let device = data.map(|data| data.file_type().is_block_device().then(|| data.rdev()));
+        device.is_ok_and(|device| device.is_some_and(|device| attribute(device, "ro").is_some_and(|ro| ro == "1")))
+    }
+
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -126,6 +180,42 @@ impl Disk {
     pub fn contains(&self, offset: u64, len: u64) -> bool {
         len.is_multiple_of(SECTOR) && offset.checked_add(len).is_some_and(|end| end <= self.bytes)
     }
+}
+
+/// What is at `path`, opened for nothing but to be looked at. For a block device that is the kernel's own node of it,
+/// whichever of its nodes the path names: a lock is of a node.
+fn look_at(path: &Path) -> io::Result<File> {
+    let look = |path: &Path| OpenOptions::new().read(true).custom_flags(O_PATH).open(path);
+    let place = look(path)?;
+    let data = place.metadata()?;
+    if !data.file_type().is_block_device() {
+        return Ok(place);
+    }
+    let name = attribute(data.rdev(), "uevent").and_then(|uevent| {
+        let mut lines = uevent.lines();
+        lines.find_map(|line| line.strip_prefix("DEVNAME=").map(str::to_owned))
+    });
+    let own = name.and_then(|name| look(&Path::new("/dev").join(name)).ok());
+    let is_same = |own: &File| {
+        own.metadata().is_ok_and(|own| own.file_type().is_block_device() && own.rdev() == data.rdev())
+    };
+    Ok(own.filter(is_same).unwrap_or(place))
+}
+
+/// What sysfs says of a block device, on one line or more.
+fn attribute(device: u64, name: &str) -> Option<String> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{name}")).ok()?;
+    Some(text.trim_end().to_owned())
+}
+
+/// Opens what was looked at, and nothing else, whatever its path leads to by now.
+fn open_place(place: &File, read_only: bool, flags: i32) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(O_NONBLOCK | flags)
+        .open(format!("/proc/self/fd/{}", place.as_raw_fd()))
 }
 
 /// Whether every sector can be transferred past the page cache, which would hold in dom0's memory what the
@@ -169,6 +259,31 @@ mod tests {
         }
     }
 
+    /// A FIFO of which nobody has the other end: opening it for reading does not fail, and does not go unnoticed.
+    #[test]
+    fn what_is_no_disk_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("watchdog");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let link = directory.path().join("disk.img");
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
+        let opened = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let sees = std::sync::Arc::clone(&opened);
+        std::thread::spawn(move || {
+            // Waits for a reader.
+            let _writer = OpenOptions::new().write(true).open(fifo);
+            sees.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        for read_only in [true, false] {
+            let refused = Disk::open(&link, read_only);
+            assert!(matches!(refused, Err(DiskError::Kind { .. })), "{refused:?}");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!opened.load(std::sync::atomic::Ordering::SeqCst), "it was opened");
+    }
+
     #[test]
     fn what_is_no_disk_is_refused_with_its_path() {
         let directory = tempfile::tempdir().unwrap();
@@ -178,6 +293,7 @@ mod tests {
             (directory.path(), false),
             (Path::new("/nonexistent/disk.img"), false),
             (Path::new("/dev/null"), false),
+            (Path::new("/dev/tty"), true),
             (empty.path(), false),
         ] {
             let error = Disk::open(path, read_only).unwrap_err().to_string();

@@ -17,6 +17,12 @@ const MEMORY: u16 = 0;
 /// Marks the flush among what ends; the others have their id.
 const FLUSH: u64 = u64::MAX;
 
+/// Words that outlive this process. The first is not zero once a flush has failed, until the driver resets the
+/// device: a later one would say that all is well.
+const LOST_WRITES: usize = 0;
+/// The errno of the last flush that failed, zero if none has.
+const FLUSH_ERROR: usize = 1;
+
 /// What is asked of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -50,8 +56,7 @@ pub(super) struct DiskIo {
     /// lost pages once, so two at the same time could not both know.
     flushing: Vec<u16>,
     flush_next: Vec<u16>,
-    /// Not zero once a flush has failed: a later one would say that all is well.
-    lost_writes: StateArea,
+    kept: StateArea,
     disk: Disk,
     memory: MmapRegion<()>,
 }
@@ -75,7 +80,7 @@ impl DiskIo {
         disk: Disk,
         bytes: usize,
         depth: u16,
-        lost_writes: StateArea,
+        kept: StateArea,
     ) -> io::Result<Self> {
         let memory = MmapRegion::new(bytes).map_err(io::Error::other)?;
         let engine = match uring(&disk, &memory, depth) {
@@ -97,7 +102,7 @@ impl DiskIo {
             submissions: 0,
             flushing: Vec::new(),
             flush_next: Vec::new(),
-            lost_writes,
+            kept,
             disk,
             memory,
         })
@@ -105,6 +110,11 @@ impl DiskIo {
 
     pub(super) fn disk(&self) -> &Disk {
         &self.disk
+    }
+
+    /// Shows `bytes` of the disk from now on.
+    pub(super) fn resize(&mut self, bytes: u64) {
+        self.disk.set_bytes(bytes);
     }
 
     pub(super) fn memory(&self) -> VolatileSlice<'_> {
@@ -136,7 +146,10 @@ impl DiskIo {
     /// If more transfers are in flight than there is room for.
     pub(super) fn begin(&mut self, transfer: Transfer) {
         self.in_flight += 1;
-        if transfer.kind == Kind::Flush {
+        if transfer.kind == Kind::Flush && self.disk.read_only() {
+            // There is nothing that could be lost, and some devices refuse to look.
+            self.ended.push_back((transfer.id, Ok(0)));
+        } else if transfer.kind == Kind::Flush {
             self.flush_next.push(transfer.id);
             self.begin_flush();
         } else {
@@ -150,7 +163,7 @@ impl DiskIo {
             return;
         }
         std::mem::swap(&mut self.flushing, &mut self.flush_next);
-        if self.lost_writes.load(0) != 0 {
+        if self.kept.load(LOST_WRITES) != 0 {
             self.end_flush(Err(io::Error::other(
                 "an earlier flush failed, and what it lost is gone",
             )));
@@ -166,8 +179,12 @@ impl DiskIo {
 
     /// Ends all the flushes that one stood for, and begins the next.
     fn end_flush(&mut self, result: io::Result<usize>) {
-        if result.is_err() {
-            self.lost_writes.store(0, 1);
+        if let Err(error) = &result {
+            if self.kept.load(LOST_WRITES) == 0 {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.kept.store(FLUSH_ERROR, u64::from(errno.unsigned_abs()));
+            }
+            self.kept.store(LOST_WRITES, 1);
         }
         let message = result.err().map(|error| error.to_string());
         for id in self.flushing.drain(..) {
@@ -178,6 +195,17 @@ impl DiskIo {
             self.ended.push_back((id, result));
         }
         self.begin_flush();
+    }
+
+    /// A new driver begins: its flushes answer for its own writes, and not for what the last one was told is lost.
+    pub(super) fn forget_lost_writes(&mut self) {
+        self.kept.store(LOST_WRITES, 0);
+    }
+
+    /// The error of the last flush that failed, whichever process it failed in.
+    pub(super) fn flush_error(&self) -> Option<io::Error> {
+        let errno = i32::try_from(self.kept.load(FLUSH_ERROR)).ok()?;
+        (errno != 0).then(|| io::Error::from_raw_os_error(errno))
     }
 
     fn push(&mut self, transfer: Transfer) {
@@ -349,6 +377,7 @@ fn perform(disk: &Disk, memory: &MmapRegion<()>, transfer: &Transfer) -> io::Res
 
 #[cfg(test)]
 mod tests {
+    use super::super::Blk;
     use super::*;
     use vm_memory::Bytes;
 
@@ -356,7 +385,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         let disk = Disk::open(file.path(), false).unwrap();
-        let mut io = DiskIo::new(disk, 1 << 16, 8, StateArea::private(8).unwrap()).unwrap();
+        let mut io = DiskIo::new(disk, 1 << 16, 8, StateArea::private(Blk::KEPT).unwrap()).unwrap();
         if !uring {
             io.engine = Engine::Blocking(Vec::new());
         }
@@ -402,18 +431,39 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_after_a_failed_one_fails_for_good() {
+    fn a_flush_after_a_failed_one_fails_until_a_new_driver_begins() {
         for uring in [true, false] {
             let (_file, mut io) = disk_io(&[0; 4096], uring);
-            io.lost_writes.store(0, 1);
+            assert!(io.flush_error().is_none());
+            io.flushing.push(4);
+            io.in_flight += 1;
+            io.end_flush(Err(io::Error::from_raw_os_error(libc::ENOSPC)));
             io.begin(transfer(5, Kind::Flush, 0, 0..0));
             io.begin(transfer(6, Kind::Read, 0, 0..512));
             assert_eq!(
                 results(&mut io),
-                [(5, None), (6, Some(512))],
+                [(4, None), (5, None), (6, Some(512))],
                 "uring {uring}"
             );
+            io.forget_lost_writes();
+            io.begin(transfer(7, Kind::Flush, 0, 0..0));
+            assert_eq!(results(&mut io), [(7, Some(0))], "uring {uring}");
+            // The reason stays for whoever looks.
+            let error = io.flush_error().and_then(|error| error.raw_os_error());
+            assert_eq!(error, Some(libc::ENOSPC));
         }
+    }
+
+    #[test]
+    fn a_flush_of_what_cannot_be_dirty_succeeds() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let disk = Disk::open(file.path(), true).unwrap();
+        let kept = StateArea::private(Blk::KEPT).unwrap();
+        kept.store(LOST_WRITES, 1);
+        let mut io = DiskIo::new(disk, 1 << 16, 8, kept).unwrap();
+        io.begin(transfer(1, Kind::Flush, 0, 0..0));
+        assert_eq!(results(&mut io), [(1, Some(0))]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Pipeline {
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub(super) fn new(disk: Disk, serial: Serial, lost_writes: StateArea) -> io::Result<Self> {
+    pub(super) fn new(disk: Disk, serial: Serial, kept: StateArea) -> io::Result<Self> {
         let desks = usize::from(MAX_JOBS) * DESK;
         let bytes = desks + DATA;
         let room = usize::from(MAX_JOBS);
@@ -57,7 +57,7 @@ impl Pipeline {
             waiting: VecDeque::with_capacity(room),
             ended: Vec::with_capacity(room),
             pool: Pool::new(desks..bytes),
-            io: DiskIo::new(disk, bytes, MAX_JOBS, lost_writes)?,
+            io: DiskIo::new(disk, bytes, MAX_JOBS, kept)?,
             serial,
             counters: DeviceCounters::default(),
             log_limit: LogLimit::default(),
@@ -69,6 +69,19 @@ impl Pipeline {
 
     pub(super) fn disk(&self) -> &Disk {
         self.io.disk()
+    }
+
+    /// Shows `bytes` of the disk from now on.
+    pub(super) fn resize(&mut self, bytes: u64) {
+        self.io.resize(bytes);
+    }
+
+    pub(super) fn forget_lost_writes(&mut self) {
+        self.io.forget_lost_writes();
+    }
+
+    pub(super) fn flush_error(&self) -> Option<io::Error> {
+        self.io.flush_error()
     }
 
     pub(super) fn events(&self) -> Option<BorrowedFd<'_>> {

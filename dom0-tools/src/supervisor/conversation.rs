@@ -87,7 +87,13 @@ fn readable(message: FromWorker) -> FromWorker {
             mut devices,
         } => {
             for (_, device) in &mut devices {
-                device.failure = device.failure.as_deref().map(on_a_line);
+                for text in [
+                    &mut device.failure,
+                    &mut device.misstep,
+                    &mut device.warning,
+                ] {
+                    *text = text.as_deref().map(on_a_line);
+                }
                 let traps = std::mem::take(&mut device.traps_by_register).into_iter();
                 device.traps_by_register = traps
                     .map(|(register, count)| (on_a_line(&register), count))
