@@ -10,9 +10,11 @@ mod io;
 mod job;
 mod pipeline;
 mod pool;
+mod ring;
 mod stopwatch;
 
 pub use disk::{Disk, DiskError, SECTOR};
+pub use ring::RingStock;
 
 use crate::device::{
     Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Turn,
@@ -73,7 +75,8 @@ struct ActiveQueue {
 
 impl Blk {
     /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `lost_writes`
-    /// (a word) remembers a failed flush beyond this process.
+    /// (a word) remembers a failed flush beyond this process. The disk has a ring of `rings` while it lives;
+    /// without one it does one transfer after the other.
     ///
     /// # Errors
     ///
@@ -83,6 +86,7 @@ impl Blk {
         serial: Serial,
         queues: u16,
         lost_writes: StateArea,
+        rings: &RingStock,
     ) -> std::io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
         Ok(Self {
@@ -90,7 +94,7 @@ impl Blk {
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
-            pipeline: Pipeline::new(disk, serial, lost_writes)?,
+            pipeline: Pipeline::new(disk, serial, lost_writes, rings)?,
             arrivals: Arrivals::default(),
             held: 0,
         })
