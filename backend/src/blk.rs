@@ -10,9 +10,11 @@ mod io;
 mod job;
 mod pipeline;
 mod pool;
+mod ring;
 mod stopwatch;
 
 pub use disk::{Disk, DiskError, SECTOR};
+pub use ring::RingStock;
 
 use crate::device::{
     Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Turn,
@@ -76,7 +78,8 @@ impl Blk {
     pub const KEPT: usize = 16;
 
     /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `kept`
-    /// ([`Blk::KEPT`] bytes) remembers a failed flush beyond this process.
+    /// ([`Blk::KEPT`] bytes) remembers a failed flush beyond this process. The disk has a ring of `rings` while it lives;
+    /// without one it does one transfer after the other.
     ///
     /// # Errors
     ///
@@ -86,6 +89,7 @@ impl Blk {
         serial: Serial,
         queues: u16,
         kept: StateArea,
+        rings: &RingStock,
     ) -> std::io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
         Ok(Self {
@@ -93,7 +97,7 @@ impl Blk {
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
-            pipeline: Pipeline::new(disk, serial, kept)?,
+            pipeline: Pipeline::new(disk, serial, kept, rings)?,
             arrivals: Arrivals::default(),
             held: 0,
         })

@@ -19,7 +19,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virtio_drivers::device::blk::VirtIOBlk;
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Device, StateArea};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
@@ -78,6 +78,7 @@ pub fn run(options: &Options) -> Result<String> {
             *b"xen-virtioctl demo\0\0",
             1,
             StateArea::private(Blk::KEPT)?,
+            &RingStock::new(1),
         )?)])
     })?;
     let written = (0..bytes).map(pattern).collect::<Vec<u8>>();

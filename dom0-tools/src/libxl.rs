@@ -9,6 +9,9 @@ use xen_virtio_transport::MmioRange;
 /// Bytes of a device's page (`VIRTIO_MMIO_DEV_SIZE` in libxl).
 const PAGE_LEN: u64 = 0x200;
 
+/// Virtio devices that a guest can have: libxl has the interrupts 33 to 43 for them.
+pub const MAX_DEVICES: usize = 11;
+
 /// Which of libxl's two forms an entry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -14,6 +14,9 @@ use seccompiler::{
     SeccompRule,
 };
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use xen_virtio_backend::blk::RingStock;
 use xen_virtio_guest_mapping::xen::abi as memory;
 use xen_virtio_transport::xen::abi as events;
 
@@ -31,6 +34,15 @@ const MAX_LOCKED: u64 = 64 << 20;
 /// The directory that becomes the worker's root: any that is there.
 const MOUNT_POINT: &str = "/proc";
 
+/// There on a kernel that has network namespaces.
+const NETWORK_NAMESPACE: &str = "/proc/self/ns/net";
+
+/// How readily the kernel ends this process when memory runs out, from -1000 to 1000.
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+/// A worker goes before the supervisor, whose value it has inherited, and before most of dom0: another worker
+/// follows it.
+const WORKER_OOM_SCORE_ADJ: &str = "500";
+
 /// The user, and the group, that serves guest `domid` and does nothing else.
 pub fn user(domid: u16) -> u32 {
     FIRST_USER + u32::from(domid)
@@ -41,15 +53,28 @@ pub(crate) fn guest_of(user: u32) -> Option<u16> {
     user.checked_sub(FIRST_USER)?.try_into().ok()
 }
 
+/// Says what the kernel lacks of a worker's sandbox: once, for all workers.
+pub(crate) fn report_missing() {
+    if !Path::new(NETWORK_NAMESPACE).exists() {
+        tracing::warn!(
+            "the kernel has no network namespaces (CONFIG_NET_NS): workers stay in dom0's network; no worker \
+             can make a socket there, since its system call filter and its io_urings refuse that"
+        );
+    }
+}
+
 /// Makes this process the prisoner that serves guest `domid`. It must have one thread, and be root.
+/// `prepare` makes what the filter lets nobody make. It runs without privilege, before the filter.
 ///
 /// # Errors
 ///
 /// What could not be given up; the worker must not serve then.
-pub fn enter(domid: u16) -> Result<()> {
+pub fn enter<T>(domid: u16, prepare: impl FnOnce() -> T) -> Result<T> {
+    fs::write(OOM_SCORE_ADJ, WORKER_OOM_SCORE_ADJ)
+        .with_context(|| format!("writing {OOM_SCORE_ADJ}"))?;
     leave_file_systems().context("leaving the file systems")?;
     match unshare(CloneFlags::CLONE_NEWNET) {
-        // A kernel without network namespaces: the filter lets no socket be made.
+        // A kernel without network namespaces, see `report_missing`.
         Ok(()) | Err(Errno::EINVAL) => {}
         Err(error) => return Err(error).context("leaving the network"),
     }
@@ -67,8 +92,11 @@ pub fn enter(domid: u16) -> Result<()> {
     // The last of root's capabilities go with this.
     setresuid(Uid::from_raw(id), Uid::from_raw(id), Uid::from_raw(id)).context("changing user")?;
     prctl::set_no_new_privs().context("giving up new privileges")?;
+    // As this user: a ring that root had made would not be held to MAX_LOCKED.
+    let prepared = prepare();
     let filter = filter().context("building the system call filter")?;
-    seccompiler::apply_filter(&filter).context("installing the system call filter")
+    seccompiler::apply_filter(&filter).context("installing the system call filter")?;
+    Ok(prepared)
 }
 
 /// An empty root that cannot be written, in a mount namespace of its own.
@@ -115,9 +143,9 @@ fn filter() -> Result<BpfProgram> {
         libc::SYS_brk,
         libc::SYS_futex,
         libc::SYS_sched_yield,
-        libc::SYS_io_uring_setup,
+        // The filter sees no entry of a ring. The rings that are there are restricted to a disk's transfers, and
+        // without `io_uring_setup` there are no others.
         libc::SYS_io_uring_enter,
-        libc::SYS_io_uring_register,
         libc::SYS_pread64,
         libc::SYS_pwrite64,
         libc::SYS_fdatasync,
@@ -142,7 +170,11 @@ fn filter() -> Result<BpfProgram> {
     ];
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         always.into_iter().map(|call| (call, Vec::new())).collect();
-    rules.insert(libc::SYS_ioctl, ioctls()?);
+    rules.insert(libc::SYS_ioctl, one_of(1, IOCTLS)?);
+    // A ring is told of its disk and its buffer when the disk is attached, which may be at any time. The ring's
+    // restrictions allow the same operations; the filter also stops those that need no ring.
+    let register_ops = RingStock::REGISTER_OPS.map(u64::from);
+    rules.insert(libc::SYS_io_uring_register, one_of(1, register_ops)?);
     // No memory that can be executed.
     let not_executable = SeccompCondition::new(
         2,
@@ -162,22 +194,24 @@ fn filter() -> Result<BpfProgram> {
     Ok(filter.try_into()?)
 }
 
-fn ioctls() -> Result<Vec<SeccompRule>> {
-    let requests = [
-        memory::IOCTL_GNTDEV_MAP_GRANT_REF,
-        memory::IOCTL_GNTDEV_UNMAP_GRANT_REF,
-        memory::IOCTL_GNTDEV_GRANT_COPY,
-        memory::IOCTL_PRIVCMD_MMAPBATCH_V2,
-        memory::IOCTL_PRIVCMD_MMAP_RESOURCE,
-        events::IOCTL_PRIVCMD_DM_OP,
-        events::IOCTL_EVTCHN_BIND_INTERDOMAIN,
-        events::IOCTL_EVTCHN_NOTIFY,
-        BLKSSZGET,
-    ];
+const IOCTLS: [u64; 9] = [
+    memory::IOCTL_GNTDEV_MAP_GRANT_REF,
+    memory::IOCTL_GNTDEV_UNMAP_GRANT_REF,
+    memory::IOCTL_GNTDEV_GRANT_COPY,
+    memory::IOCTL_PRIVCMD_MMAPBATCH_V2,
+    memory::IOCTL_PRIVCMD_MMAP_RESOURCE,
+    events::IOCTL_PRIVCMD_DM_OP,
+    events::IOCTL_EVTCHN_BIND_INTERDOMAIN,
+    events::IOCTL_EVTCHN_NOTIFY,
+    BLKSSZGET,
+];
+
+/// A system call whose argument number `argument` is one of `values`.
+fn one_of<const N: usize>(argument: u8, values: [u64; N]) -> Result<Vec<SeccompRule>> {
     let mut rules = Vec::new();
-    for request in requests {
+    for value in values {
         let condition =
-            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
         rules.push(SeccompRule::new(vec![condition])?);
     }
     Ok(rules)
@@ -185,3 +219,13 @@ fn ioctls() -> Result<Vec<SeccompRule>> {
 
 /// `_IO(0x12, 104)` (`linux/fs.h`): a block device's logical block size.
 const BLKSSZGET: u64 = 0x1268;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_can_be_built() {
+        assert!(!filter().unwrap().is_empty());
+    }
+}

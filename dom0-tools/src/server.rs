@@ -105,8 +105,14 @@ impl<H: Hypervisor> Server<H> {
             let registry = self.poll.registry();
             registry.register(&mut SourceFd(&events), DEVICE, Interest::READABLE)?;
         }
-        // A device that is not added is dropped, and its registration with it.
-        Ok(self.machine.add(range, device)?)
+        let added = self.machine.add(range, device);
+        if added.is_err()
+            && let Some(events) = events
+        {
+            // The device was dropped; its ring, which is what was registered, may live on in the stock.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&events));
+        }
+        Ok(added?)
     }
 
     /// Keeps the place of a device that cannot be served now, see [`Machine::add_missing`].

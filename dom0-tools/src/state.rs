@@ -25,8 +25,9 @@ const SERVER_WORD: usize = 2;
 
 /// Bytes before the first slot.
 const HEADER: usize = 4096;
-/// Devices that there is room for: libxl has addresses for eleven.
+/// Devices that there is room for.
 const SLOTS: usize = 16;
+const _: () = assert!(SLOTS >= libxl::MAX_DEVICES);
 /// A slot: which device, the device's own words, its registers and queues.
 const NAME: usize = 1024;
 const OWN: usize = 4096 - NAME;

@@ -17,6 +17,7 @@ use crate::control::Question;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{self, State};
 use crate::report::Report;
+use crate::sandbox;
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result};
 use clients::Clients;
@@ -64,6 +65,7 @@ pub fn run(config: Config, control_socket: &Path) -> Result<()> {
         SIGNALS,
         Interest::READABLE,
     )?;
+    sandbox::report_missing();
     supervisor.start()?;
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

@@ -2,7 +2,7 @@
 
 use crate::disk_lock::{self, Earlier, LockError};
 use crate::ipc::{Channel, FromWorker, ToWorker};
-use crate::libxl::EntryKey;
+use crate::libxl::{EntryKey, MAX_DEVICES};
 use crate::server::Server;
 use crate::state::{Backing, GuestState};
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
-use xen_virtio_backend::blk::{Blk, Disk, Serial};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock, Serial};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
@@ -34,7 +34,7 @@ const MAX_DISK_QUEUES: usize = 4;
 /// What keeps the guest from being served; the supervisor is told too.
 pub fn run(socket: OwnedFd) -> Result<()> {
     let channel = Channel::new(socket);
-    let (server, state) = match start(&channel) {
+    let (server, state, rings) = match start(&channel) {
         Ok(Some(started)) => started,
         Ok(None) => return Ok(()),
         Err(error) => {
@@ -52,6 +52,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
         channel,
         server,
         state,
+        rings,
         slots: BTreeMap::new(),
         begun: false,
         supervised: true,
@@ -61,7 +62,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
 
 /// Takes what the supervisor hands over, and the guest from an earlier worker if there was one. `None` if
 /// there is no supervisor any more.
-fn start(channel: &Channel) -> Result<Option<(Server<XenGuest>, GuestState)>> {
+fn start(channel: &Channel) -> Result<Option<(Server<XenGuest>, GuestState, RingStock)>> {
     wait_readable(channel)?;
     let (message, fds) = channel.receive()?.context("the supervisor sent nothing")?;
     let ToWorker::Start {
@@ -74,7 +75,8 @@ fn start(channel: &Channel) -> Result<Option<(Server<XenGuest>, GuestState)>> {
     };
     let [privcmd, evtchn, gntdev, state] = <[OwnedFd; 4]>::try_from(fds)
         .map_err(|fds| anyhow!("{} descriptors instead of 4", fds.len()))?;
-    crate::sandbox::enter(domid).context("going into the sandbox")?;
+    let rings = crate::sandbox::enter(domid, || RingStock::new(MAX_DEVICES))
+        .context("going into the sandbox")?;
     // The next supervisor ends the workers that it finds by their user, which this one has had since the
     // line before. Whose supervisor had ended by then ends by itself, before it touches the guest.
     if !channel.is_connected()? {
@@ -94,7 +96,7 @@ fn start(channel: &Channel) -> Result<Option<(Server<XenGuest>, GuestState)>> {
     };
     let guest = XenGuest::open(privcmd, File::from(gntdev), evtchn, server)?;
     let server = Server::new(guest, Duration::from_micros(poll_limit_us), cpu_percent)?;
-    Ok(Some((server, state)))
+    Ok(Some((server, state, rings)))
 }
 
 fn wait_readable(channel: &Channel) -> io::Result<()> {
@@ -112,6 +114,8 @@ struct Worker {
     server: Server<XenGuest>,
     channel: Channel,
     state: GuestState,
+    /// A ring for each device that the guest can have: none can be made in the sandbox.
+    rings: RingStock,
     slots: BTreeMap<EntryKey, Slot>,
     /// The guest may be answered: whatever device it knows is here.
     begun: bool,
@@ -291,8 +295,8 @@ impl Worker {
             .state
             .slot(new.key, new.range.base, backing, new.served)?;
         let hypervisor = self.server.hypervisor();
-        let queues = hypervisor.vcpus().min(MAX_DISK_QUEUES);
-        let blk = Blk::new(disk, padded(serial), queues.try_into()?, state.own)?;
+        let queues = u16::try_from(hypervisor.vcpus().min(MAX_DISK_QUEUES))?;
+        let blk = Blk::new(disk, padded(serial), queues, state.own, &self.rings)?;
         let access = hypervisor.guest_access(new.mode);
         let line = hypervisor.interrupt_line(new.irq);
         let device = MmioDevice::new(Box::new(blk), new.mode, access, line, state.device)?;

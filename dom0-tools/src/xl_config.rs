@@ -300,7 +300,7 @@ mod tests {
         for (target, expected) in [
             (
                 path,
-                "cannot be opened for reading and writing: Is a directory",
+                "is neither a regular file nor a block device",
             ),
             (
                 "/no/such.img",

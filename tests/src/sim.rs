@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::StateArea;
-use xen_virtio_backend::blk::{Blk, Disk, SECTOR};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock, SECTOR};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, SimMachine};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::sim::SimMemory;
@@ -66,7 +66,8 @@ pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimM
     SimMachine::start(AddressMode::Grants, move || {
         let blk = |disk| {
             let kept = StateArea::private(Blk::KEPT)?;
-            Ok(Box::new(Blk::new(disk, *b"a serial of 20 bytes", queues, kept)?) as _)
+            let serial = *b"a serial of 20 bytes";
+            Ok(Box::new(Blk::new(disk, serial, queues, kept, &RingStock::new(1))?) as _)
         };
         disks.into_iter().map(blk).collect()
     })

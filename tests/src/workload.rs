@@ -5,7 +5,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::VolatileSlice;
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{
     Device, DeviceType, QueueIndex, QueueJournal, QueueLayout, QueueSetup, StateArea, VirtQueue,
 };
@@ -127,8 +127,8 @@ fn blk_batch() -> Operation {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.as_file().set_len(1 << 20).expect("room for a disk");
     let disk = Disk::open(file.path(), false).expect("a disk");
-    let mut blk =
-        Blk::new(disk, [0; 20], 1, StateArea::private(Blk::KEPT).expect("memory")).expect("memory");
+    let kept = StateArea::private(Blk::KEPT).expect("memory");
+    let mut blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).expect("memory");
     let mut access = guest.memory().access(AddressMode::Grants);
     let setup = QueueSetup {
         layout: layout(&raw),

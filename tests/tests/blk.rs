@@ -8,7 +8,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueSetup, StateArea};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport};
 use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
@@ -348,7 +348,8 @@ fn sixteen_requests_at_once_keep_apart() {
 fn queues_have_their_turns() {
     let file = numbered_disk(SECTORS);
     let disk = Disk::open(file.path(), false).unwrap();
-    let mut blk = Blk::new(disk, [0; 20], 2, StateArea::private(Blk::KEPT).unwrap()).unwrap();
+    let kept = StateArea::private(Blk::KEPT).unwrap();
+    let mut blk = Blk::new(disk, [0; 20], 2, kept, &RingStock::new(1)).unwrap();
     // Nobody answers this guest's traps: only its memory is used.
     let (_, guest) = simulate(256).unwrap();
     let driver = driver(&guest, 0);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{StateArea, StateMemory};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_dom0_tools::libxl::{EntryKey, Form};
@@ -63,7 +63,7 @@ fn serve(
     let disk = Disk::open(disk, false).unwrap();
     let backing = Backing::of(disk.file()).unwrap();
     let slot = state.slot(key, FIRST_DEVICE.base, backing, false).unwrap();
-    let blk = Blk::new(disk, [0; 20], 1, slot.own).unwrap();
+    let blk = Blk::new(disk, [0; 20], 1, slot.own, &RingStock::new(1)).unwrap();
     let access = hypervisor.guest_access(AddressMode::Grants);
     let line = hypervisor.interrupt_line(FIRST_IRQ);
     let mode = AddressMode::Grants;

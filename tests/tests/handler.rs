@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, StateArea};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_guest_mapping::AddressMode;
@@ -21,7 +21,8 @@ fn machine<H: Hypervisor>(hypervisor: H) -> Machine<H> {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let kept = StateArea::private(Blk::KEPT).unwrap();
-    let blk = Blk::new(Disk::open(file.path(), false).unwrap(), [0; 20], 1, kept).unwrap();
+    let disk = Disk::open(file.path(), false).unwrap();
+    let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap();
     let mode = AddressMode::Grants;
     let (access, line) = (
         hypervisor.guest_access(mode),

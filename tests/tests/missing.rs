@@ -7,7 +7,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK,
 };
 use xen_virtio_backend::StateArea;
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_tests::{Driver, Negotiated, driver};
@@ -23,7 +23,8 @@ fn disk(machine: &mut Machine<SimHypervisor>, state: DeviceState) -> MmioDevice 
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let kept = StateArea::private(Blk::KEPT).unwrap();
-    let blk = Blk::new(Disk::open(file.path(), false).unwrap(), [0; 20], 1, kept).unwrap();
+    let disk = Disk::open(file.path(), false).unwrap();
+    let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap();
     let (mode, hypervisor) = (AddressMode::Grants, machine.hypervisor());
     let (access, line) = (
         hypervisor.guest_access(mode),

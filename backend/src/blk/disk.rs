@@ -99,7 +99,10 @@ impl Disk {
     /// Whether somebody uses the block device as a whole: a file system that is mounted, another device that is
     /// made of it, a disk of Xen's own back-end. False for a file.
     pub fn is_claimed(&self) -> bool {
-        let is_block = self.file.metadata().is_ok_and(|data| data.file_type().is_block_device());
+        let is_block = self
+            .file
+            .metadata()
+            .is_ok_and(|data| data.file_type().is_block_device());
         // Without O_CREAT this asks for a block device for oneself alone (open(2)), here for a moment.
         let excl = OFlags::EXCL.bits().cast_signed();
         let alone = || open_place(&self.file, true, excl);
@@ -169,7 +172,9 @@ impl Disk {
     fn device_is_read_only(&self) -> bool {
         let data = self.file.metadata();
         let device = data.map(|data| data.file_type().is_block_device().then(|| data.rdev()));
-        device.is_ok_and(|device| device.is_some_and(|device| attribute(device, "ro").is_some_and(|ro| ro == "1")))
+        device.is_ok_and(|device| {
+            device.is_some_and(|device| attribute(device, "ro").is_some_and(|ro| ro == "1"))
+        })
     }
 
     pub fn file(&self) -> &File {
@@ -185,7 +190,12 @@ impl Disk {
 /// What is at `path`, opened for nothing but to be looked at. For a block device that is the kernel's own node of it,
 /// whichever of its nodes the path names: a lock is of a node.
 fn look_at(path: &Path) -> io::Result<File> {
-    let look = |path: &Path| OpenOptions::new().read(true).custom_flags(O_PATH).open(path);
+    let look = |path: &Path| {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(O_PATH)
+            .open(path)
+    };
     let place = look(path)?;
     let data = place.metadata()?;
     if !data.file_type().is_block_device() {
@@ -197,7 +207,8 @@ fn look_at(path: &Path) -> io::Result<File> {
     });
     let own = name.and_then(|name| look(&Path::new("/dev").join(name)).ok());
     let is_same = |own: &File| {
-        own.metadata().is_ok_and(|own| own.file_type().is_block_device() && own.rdev() == data.rdev())
+        own.metadata()
+            .is_ok_and(|own| own.file_type().is_block_device() && own.rdev() == data.rdev())
     };
     Ok(own.filter(is_same).unwrap_or(place))
 }
@@ -278,10 +289,16 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(100));
         for read_only in [true, false] {
             let refused = Disk::open(&link, read_only);
-            assert!(matches!(refused, Err(DiskError::Kind { .. })), "{refused:?}");
+            assert!(
+                matches!(refused, Err(DiskError::Kind { .. })),
+                "{refused:?}"
+            );
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
-        assert!(!opened.load(std::sync::atomic::Ordering::SeqCst), "it was opened");
+        assert!(
+            !opened.load(std::sync::atomic::Ordering::SeqCst),
+            "it was opened"
+        );
     }
 
     #[test]

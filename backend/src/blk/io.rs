@@ -1,6 +1,8 @@
 //! Where a disk's transfers are carried out: io_uring, or one call each where the kernel has none for us.
 
+use super::MAX_JOBS;
 use super::disk::Disk;
+use super::ring::RingStock;
 use crate::state::StateArea;
 use io_uring::{IoUring, opcode, types};
 use std::collections::VecDeque;
@@ -49,6 +51,8 @@ pub(super) type Ended = (u16, io::Result<usize>);
 /// A disk and the memory that its transfers use.
 pub(super) struct DiskIo {
     engine: Engine,
+    /// Where the engine's ring came from, and goes back to.
+    rings: RingStock,
     ended: VecDeque<Ended>,
     in_flight: usize,
     submissions: u64,
@@ -71,7 +75,8 @@ enum Engine {
 }
 
 impl DiskIo {
-    /// `bytes` of memory, and room for `depth` transfers at once.
+    /// `bytes` of memory, and room for [`MAX_JOBS`] transfers at once. They go through a ring of `rings`, if
+    /// one is left.
     ///
     /// # Errors
     ///
@@ -79,25 +84,21 @@ impl DiskIo {
     pub(super) fn new(
         disk: Disk,
         bytes: usize,
-        depth: u16,
         kept: StateArea,
+        rings: &RingStock,
     ) -> io::Result<Self> {
         let memory = MmapRegion::new(bytes).map_err(io::Error::other)?;
-        let engine = match uring(&disk, &memory, depth) {
-            Ok(ring) => Engine::Uring {
+        let engine = match uring(&disk, &memory, rings) {
+            Some(ring) => Engine::Uring {
                 ring: Box::new(ring),
                 unsubmitted: 0,
             },
-            Err(error) => {
-                tracing::info!(
-                    "the kernel gives no io_uring ({error}): a slow disk holds its guest up"
-                );
-                Engine::Blocking(Vec::with_capacity(depth.into()))
-            }
+            None => Engine::Blocking(Vec::with_capacity(MAX_JOBS.into())),
         };
         Ok(Self {
             engine,
-            ended: VecDeque::with_capacity(depth.into()),
+            rings: rings.clone(),
+            ended: VecDeque::with_capacity(MAX_JOBS.into()),
             in_flight: 0,
             submissions: 0,
             flushing: Vec::new(),
@@ -182,7 +183,8 @@ impl DiskIo {
         if let Err(error) = &result {
             if self.kept.load(LOST_WRITES) == 0 {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.kept.store(FLUSH_ERROR, u64::from(errno.unsigned_abs()));
+                self.kept
+                    .store(FLUSH_ERROR, u64::from(errno.unsigned_abs()));
             }
             self.kept.store(LOST_WRITES, 1);
         }
@@ -326,26 +328,37 @@ impl DiskIo {
 impl Drop for DiskIo {
     fn drop(&mut self) {
         self.wait_all();
-        if let Engine::Uring { ring, .. } = &self.engine {
-            // Else the kernel lets go of the disk some time after the ring has gone.
-            let _ = ring.submitter().unregister_files();
-            let _ = ring.submitter().unregister_buffers();
+        let engine = std::mem::replace(&mut self.engine, Engine::Blocking(Vec::new()));
+        if let Engine::Uring { ring, .. } = engine {
+            self.rings.give_back(*ring);
         }
     }
 }
 
-/// A ring that knows the disk as [`DISK`] and the memory as [`MEMORY`].
-fn uring(disk: &Disk, memory: &MmapRegion<()>, depth: u16) -> io::Result<IoUring> {
-    let ring = IoUring::new(depth.into())?;
+/// A ring of `rings` that knows the disk as [`DISK`] and the memory as [`MEMORY`].
+fn uring(disk: &Disk, memory: &MmapRegion<()>, rings: &RingStock) -> Option<IoUring> {
+    let ring = rings.take()?;
+    match register(&ring, disk, memory) {
+        Ok(()) => Some(ring),
+        Err(error) => {
+            tracing::info!(
+                "io_uring does not take the disk ({error}): it holds its guest up while it is slow"
+            );
+            rings.give_back(ring);
+            None
+        }
+    }
+}
+
+fn register(ring: &IoUring, disk: &Disk, memory: &MmapRegion<()>) -> io::Result<()> {
     ring.submitter()
         .register_files(&[disk.file().as_raw_fd()])?;
     let whole = libc::iovec {
         iov_base: memory.as_ptr().cast(),
         iov_len: memory.size(),
     };
-    // SAFETY: the memory outlives the ring, or is unmapped when nothing is in flight, see `drop`.
-    unsafe { ring.submitter().register_buffers(&[whole]) }?;
-    Ok(ring)
+    // SAFETY: the memory is unmapped when nothing is in flight and the ring does not know it, see `drop`.
+    unsafe { ring.submitter().register_buffers(&[whole]) }
 }
 
 fn part<'a>(memory: &'a MmapRegion<()>, place: &Range<usize>) -> VolatileSlice<'a> {
@@ -379,17 +392,35 @@ fn perform(disk: &Disk, memory: &MmapRegion<()>, transfer: &Transfer) -> io::Res
 mod tests {
     use super::super::Blk;
     use super::*;
+    use io_uring::squeue;
     use vm_memory::Bytes;
 
     fn disk_io(bytes: &[u8], uring: bool) -> (tempfile::NamedTempFile, DiskIo) {
+        disk_io_of(bytes, &RingStock::new(usize::from(uring)))
+    }
+
+    fn disk_io_of(bytes: &[u8], rings: &RingStock) -> (tempfile::NamedTempFile, DiskIo) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         let disk = Disk::open(file.path(), false).unwrap();
-        let mut io = DiskIo::new(disk, 1 << 16, 8, StateArea::private(Blk::KEPT).unwrap()).unwrap();
-        if !uring {
-            io.engine = Engine::Blocking(Vec::new());
-        }
+        let kept = StateArea::private(Blk::KEPT).unwrap();
+        let io = DiskIo::new(disk, 1 << 16, kept, rings).unwrap();
         (file, io)
+    }
+
+    fn has_ring(io: &DiskIo) -> bool {
+        matches!(io.engine, Engine::Uring { .. })
+    }
+
+    /// Whether this machine's kernel gives rings. A test that wants one says if it does not.
+    fn kernel_gives_rings() -> bool {
+        let given = RingStock::new(1).take().is_some();
+        if !given {
+            eprintln!(
+                "this kernel gives no io_uring with restrictions: only the other engine is tested"
+            );
+        }
+        given
     }
 
     fn transfer(id: u16, kind: Kind, offset: u64, place: Range<usize>) -> Transfer {
@@ -461,7 +492,7 @@ mod tests {
         let disk = Disk::open(file.path(), true).unwrap();
         let kept = StateArea::private(Blk::KEPT).unwrap();
         kept.store(LOST_WRITES, 1);
-        let mut io = DiskIo::new(disk, 1 << 16, 8, kept).unwrap();
+        let mut io = DiskIo::new(disk, 1 << 16, kept, &RingStock::new(1)).unwrap();
         io.begin(transfer(1, Kind::Flush, 0, 0..0));
         assert_eq!(results(&mut io), [(1, Some(0))]);
     }
@@ -481,6 +512,78 @@ mod tests {
             // What the kernel says of the one that was pushed concerns nobody any more.
             io.wait_all();
         }
+    }
+
+    /// What the kernel says of `entry`.
+    fn result(ring: &mut IoUring, entry: &squeue::Entry) -> i32 {
+        // SAFETY: the entries of the tests use no memory but a path, which is a constant.
+        unsafe { ring.submission().push(entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn a_ring_does_nothing_but_a_disks_transfers() {
+        if !kernel_gives_rings() {
+            assert!(!has_ring(&disk_io(&[0; 4096], true).1));
+            return;
+        }
+        let mut ring = RingStock::new(1).take().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let fd = file.as_file().as_raw_fd();
+        ring.submitter().register_files(&[fd]).unwrap();
+        assert_eq!(result(&mut ring, &opcode::Fsync::new(DISK).build()), 0);
+        let socket = opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0);
+        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/".as_ptr());
+        let fixed = squeue::Flags::FIXED_FILE;
+        for (what, entry) in [
+            ("a socket", socket.build().flags(fixed)),
+            ("a path", open.build().flags(fixed)),
+            ("nothing", opcode::Nop::new().build().flags(fixed)),
+            ("a descriptor", opcode::Fsync::new(types::Fd(fd)).build()),
+            (
+                "a link",
+                opcode::Fsync::new(DISK)
+                    .build()
+                    .flags(squeue::Flags::IO_LINK),
+            ),
+        ] {
+            assert_eq!(result(&mut ring, &entry), -libc::EACCES, "{what}");
+        }
+        let refused = ring.submitter().register_eventfd(fd).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+        let again = ring.submitter().register_restrictions(&mut []).unwrap_err();
+        assert_eq!(again.raw_os_error(), Some(libc::EACCES));
+    }
+
+    #[test]
+    fn a_ring_goes_from_one_disk_to_the_next() {
+        let given = kernel_gives_rings();
+        let rings = RingStock::new(1);
+        for round in 1..4 {
+            let (_file, mut io) = disk_io_of(&[round; 4096], &rings);
+            assert_eq!(has_ring(&io), given);
+            // While it is taken, another disk goes without.
+            assert!(!has_ring(&disk_io_of(&[0; 4096], &rings).1));
+            io.begin(transfer(0, Kind::Read, 0, 0..512));
+            assert_eq!(results(&mut io), [(0, Some(512))]);
+            let mut read = [0; 512];
+            io.memory().read_slice(&mut read, 0).unwrap();
+            assert_eq!(read, [round; 512]);
+        }
+    }
+
+    #[test]
+    fn a_ring_with_entries_of_its_last_disk_is_given_up() {
+        let rings = RingStock::new(1);
+        let Some(mut ring) = rings.take() else {
+            assert!(!kernel_gives_rings());
+            return;
+        };
+        // SAFETY: the kernel never sees the entry.
+        unsafe { ring.submission().push(&opcode::Fsync::new(DISK).build()) }.unwrap();
+        rings.give_back(ring);
+        assert!(rings.take().is_none());
     }
 
     #[test]

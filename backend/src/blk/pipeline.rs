@@ -5,6 +5,7 @@ use super::header::Status;
 use super::io::DiskIo;
 use super::job::{DESK, Failure, Job, Next, PIECE};
 use super::pool::Pool;
+use super::ring::RingStock;
 use super::stopwatch::Stopwatch;
 use super::{Disk, MAX_JOBS};
 use crate::device::{DeviceCounters, DeviceError, DeviceFailure};
@@ -48,7 +49,12 @@ impl Pipeline {
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub(super) fn new(disk: Disk, serial: Serial, kept: StateArea) -> io::Result<Self> {
+    pub(super) fn new(
+        disk: Disk,
+        serial: Serial,
+        kept: StateArea,
+        rings: &RingStock,
+    ) -> io::Result<Self> {
         let desks = usize::from(MAX_JOBS) * DESK;
         let bytes = desks + DATA;
         let room = usize::from(MAX_JOBS);
@@ -57,7 +63,7 @@ impl Pipeline {
             waiting: VecDeque::with_capacity(room),
             ended: Vec::with_capacity(room),
             pool: Pool::new(desks..bytes),
-            io: DiskIo::new(disk, bytes, MAX_JOBS, kept)?,
+            io: DiskIo::new(disk, bytes, kept, rings)?,
             serial,
             counters: DeviceCounters::default(),
             log_limit: LogLimit::default(),

@@ -38,6 +38,11 @@ for ((kill = 1; kill <= (kills + 9) / 10; kill++)); do
 done
 verifies_on g
 note "the service killed, and both: $(((kills + 9) / 10)) times each; longest pause $(longest_pause g) ms"
+# As by "systemctl kill", which tells them all to end. The unit has systemd start the service again.
+wait_for 20 "a worker" has_worker
+kill -TERM $DAEMON $(pids_of "$domid") && restart_daemon
+verifies_on g
+note "all told to end: longest pause $(longest_pause g) ms"
 [ "$(report request_errors)" = 0 ] || fail "$(report request_errors) failed requests"
 destroy g
 nothing_left "$fds"

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use vm_memory::MmapRegion;
-use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, StateArea};
 use xen_virtio_dom0_tools::libxl::{EntryKey, Form};
 use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
@@ -76,7 +76,7 @@ pub fn make_device(area: StateArea) -> bool {
         else {
             return false;
         };
-        let blk = Blk::new(disk, [0; 20], 2, slot.own).expect("memory");
+        let blk = Blk::new(disk, [0; 20], 2, slot.own, &RingStock::new(1)).expect("memory");
         let mode = AddressMode::Grants;
         let access = world.hypervisor.guest_access(mode);
         let line = world.hypervisor.interrupt_line(LINE);
