@@ -28,6 +28,7 @@ enum Command {
     /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
     Stats,
     /// Checks the service's configuration, and the virtio devices of an xl file: to be run before `xl create`.
+    /// Warnings alone leave its exit status 0.
     Check {
         /// The service's configuration, in place of /etc/xen-virtiod/config.toml, which may be missing.
         #[arg(long)]
@@ -103,9 +104,12 @@ fn config_summary(path: &Path, config: &Config) -> String {
 }
 
 fn check(file: &Path, config: &Config) -> Result<String> {
-    // A comment may be in any encoding.
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let findings = xl_config::check(&String::from_utf8_lossy(&text), config);
+    let findings = xl_config::check(&text, config);
+    // A warning is for who reads it, and leaves the exit status as it is.
+    for warning in &findings.warnings {
+        eprintln!("warning: {warning}");
+    }
     let good: String = findings.good.into_iter().map(|line| line + "\n").collect();
     if findings.problems.is_empty() {
         return Ok(good);

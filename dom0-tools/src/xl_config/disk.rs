@@ -1,309 +1,315 @@
-//! What xl makes of one disk (xl-disk-configuration(5)).
+//! What xl reads in one line of `disk = [ … ]` (xl-disk-configuration(5)).
 
+mod parts;
+
+use super::c_number::{Radix, c_number};
+use parts::Part;
 use std::collections::HashMap;
 
-/// The parameters that xl knows, and what each may be, if it is not free.
-const PARAMETERS: [(&str, &[&str]); 15] = [
-    ("access", &["", "r", "ro", "rw", "w"]),
-    ("active-disk", &[]),
-    ("backend", &[]),
-    ("backendtype", &["phy", "qdisk", "standalone", "tap"]),
-    ("colo-export", &[]),
-    ("colo-host", &[]),
-    ("colo-port", &[]),
-    ("devtype", &["cdrom", "disk"]),
-    ("format", &FORMATS),
-    ("grant_usage", &["0", "1"]),
-    ("hidden-disk", &[]),
-    ("script", &[]),
-    ("specification", &["virtio", "xen"]),
-    ("target", &[]),
-    ("vdev", &[]),
-];
+const FORMATS: [&str; 6] = ["empty", "qcow", "qcow2", "qed", "raw", "vhd"];
+const BACKEND_TYPES: [&str; 4] = ["phy", "qdisk", "standalone", "tap"];
+const SPECIFICATIONS: [&str; 2] = ["virtio", "xen"];
 
-const FORMATS: [&str; 7] = ["", "empty", "qcow", "qcow2", "qed", "raw", "vhd"];
-
-/// What has no value, and no effect here.
-const FLAGS: [&str; 6] = [
-    "direct-io-safe",
-    "discard",
-    "no-colo",
-    "no-discard",
-    "trusted",
-    "untrusted",
-];
-
-/// What a target once began with, in place of a format.
-const OLD_PREFIXES: [&str; 7] = ["aio", "file", "ioemu", "phy", "tap", "tap2", "tapdisk"];
-
-/// What a value without a name is, in order; those that are named are left out.
-const POSITIONAL: [&str; 4] = ["target", "format", "vdev", "access"];
-
-/// A disk's parameters, by name.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct DiskLine<'a> {
-    values: HashMap<&'static str, &'a str>,
+/// A disk, as Xen 4.19 and later read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskLine {
+    /// What may be any text, by its parameter's name.
+    texts: HashMap<&'static str, String>,
+    format: Option<&'static str>,
+    backend_type: Option<&'static str>,
+    specification: Option<&'static str>,
+    writable: bool,
+    cdrom: bool,
     colo: bool,
+    grants: Option<bool>,
 }
 
-impl<'a> DiskLine<'a> {
+impl DiskLine {
     /// # Errors
     ///
     /// What xl would refuse.
-    pub(super) fn parse(line: &'a str) -> Result<Self, String> {
-        let mut disk = Self::default();
-        let mut rest = line.trim_start();
+    pub fn parse(line: &str) -> Result<Self, String> {
+        let mut reader = Reader::default();
+        let mut rest = line;
         while !rest.is_empty() {
-            if let Some(target) = rest.strip_prefix("target=") {
-                disk.set("target", target.strip_suffix(',').unwrap_or(target))?;
-                break;
-            }
-            let (part, after) = rest.split_once(',').unwrap_or((rest, ""));
-            rest = after.trim_start();
-            match part.split_once('=') {
-                Some((name, value)) => disk.set(name, value)?,
-                None if part == "colo" => disk.colo = true,
-                None if part == "cdrom" => disk.set("devtype", part)?,
-                None if FLAGS.contains(&part) => {}
-                None => disk.set_next(part)?,
-            }
+            let (part, behind) = parts::first(rest);
+            reader.take(part, behind)?;
+            rest = behind;
         }
-        Ok(disk)
+        reader.finish()
     }
 
-    fn set(&mut self, name: &str, value: &'a str) -> Result<(), String> {
-        let (name, values) = parameter(name).ok_or_else(|| format!("xl knows no {name:?}"))?;
-        if !values.is_empty() && !values.contains(&value) {
-            let values = values.join(", ");
-            let values = values.trim_start_matches(", ");
-            return Err(format!("{name}={value} is none of {values}"));
+    pub fn target(&self) -> Option<&str> {
+        self.text("target")
+    }
+
+    pub fn vdev(&self) -> &str {
+        self.text("vdev").unwrap_or_default()
+    }
+
+    pub fn script(&self) -> Option<&str> {
+        self.text("script")
+    }
+
+    /// The domain that serves it.
+    pub fn backend(&self) -> Option<&str> {
+        self.text("backend")
+    }
+
+    pub fn format(&self) -> &'static str {
+        self.format.unwrap_or("raw")
+    }
+
+    pub fn backend_type(&self) -> Option<&'static str> {
+        self.backend_type
+    }
+
+    pub fn specification(&self) -> Option<&'static str> {
+        self.specification
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    pub fn is_cdrom(&self) -> bool {
+        self.cdrom
+    }
+
+    pub fn has_colo(&self) -> bool {
+        self.colo
+    }
+
+    /// What `grant_usage=` says.
+    pub fn grants(&self) -> Option<bool> {
+        self.grants
+    }
+
+    /// The parameters that xl takes for a part of the path.
+    pub(super) fn swallowed(&self) -> impl Iterator<Item = &str> {
+        let behind = self.target().unwrap_or_default().split(',').skip(1);
+        behind
+            .map(str::trim_start)
+            .filter(|part| parts::begins_with_parameter(part))
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.texts.get(name).map(String::as_str)
+    }
+}
+
+struct Reader {
+    disk: DiskLine,
+    /// A prefix stands where a format would.
+    has_prefix: bool,
+    /// An access that a parameter says has no place.
+    has_access: bool,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self {
+            disk: DiskLine {
+                texts: HashMap::new(),
+                format: None,
+                backend_type: None,
+                specification: None,
+                writable: true,
+                cdrom: false,
+                colo: false,
+                grants: None,
+            },
+            has_prefix: false,
+            has_access: false,
         }
-        // Of what is one of a few words the last counts.
-        match self.values.insert(name, value) {
-            Some(earlier) if values.is_empty() && !earlier.is_empty() && earlier != value => {
-                Err(format!("{name} is {earlier:?} and {value:?}"))
+    }
+}
+
+impl Reader {
+    /// Takes a part, with what is `behind` it.
+    fn take(&mut self, part: Part<'_>, behind: &str) -> Result<(), String> {
+        match part {
+            Part::Blank => Ok(()),
+            Part::Named(name, value) => self.set(name, value),
+            Part::Flag(flag) => {
+                self.set_flag(flag);
+                Ok(())
+            }
+            Part::Prefix(prefix) => self.set_prefix(prefix),
+            Part::UnknownName("grant_usage", value) => {
+                Err(none_of("grant_usage", value, &["0", "1"]))
+            }
+            Part::UnknownName(name, _) => Err(format!("xl knows no {name:?}")),
+            Part::UnknownPrefix(prefix) => Err(format!(
+                "xl knows no prefix {prefix}: write a path that begins so behind target="
+            )),
+            Part::Positional(value) => self.set_next(value),
+            // xl leaves out an equals sign that is the last byte.
+            Part::Stray if behind.is_empty() => Ok(()),
+            Part::Stray => Err("an = has no name before it: remove it".to_owned()),
+        }
+    }
+
+    fn set(&mut self, name: &'static str, value: &str) -> Result<(), String> {
+        match name {
+            "access" => self.set_access(value),
+            "format" => self.set_format(value),
+            "backendtype" => set_word(&mut self.disk.backend_type, name, value, &BACKEND_TYPES),
+            "specification" => set_word(&mut self.disk.specification, name, value, &SPECIFICATIONS),
+            "devtype" => self.set_device_type(value),
+            "grant_usage" => {
+                self.disk.grants = Some(value == "1");
+                Ok(())
+            }
+            "colo-port" => {
+                let number = c_number(value.as_bytes(), Radix::Ten).map_or(0, |(number, _)| number);
+                // xl keeps 32 bits of it.
+                if number & 0xffff_ffff == 0 {
+                    return Err(format!("colo-port={value} is no port"));
+                }
+                Ok(())
+            }
+            name => self.set_text(name, value),
+        }
+    }
+
+    fn set_flag(&mut self, flag: &str) {
+        match flag {
+            "cdrom" => self.disk.cdrom = true,
+            "colo" => self.disk.colo = true,
+            "no-colo" => self.disk.colo = false,
+            // No effect here.
+            _ => {}
+        }
+    }
+
+    fn set_prefix(&mut self, prefix: &str) -> Result<(), String> {
+        self.has_prefix = true;
+        match prefix {
+            "qcow" | "qcow2" | "raw" | "vhd" => self.set_format(prefix),
+            "drbd" | "enbd" | "iscsi" | "nbd" => {
+                self.set_text("script", &format!("block-{prefix}"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Sets what has no value yet of those that need no name.
-    fn set_next(&mut self, value: &'a str) -> Result<(), String> {
-        let next = POSITIONAL
-            .iter()
-            .find(|name| !self.values.contains_key(*name));
-        match *next.ok_or_else(|| format!("{value:?} is one value too many"))? {
-            "target" => self.set_target(value),
-            "vdev" => self.set("vdev", value.split(':').next().unwrap_or(value)),
-            name => self.set(name, value),
-        }
-    }
-
-    /// Sets the target, which may have prefixes of old: formats, or words that stand for `raw`.
-    fn set_target(&mut self, value: &'a str) -> Result<(), String> {
-        let mut target = value;
-        while let Some((prefix, rest)) = target.split_once(':') {
-            if let Some(format) = FORMATS.into_iter().find(|format| *format == prefix) {
-                self.set("format", format)?;
-            } else if OLD_PREFIXES.contains(&prefix) {
-                // It stands where a format would.
-                self.values.entry("format").or_insert("raw");
-            } else {
-                break;
-            }
-            target = rest;
-        }
-        self.set("target", target)
-    }
-
-    /// The value of a parameter, if it has one.
-    pub(super) fn get(&self, name: &str) -> Option<&'a str> {
-        self.values
-            .get(name)
-            .copied()
-            .filter(|value| !value.is_empty())
-    }
-
-    /// Whether it is for xen-virtiod, or is meant to be: what says so may have become a part of the path.
-    pub(super) fn is_virtio(&self) -> bool {
-        let swallowed = self.swallowed();
-        self.get("specification") == Some("virtio")
-            || self.get("backendtype") == Some("standalone")
-            || swallowed.is_some_and(|part| part == "specification=virtio")
-    }
-
-    /// A parameter that xl takes for a part of the path.
-    fn swallowed(&self) -> Option<&'a str> {
-        let behind = self.get("target")?.split(',').skip(1);
-        let is_parameter = |part: &&str| {
-            let name = part.split_once('=').map(|(name, _)| name);
-            name.is_some_and(|name| parameter(name).is_some())
+    /// Sets what has no value yet of those that need no name: target, format, vdev, access.
+    fn set_next(&mut self, value: &str) -> Result<(), String> {
+        let Some(target) = self.disk.target() else {
+            return self.set_text("target", value);
         };
-        behind.map(str::trim_start).find(is_parameter)
+        let has_target = !target.is_empty();
+        let with_type = value.rsplit_once(':');
+        if !self.has_prefix && self.disk.format.is_none() {
+            // A drive without a disk may leave out its format.
+            if let Some((vdev, device_type)) = with_type
+                && !has_target
+            {
+                self.set_text("vdev", vdev)?;
+                self.set_device_type(device_type)?;
+                return self.set_format("empty");
+            }
+            return self.set_format(value);
+        }
+        if self.disk.text("vdev").is_none() {
+            if let Some((vdev, device_type)) = with_type {
+                self.set_text("vdev", vdev)?;
+                return self.set_device_type(device_type);
+            }
+            return self.set_text("vdev", value);
+        }
+        if self.has_access {
+            return Err(format!(
+                "{value:?} is one value too many: by their place xl takes a target, a format, a vdev and an access"
+            ));
+        }
+        self.has_access = true;
+        self.set_access(value)
     }
 
-    /// What libxl does not do for a back-end of its own.
-    ///
-    /// # Errors
-    ///
-    /// The parameter, and what to write.
-    pub(super) fn check_standalone(&self) -> Result<(), String> {
-        if self.get("specification") != Some("virtio") {
-            return Err("has no specification=virtio, without which it is a PV disk".to_owned());
+    fn set_text(&mut self, name: &'static str, value: &str) -> Result<(), String> {
+        match self.disk.text(name) {
+            Some(earlier) if !earlier.is_empty() => Err(format!(
+                "{name} is there twice, as {earlier:?} and {value:?}: remove one"
+            )),
+            _ => {
+                self.disk.texts.insert(name, value.to_owned());
+                Ok(())
+            }
         }
-        if let Some(kind) = self.get("backendtype").filter(|kind| *kind != "standalone") {
-            return Err(format!(
-                "backendtype={kind} does not go with specification=virtio: write backendtype=standalone"
-            ));
-        }
-        if let Some(format) = self.get("format").filter(|format| *format != "raw") {
-            return Err(format!(
-                "format={format} is not served: an image must be raw"
-            ));
-        }
-        if let Some(script) = self.get("script") {
-            return Err(format!(
-                "script={script} does not go with backendtype=standalone"
-            ));
-        }
-        if self.colo {
-            return Err("colo does not go with backendtype=standalone".to_owned());
-        }
-        check_backend(self.get("backend").unwrap_or_default())
     }
 
-    pub(super) fn is_read_only(&self) -> bool {
-        matches!(self.get("access"), Some("r" | "ro")) || self.get("devtype") == Some("cdrom")
+    fn set_format(&mut self, value: &str) -> Result<(), String> {
+        let value = if value.is_empty() { "raw" } else { value };
+        set_word(&mut self.disk.format, "format", value, &FORMATS)
     }
 
-    /// The path of its file or block device.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with it.
-    pub(super) fn path(&self) -> Result<&'a str, String> {
-        let target = self
-            .get("target")
-            .ok_or("has no target=, the path of its file or block device")?;
-        if let Some(part) = self.swallowed() {
-            return Err(format!(
-                "target= must come last; xl takes {part} for a part of the path"
-            ));
+    fn set_access(&mut self, value: &str) -> Result<(), String> {
+        self.disk.writable = match value {
+            "r" | "ro" => false,
+            "" | "rw" | "w" => true,
+            _ => return Err(none_of("access", value, &["r", "ro", "rw", "w"])),
+        };
+        Ok(())
+    }
+
+    fn set_device_type(&mut self, value: &str) -> Result<(), String> {
+        self.disk.cdrom = match value {
+            "cdrom" => true,
+            "disk" => false,
+            _ => return Err(none_of("devtype", value, &["cdrom", "disk"])),
+        };
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<DiskLine, String> {
+        self.disk.format = Some(self.disk.format());
+        if self.disk.cdrom {
+            self.disk.writable = false;
+            if self.disk.target().unwrap_or_default().is_empty() {
+                self.disk.format = Some("empty");
+            }
         }
-        if target.trim() != target {
-            return Err(format!(
-                "xl takes the spaces in target={target:?} for a part of the path"
-            ));
+        if self.disk.text("vdev").is_none() {
+            let swallowed = self.disk.swallowed().next().map(must_come_last);
+            return Err(swallowed.unwrap_or_else(|| "has no vdev=, like vdev=xvda".to_owned()));
         }
-        if !target.starts_with('/') {
-            return Err(format!("target={target} is no absolute path"));
+        if self.disk.target().is_none() && !self.disk.cdrom {
+            return Err("has no target=, the path of its file or block device".to_owned());
         }
-        Ok(target)
+        Ok(self.disk)
     }
 }
 
-/// # Errors
-///
-/// For devices of another domain than dom0, which xen-virtiod there would serve.
-pub(super) fn check_backend(domain: &str) -> Result<(), String> {
-    match domain {
-        "" | "0" | "Domain-0" => Ok(()),
-        other => Err(format!(
-            "backend={other} is not served: xen-virtiod serves from dom0"
+/// What is wrong with a target that has the parameter `swallowed` in it.
+pub(super) fn must_come_last(swallowed: &str) -> String {
+    format!("target= must come last; xl takes {swallowed} for a part of the path")
+}
+
+/// Sets one of a few words, which may be said again but not changed.
+fn set_word(
+    slot: &mut Option<&'static str>,
+    name: &str,
+    value: &str,
+    words: &[&'static str],
+) -> Result<(), String> {
+    let word = words.iter().copied().find(|word| *word == value);
+    let word = word.ok_or_else(|| none_of(name, value, words))?;
+    match *slot {
+        Some(earlier) if earlier != word => Err(format!(
+            "{name} is there twice, as {earlier:?} and {word:?}: remove one"
         )),
+        _ => {
+            *slot = Some(word);
+            Ok(())
+        }
     }
 }
 
-fn parameter(name: &str) -> Option<(&'static str, &'static [&'static str])> {
-    PARAMETERS.into_iter().find(|(known, _)| *known == name)
+fn none_of(name: &str, value: &str, words: &[&str]) -> String {
+    format!("{name}={value} is none of {}", words.join(", "))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn names_and_positions_say_the_same() {
-        let named = DiskLine::parse("format=raw,vdev=xvda,access=w,specification=virtio,target=/x")
-            .unwrap();
-        for line in [
-            "/x,raw,xvda,w,specification=virtio",
-            "specification=virtio, /x, raw, xvda, w",
-            "raw:/x,xvda,w,specification=virtio",
-            "format=raw, /x, xvda, specification=virtio, w",
-            "vdev=xvda,discard,specification=virtio,/x,raw,w",
-        ] {
-            assert_eq!(DiskLine::parse(line).unwrap(), named, "{line}");
-        }
-        let with_comma = DiskLine::parse("vdev=xvda, target=/a, b").unwrap();
-        assert_eq!(with_comma.path(), Ok("/a, b"));
-        let phy = DiskLine::parse("phy:/x,xvda:disk,r").unwrap();
-        assert!(phy.is_read_only(), "{phy:?}");
-        assert_eq!(
-            (phy.get("vdev"), phy.get("format")),
-            (Some("xvda"), Some("raw"))
-        );
-        let by_path = DiskLine::parse("/dev/disk/by-path/pci-0000:00:1,raw,xvda,w").unwrap();
-        assert_eq!(by_path.path(), Ok("/dev/disk/by-path/pci-0000:00:1"));
-        let cdrom = DiskLine::parse("/x,,xvda,cdrom,access=w,access=rw").unwrap();
-        assert!(cdrom.is_read_only(), "{cdrom:?}");
-        let qcow2 = DiskLine::parse("tap:qcow2:/x,xvda,w").unwrap();
-        assert_eq!(qcow2.get("format"), Some("qcow2"));
-        let short = DiskLine::parse("/x,,xvda").unwrap();
-        assert!(!short.is_read_only());
-        assert_eq!(
-            (short.get("format"), short.get("vdev")),
-            (None, Some("xvda"))
-        );
-    }
-
-    #[test]
-    fn what_xl_refuses_is_refused() {
-        for (line, expected) in [
-            ("/x,raw,xvda,w,more", "\"more\" is one value too many"),
-            ("access=wr,target=/x", "access=wr is none of r, ro, rw, w"),
-            (
-                "grant_usage=yes,target=/x",
-                "grant_usage=yes is none of 0, 1",
-            ),
-            (
-                "specification=virtoi,target=/x",
-                "specification=virtoi is none of virtio, xen",
-            ),
-            (
-                "specificaton=virtio,target=/x",
-                "xl knows no \"specificaton\"",
-            ),
-            ("vdev=xvda,vdev=xvdb", "vdev is \"xvda\" and \"xvdb\""),
-            ("/x,qcow3,xvda", "format=qcow3 is none of empty, "),
-        ] {
-            assert!(
-                DiskLine::parse(line).unwrap_err().contains(expected),
-                "{line}"
-            );
-        }
-        for (target, expected) in [
-            ("", "has no target="),
-            (" /x", "takes the spaces"),
-            ("/x ", "takes the spaces"),
-            ("x.img", "no absolute path"),
-            ("/x, vdev=xvda", "must come last; xl takes vdev=xvda for"),
-        ] {
-            let line = format!("target={target}");
-            let error = DiskLine::parse(&line).unwrap().path().unwrap_err();
-            assert!(error.contains(expected), "{line}: {error}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_line_is_judged(text: String, known in "(target=|vdev=|/x|,| |raw|:|=){0,12}") {
-            for line in [text, known] {
-                if let Ok(disk) = DiskLine::parse(&line) {
-                    let _ = disk.path();
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! The numbers of the devices that xl names (xen-vbd-interface(7)).
 
+use super::c_number::{Radix, c_number};
+
 /// The number of a device: `xvda`, `xvdb1`, `sda`, `hda`, `d0p1`, or a number. `None` for what xl knows no
 /// device by.
 pub(super) fn number(vdev: &str) -> Option<u32> {
@@ -18,19 +20,17 @@ pub(super) fn number(vdev: &str) -> Option<u32> {
     if let Some((disk, partition)) = lettered(vdev, "sd", 15, 15) {
         return Some(8 << 8 | disk << 4 | partition);
     }
-    let number = match vdev.strip_prefix("0x") {
-        Some(digits) => digits_of(digits, 16)?,
-        None if vdev.starts_with('0') => digits_of(vdev, 8)?,
-        None => digits_of(vdev, 10)?,
-    };
-    i32::try_from(number).is_ok().then_some(number)
+    let (number, rest) = number_first(vdev, Radix::ByPrefix)?;
+    let number = u32::try_from(i32::try_from(number).ok()?).ok()?;
+    rest.is_empty().then_some(number)
 }
 
 /// Disk and partition of `d0p1`.
 fn numbered(vdev: &str) -> Option<(u32, u32)> {
-    let (disk, partition) = vdev.strip_prefix('d')?.split_once('p')?;
-    let (disk, partition) = (digits_of(disk, 10)?, digits_of(partition, 10)?);
-    (disk < 1 << 20 && partition < 256).then_some((disk, partition))
+    let (disk, rest) = number_first(vdev.strip_prefix('d')?, Radix::ByPrefix)?;
+    let (partition, rest) = number_first(rest.strip_prefix('p')?, Radix::ByPrefix)?;
+    let (disk, partition) = (u32::try_from(disk).ok()?, u32::try_from(partition).ok()?);
+    (rest.is_empty() && disk < 1 << 20 && partition < 256).then_some((disk, partition))
 }
 
 /// Disk and partition of a name like `xvdaa1`: `prefix`, a number in letters, and from 1 a partition.
@@ -48,16 +48,20 @@ fn lettered(vdev: &str, prefix: &str, last: u32, last_partition: u32) -> Option<
     let partition = match digits {
         "" => 0,
         digits if digits.starts_with('0') => return None,
-        digits => digits_of(digits, 10)?,
+        digits => {
+            let (partition, "") = number_first(digits, Radix::Ten)? else {
+                return None;
+            };
+            u32::try_from(partition).ok()?
+        }
     };
     (disk <= last && partition <= last_partition).then_some((disk, partition))
 }
 
-/// A number that is nothing but digits.
-fn digits_of(text: &str, radix: u32) -> Option<u32> {
-    // What is parsed may have a sign.
-    let digits = text.chars().all(|c| c.is_digit(radix));
-    digits.then(|| u32::from_str_radix(text, radix).ok())?
+/// The number that `text` begins with, and what is behind it.
+fn number_first(text: &str, radix: Radix) -> Option<(i64, &str)> {
+    let (number, len) = c_number(text.as_bytes(), radix)?;
+    Some((number, text.get(len..)?))
 }
 
 #[cfg(test)]
@@ -73,6 +77,7 @@ mod tests {
             ("xvdaa", 1 << 28 | 26 << 8),
             ("xvda16", 1 << 28 | 16),
             ("d0p1", 51713),
+            ("d010p0x1", 51712 + 8 * 16 + 1),
             ("d1048575p255", 1 << 28 | 1_048_575 << 8 | 255),
             ("hda", 768),
             ("hdd63", 22 << 8 | 1 << 6 | 63),
@@ -80,6 +85,7 @@ mod tests {
             ("51712", 51712),
             ("0xca00", 51712),
             ("0145000", 51712),
+            ("+1", 1),
         ] {
             assert_eq!(number(vdev), Some(expected), "{vdev}");
         }
@@ -105,7 +111,7 @@ mod tests {
             "0x",
             "0xg",
             "08",
-            "+1",
+            "-1",
             "4294967296",
             "2147483648",
             "XVDA",

@@ -8,5 +8,5 @@ use xen_virtio_dom0_tools::xl_config;
 
 fuzz_target!(|text: &str| {
     let config = Config::parse(Path::new("config.toml"), text);
-    let _ = xl_config::check(text, &config.unwrap_or_default());
+    let _ = xl_config::check(text.as_bytes(), &config.unwrap_or_default());
 });
