@@ -15,10 +15,24 @@ pub struct Config {
     /// What the guests' `virtio = [ … ]` devices are made of.
     #[serde(default, rename = "virtio")]
     pub devices: Vec<VirtioConfig>,
+    /// What holds for single disks, whoever uses them.
+    #[serde(default, rename = "disk")]
+    pub disks: Vec<DiskConfig>,
     #[serde(default)]
     pub polling: PollingConfig,
     #[serde(default)]
     pub limits: LimitsConfig,
+}
+
+/// One disk, by its path.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DiskConfig {
+    /// The file or block device, by any of its names.
+    pub path: PathBuf,
+    /// Several guests, or dom0 too, use it on purpose, and agree about it among themselves (a cluster's file system).
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// What one guest may cost.
@@ -79,7 +93,7 @@ pub enum ConfigError {
         guest: String,
         index: u32,
     },
-    #[error("{}: [[virtio]] path = {device:?} is no absolute path", .path.display())]
+    #[error("{}: path = {device:?} is no absolute path", .path.display())]
     DevicePath { path: PathBuf, device: PathBuf },
     #[error(
         "{}: polling.limit-us = {limit_us} is more than {MAX_LIMIT_US}: a worker would hardly ever sleep",
@@ -145,11 +159,12 @@ impl Config {
                 index: twice.index,
             });
         }
-        let mut devices = self.devices.iter();
-        if let Some(relative) = devices.find(|device| !device.path.is_absolute()) {
+        let devices = self.devices.iter().map(|device| &device.path);
+        let mut paths = devices.chain(self.disks.iter().map(|disk| &disk.path));
+        if let Some(relative) = paths.find(|path| !path.is_absolute()) {
             return Err(ConfigError::DevicePath {
                 path: path.into(),
-                device: relative.path.clone(),
+                device: relative.clone(),
             });
         }
         let limit_us = self.polling.limit_us;
@@ -167,6 +182,13 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    /// Whether the disk at `path` has several users on purpose.
+    pub fn is_shared(&self, path: &Path) -> bool {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let mut shared = self.disks.iter().filter(|disk| disk.shared);
+        shared.any(|disk| real(&disk.path) == real(path))
     }
 
     pub fn device(&self, guest: &str, index: u32) -> Option<&VirtioConfig> {
@@ -199,6 +221,20 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_shared_by_any_of_its_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let [image, link] = ["a.img", "link"].map(|name| directory.path().join(name));
+        std::fs::write(&image, "").unwrap();
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        let config = load(&format!(
+            "[[disk]]\npath = {link:?}\nshared = true\n[[disk]]\npath = \"/b\"\n"
+        ));
+        let config = config.unwrap();
+        assert!(config.is_shared(&image) && config.is_shared(&link));
+        assert!(!config.is_shared(Path::new("/b")) && !config.is_shared(Path::new("/c")));
+    }
+
+    #[test]
     fn a_file_that_was_named_must_be_there() {
         let error = Config::load(Path::new("/nonexistent/config.toml")).unwrap_err();
         assert!(
@@ -219,6 +255,10 @@ mod tests {
                 .contains("path = \"a.img\" is no absolute path"),
             "{error}"
         );
+        let error = load("[[disk]]\npath = \"a.img\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("path = \"a.img\""), "{error}");
         let error = load("[polling]\nlimit-us = 100001\n")
             .unwrap_err()
             .to_string();

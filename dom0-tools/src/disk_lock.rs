@@ -1,4 +1,5 @@
-//! Waits until nobody else's transfers of a device are under way any more.
+//! Waits until nobody else's transfers of a device are under way any more, and tells other programs that an image is in
+//! use.
 //!
 //! A worker that is killed leaves transfers behind that the kernel still carries out. A write among them that
 //! ended after the next worker's first would undo it. Each worker therefore holds a lock that belongs to its
@@ -40,8 +41,20 @@ pub(crate) enum LockError {
          (`lslocks` says which) has locked it"
     )]
     Busy,
+    #[error(
+        "another program uses the image, by QEMU's locks (`lslocks` says which): end that, or say that it is shared \
+         ([[disk]] shared = true)"
+    )]
+    Image,
     #[error("the disk cannot be locked, which its file system must support")]
     Lock(#[from] Errno),
+}
+
+impl LockError {
+    /// Whether it may go away by itself.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy | Self::Image)
+    }
 }
 
 /// Takes lock `name` on `disk`, for as long as anybody uses this open file.
@@ -51,14 +64,7 @@ pub(crate) enum LockError {
 /// [`LockError::Busy`] with [`Earlier::Refuse`] only.
 pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<(), LockError> {
     let byte = i64::try_from(name % BYTES).expect("below 2^61");
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK.try_into().expect("a small constant"),
-        l_whence: libc::SEEK_SET.try_into().expect("a small constant"),
-        l_start: FIRST_BYTE + byte,
-        l_len: 1,
-        // Zero for a lock of the open file's.
-        l_pid: 0,
-    };
+    let lock = lock(libc::F_WRLCK, FIRST_BYTE + byte);
     let how = match earlier {
         Earlier::Await => FcntlArg::F_OFD_SETLKW(&lock),
         Earlier::Refuse => FcntlArg::F_OFD_SETLK(&lock),
@@ -68,6 +74,62 @@ pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<(), Lo
         Err(Errno::EAGAIN | Errno::EACCES) => Err(LockError::Busy),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// A lock of the open file's on one byte.
+fn lock(kind: libc::c_int, byte: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind.try_into().expect("a small constant"),
+        l_whence: libc::SEEK_SET.try_into().expect("a small constant"),
+        l_start: byte,
+        l_len: 1,
+        // Zero for a lock of the open file's.
+        l_pid: 0,
+    }
+}
+
+/// What QEMU and its tools lock bytes of an image for (`docs/system/images.rst`, "Disk image file locking"): one byte
+/// each for what is done to it, and one each for what nobody else may do.
+const QEMU_DOES: i64 = 100;
+const QEMU_FORBIDS: i64 = 200;
+const CONSISTENT_READ: i64 = 0;
+const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
+
+/// Tells QEMU and its tools that the image is in use, for as long as this open file is: nobody else may write it.
+///
+/// # Errors
+///
+/// [`LockError::Image`] if they use it in a way that does not go with that.
+pub(crate) fn take_image(image: &OwnedFd, writes: bool) -> Result<(), LockError> {
+    let does: &[i64] = if writes {
+        &[CONSISTENT_READ, WRITE]
+    } else {
+        &[CONSISTENT_READ]
+    };
+    let forbids = [WRITE, RESIZE];
+    let taken = does
+        .iter()
+        .map(|what| QEMU_DOES + what)
+        .chain(forbids.map(|what| QEMU_FORBIDS + what));
+    for byte in taken.clone() {
+        fcntl(image, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte)))?;
+    }
+    let opposed = does
+        .iter()
+        .map(|what| QEMU_FORBIDS + what)
+        .chain(forbids.map(|what| QEMU_DOES + what));
+    for byte in opposed {
+        let mut found = lock(libc::F_WRLCK, byte);
+        fcntl(image, FcntlArg::F_OFD_GETLK(&mut found))?;
+        if i32::from(found.l_type) != libc::F_UNLCK {
+            for byte in taken {
+                fcntl(image, FcntlArg::F_OFD_SETLK(&lock(libc::F_UNLCK, byte)))?;
+            }
+            return Err(LockError::Image);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -103,5 +165,50 @@ mod tests {
         assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
         drop(in_use);
         receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+
+    #[test]
+    fn an_image_has_one_writer_or_many_readers() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let open = || OwnedFd::from(path.reopen().unwrap());
+        let busy =
+            |image: &OwnedFd, writes| matches!(take_image(image, writes), Err(LockError::Image));
+        let (first, second) = (open(), open());
+        take_image(&first, false).unwrap();
+        take_image(&second, false).unwrap();
+        let writer = open();
+        assert!(busy(&writer, true));
+        drop(first);
+        assert!(busy(&writer, true));
+        drop(second);
+        take_image(&writer, true).unwrap();
+        for writes in [true, false] {
+            assert!(busy(&open(), writes));
+        }
+    }
+
+    /// QEMU's own tool is refused, and refuses us.
+    #[test]
+    fn qemu_img_understands() {
+        use std::process::Command;
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let mut write = Command::new("qemu-io");
+        write
+            .args(["-f", "raw", "-c", "write 0 512"])
+            .arg(image.path());
+        let Ok(free) = write.output() else {
+            eprintln!("qemu-io is not here: QEMU's view of our locks is not tested");
+            return;
+        };
+        assert!(free.status.success(), "{free:?}");
+        let ours = OwnedFd::from(image.reopen().unwrap());
+        take_image(&ours, true).unwrap();
+        let refused = write.output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && said.contains("lock"),
+            "{refused:?}"
+        );
     }
 }

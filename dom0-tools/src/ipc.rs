@@ -39,6 +39,10 @@ pub enum ToWorker {
         irq: u32,
         grant_usage: bool,
         read_only: bool,
+        /// The size that its guest is to see.
+        bytes: u64,
+        /// It has other users, by the configuration.
+        shared: bool,
         serial: String,
         /// The guest has had it from an earlier worker.
         served: bool,
@@ -51,6 +55,11 @@ pub enum ToWorker {
     Detach {
         key: EntryKey,
     },
+    /// The guest is to see so many bytes of a disk from now on.
+    Resize {
+        key: EntryKey,
+        bytes: u64,
+    },
     /// Asks for [`FromWorker::Report`].
     Report,
     /// The guest is gone: give everything back and end.
@@ -62,7 +71,7 @@ impl ToWorker {
     pub fn is_question(&self) -> bool {
         match self {
             Self::AttachDisk { .. } | Self::Serve | Self::Detach { .. } | Self::Report => true,
-            Self::Start { .. } | Self::Stop => false,
+            Self::Start { .. } | Self::Resize { .. } | Self::Stop => false,
         }
     }
 }

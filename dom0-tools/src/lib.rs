@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod demo;
 mod disk_lock;
+mod disk_use;
 pub mod ipc;
 pub mod libxl;
 pub mod log;

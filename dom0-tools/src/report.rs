@@ -13,6 +13,18 @@ use xen_virtio_transport::DeviceReport;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     pub guests: Vec<GuestReport>,
+    /// Devices that their guests were created for in vain, the last ones.
+    #[serde(default)]
+    pub refusals: Vec<Refusal>,
+}
+
+/// A device that was not served, so that xl gave its guest up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub domid: u16,
+    pub guest: String,
+    pub key: EntryKey,
+    pub error: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +51,9 @@ pub struct EntryReport {
     pub error: Option<String>,
     /// From finding libxl's entry to having the device's page claimed, once it is.
     pub claimed_after_ms: Option<u64>,
+    /// What its integrator should know, though nothing has failed.
+    #[serde(default)]
+    pub hint: Option<String>,
     /// What the worker says of the device, once it has it.
     pub device: Option<DeviceReport>,
 }
@@ -49,6 +64,9 @@ impl EntryReport {
         let Some(device) = &self.device else {
             return if self.error.is_some() {
                 "failed"
+            } else if self.claimed_after_ms.is_some() {
+                // Its worker is busy, or is just being followed by another one.
+                "served"
             } else {
                 "starting"
             };
@@ -104,11 +122,12 @@ fn type_name(device_type: u32) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.guests.is_empty() {
-            return writeln!(
+            writeln!(
                 f,
                 "No guest has a virtio device. In its xl file: disk = [ \"backendtype=standalone, \
                  specification=virtio, grant_usage=1, vdev=xvda, access=rw, target=/path\" ]"
-            );
+            )?;
+            return self.write_refusals(f);
         }
         let header = [
             "DOMID", "GUEST", "DEVICE", "TYPE", "STATE", "QUEUES", "GRANTS", "FRAMES", "REQUESTS",
@@ -135,6 +154,24 @@ impl fmt::Display for Report {
         write_table(f, &rows)?;
         if !notes.is_empty() {
             write!(f, "\n{notes}")?;
+        }
+        self.write_refusals(f)
+    }
+}
+
+impl Report {
+    fn write_refusals(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.refusals.is_empty() {
+            writeln!(f, "\nNot served lately, so that xl gave the guest up:")?;
+        }
+        for Refusal {
+            domid,
+            guest,
+            key,
+            error,
+        } in &self.refusals
+        {
+            writeln!(f, "guest {guest} ({domid}), {key}: {error}")?;
         }
         Ok(())
     }
@@ -165,8 +202,8 @@ impl EntryReport {
 
     fn note(&self, guest: &GuestReport, notes: &mut String) -> fmt::Result {
         let path = entry_path(guest.domid, self.key);
-        if let Some(error) = &self.error {
-            writeln!(notes, "{path}: {error}")?;
+        for text in [&self.error, &self.hint].into_iter().flatten() {
+            writeln!(notes, "{path}: {text}")?;
         }
         if let Some(device) = &self.device {
             let features = feature_names(device.device_type, device.features).join(" ");
@@ -232,9 +269,11 @@ mod tests {
             detail: "/dev/vg/ivi, rw".into(),
             error,
             claimed_after_ms: None,
+            hint: None,
             device,
         }];
         Report {
+            refusals: Vec::new(),
             guests: vec![GuestReport {
                 domid: 3,
                 name: "ivi".into(),

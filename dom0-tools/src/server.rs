@@ -128,6 +128,12 @@ impl<H: Hypervisor> Server<H> {
         self.machine.add_missing(range, state)
     }
 
+    /// Has a device show `bytes`, see [`MmioDevice::resize`]. False if it is not there now.
+    pub fn resize(&mut self, slot: Slot, bytes: u64) -> bool {
+        let device = self.machine.device_mut(slot);
+        device.map(|device| device.resize(bytes)).is_some()
+    }
+
     /// Takes a device away, see [`Machine::remove`].
     pub fn remove(&mut self, slot: Slot) {
         if let Some(events) = self.events_of(slot) {

@@ -31,6 +31,8 @@ const _: () = assert!(SLOTS >= libxl::MAX_DEVICES);
 /// A slot: which device, the device's own words, its registers and queues.
 const NAME: usize = 1024;
 const OWN: usize = 4096 - NAME;
+/// The last of the device's own words is not its own: earlier versions left it zero.
+const SHOWN: usize = 8;
 const SLOT: usize = NAME + OWN + DeviceState::BYTES;
 
 /// Bytes of a state file.
@@ -112,6 +114,8 @@ pub struct GuestState {
 pub struct Slot {
     /// Words that the device itself keeps.
     pub own: StateArea,
+    /// A word: the bytes of the disk that the driver was told of, zero if that is not recorded.
+    pub shown: StateArea,
     pub device: DeviceState,
 }
 
@@ -199,6 +203,7 @@ impl GuestState {
         let slot = (0..SLOTS).find(is_free).ok_or(GuestStateError::Full)?;
         let empty = self.open(slot);
         empty.own.zero();
+        empty.shown.zero();
         empty.device.clear();
         self.rename(slot, &name)?;
         Ok(empty)
@@ -215,6 +220,20 @@ impl GuestState {
             Ok((name.key, range, self.open(slot).device))
         };
         self.names()?.into_iter().map(device).collect()
+    }
+
+    /// The driver of disk `key` has been told of so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestStateError`].
+    pub fn set_shown(&self, key: EntryKey, bytes: u64) -> Result<(), GuestStateError> {
+        for (slot, name) in self.names()? {
+            if name.key == key {
+                self.open(slot).shown.store(0, bytes);
+            }
+        }
+        Ok(())
     }
 
     /// The device is no more.
@@ -257,7 +276,8 @@ impl GuestState {
 
     fn open(&self, slot: usize) -> Slot {
         Slot {
-            own: self.part(slot, NAME, OWN),
+            own: self.part(slot, NAME, OWN - SHOWN),
+            shown: self.part(slot, NAME + OWN - SHOWN, SHOWN),
             device: DeviceState::new(&self.part(slot, NAME + OWN, DeviceState::BYTES)),
         }
     }

@@ -128,6 +128,7 @@ mod tests {
             devid: 51712,
         };
         Report {
+            refusals: Vec::new(),
             guests: vec![GuestReport {
                 domid: 3,
                 name: "ivi".into(),
@@ -141,6 +142,7 @@ mod tests {
                     syscalls: 70,
                 }),
                 devices: vec![EntryReport {
+                    hint: None,
                     key,
                     detail: String::new(),
                     error: None,

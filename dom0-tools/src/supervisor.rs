@@ -14,9 +14,10 @@ mod worker_process;
 
 use crate::config::Config;
 use crate::control::Question;
+use crate::disk_use::Uses;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{self, State};
-use crate::report::Report;
+use crate::report::{Refusal, Report};
 use crate::sandbox;
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result};
@@ -26,9 +27,10 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+pub(crate) use state_files::Identity;
 use state_files::StateFiles;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -45,6 +47,8 @@ const FIRST_FREE: usize = 16;
 const REPORT_LIMIT: Duration = Duration::from_secs(1);
 /// How long workers may take to begin before this service ends.
 const ENDING_LIMIT: Duration = Duration::from_secs(5);
+/// Refusals that are shown.
+const MAX_REFUSALS: usize = 16;
 /// How long a worker may take to end after its guest has.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -78,14 +82,26 @@ struct Supervisor {
     store: XenStore,
     config: Config,
     files: StateFiles,
+    /// The disks that guests have.
+    uses: Uses,
+    /// Devices that guests were created for in vain: the last [`MAX_REFUSALS`].
+    refusals: VecDeque<Refusal>,
     guests: BTreeMap<u16, Guest>,
     /// Workers whose guest is gone, and when those that have not ended are killed.
-    stopping: Vec<(WorkerProcess, Option<Instant>)>,
+    stopping: Vec<Stopping>,
     clients: Clients,
     collection: Option<Collection>,
     next_token: usize,
     /// It was told to end, and does so by then.
     ending: Option<Instant>,
+}
+
+/// A worker that is to end.
+struct Stopping {
+    worker: WorkerProcess,
+    guest: Identity,
+    /// When it is killed; `None` once it is.
+    deadline: Option<Instant>,
 }
 
 /// Reports on their way from the workers to clients.
@@ -106,6 +122,8 @@ impl Supervisor {
             store,
             config,
             files: StateFiles::new(Path::new(state_files::DIRECTORY))?,
+            uses: Uses::default(),
+            refusals: VecDeque::new(),
             guests: BTreeMap::new(),
             stopping: Vec::new(),
             clients,
@@ -127,11 +145,15 @@ impl Supervisor {
         }
         self.store.watch("@releaseDomain", "release")?;
         let store = &mut self.store;
-        self.files.sweep(|domid| {
+        let served = self.files.sweep(|domid| {
             let lives = store.is_introduced(domid)?;
             lives.then(|| guest::identify(store, domid)).transpose()
         })?;
         earlier::end_orphans(|domid| store.is_introduced(domid))?;
+        // Also those whose entries libxl has removed meanwhile: what is left of an old program serves them still.
+        for domid in served {
+            tolerate(self.take_over(domid))?;
+        }
         self.follow_xenstore()
     }
 
@@ -157,15 +179,16 @@ impl Supervisor {
                     LISTENER => self
                         .clients
                         .accept(self.poll.registry(), &mut self.next_token),
-                    token => {
-                        if let Some(Question::List) =
-                            self.clients.ready(token, self.poll.registry())
-                        {
-                            self.collect(token);
-                        } else if !self.clients.has(token) {
+                    token => match self.clients.ready(token, self.poll.registry()) {
+                        Some(Question::List) => self.collect(token),
+                        Some(Question::Resize { guest, device }) => {
+                            self.resize(token, &guest, &device);
+                        }
+                        None if !self.clients.has(token) => {
                             tolerate(self.hear_worker(token))?;
                         }
-                    }
+                        None => {}
+                    },
                 }
             }
             // Whatever was asked of xenstored meanwhile may have brought events along, which no readiness
@@ -188,11 +211,17 @@ impl Supervisor {
 
     fn next_deadline(&self) -> Option<Duration> {
         let collection = self.collection.iter().map(|collection| collection.deadline);
-        let stopping = self.stopping.iter().filter_map(|(_, deadline)| *deadline);
-        let again = self.guests.values().filter_map(Guest::again_at);
+        let stopping = self
+            .stopping
+            .iter()
+            .filter_map(|stopping| stopping.deadline);
+        let guests = self.guests.values();
+        let again = guests.clone().filter_map(Guest::again_at);
+        let drivers = guests.filter_map(Guest::drivers_due);
         collection
             .chain(stopping)
             .chain(again)
+            .chain(drivers)
             .chain(self.ending)
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()))
@@ -200,16 +229,30 @@ impl Supervisor {
 
     fn pass_deadlines(&mut self) {
         let now = Instant::now();
-        for (worker, deadline) in &mut self.stopping {
+        for Stopping {
+            worker, deadline, ..
+        } in &mut self.stopping
+        {
             if deadline.take_if(|deadline| *deadline <= now).is_some() {
                 tracing::warn!("worker {} does not end, and is killed", worker.pid());
                 worker.kill(self.poll.registry());
             }
         }
-        let died = |(worker, deadline): &mut (WorkerProcess, Option<_>)| {
-            deadline.is_none() && worker.death().is_some()
+        let died = |stopping: &mut Stopping| {
+            stopping.deadline.is_none() && stopping.worker.death().is_some()
         };
-        self.stopping.extract_if(.., died).for_each(drop);
+        for dead in self.stopping.extract_if(.., died) {
+            // What it had under way is at its end too, or holds its lock.
+            self.uses.remove_guest(&dead.guest);
+        }
+        if self.collection.is_none()
+            && self
+                .guests
+                .values()
+                .any(|guest| guest.drivers_due().is_some_and(|due| due <= now))
+        {
+            self.collect_for(Vec::new());
+        }
         if self
             .collection
             .as_ref()
@@ -221,17 +264,24 @@ impl Supervisor {
 
     fn try_again(&mut self) {
         let now = Instant::now();
-        for guest in self.guests.values_mut() {
+        let (guests, store, mut tools) = self.parts();
+        for guest in guests.values_mut() {
             if guest.again_at().is_some_and(|at| at <= now) {
-                let mut tools = Tools {
-                    config: &self.config,
-                    files: &self.files,
-                    registry: self.poll.registry(),
-                    next_token: &mut self.next_token,
-                };
-                guest.try_again(&mut self.store, &mut tools);
+                guest.try_again(store, &mut tools);
             }
         }
+    }
+
+    /// The guests, and what they are served with.
+    fn parts(&mut self) -> (&mut BTreeMap<u16, Guest>, &mut XenStore, Tools<'_>) {
+        let tools = Tools {
+            config: &self.config,
+            files: &self.files,
+            uses: &mut self.uses,
+            registry: self.poll.registry(),
+            next_token: &mut self.next_token,
+        };
+        (&mut self.guests, &mut self.store, tools)
     }
 
     fn follow_xenstore(&mut self) -> Result<()> {
@@ -247,7 +297,10 @@ impl Supervisor {
                     .iter()
                     .flat_map(|(domid, guest)| guest.keys().map(|key| (*domid, key)));
                 let mut all: BTreeSet<_> = known.collect();
-                all.extend(libxl::entries(&mut self.store)?);
+                match libxl::entries(&mut self.store) {
+                    Ok(entries) => all.extend(entries),
+                    refused => tolerate(refused.map(drop))?,
+                }
                 for (domid, key) in all {
                     tolerate(self.follow_entry(domid, key))?;
                 }
@@ -261,22 +314,24 @@ impl Supervisor {
         self.replace_stale(domid)?;
         self.take_over(domid)?;
         let state = libxl::read_state(&mut self.store, domid, key)?;
-        let registry = self.poll.registry();
         let known = self
             .guests
             .get(&domid)
             .is_some_and(|guest| guest.knows(key));
         match state {
             None => {
-                if let Some(guest) = self.guests.get_mut(&domid) {
-                    guest.forget(key, registry);
+                self.note_refusals(domid, Some(key));
+                let (guests, _, mut tools) = self.parts();
+                if let Some(guest) = guests.get_mut(&domid) {
+                    guest.forget(key, &mut tools);
                 }
             }
             Some(state) if state == State::Closing as u32 => {
-                let detaching = self
-                    .guests
+                self.note_refusals(domid, Some(key));
+                let (guests, _, mut tools) = self.parts();
+                let detaching = guests
                     .get_mut(&domid)
-                    .is_some_and(|guest| guest.detach(key, registry));
+                    .is_some_and(|guest| guest.detach(key, &mut tools));
                 if !detaching {
                     libxl::write_state(&mut self.store, domid, key, State::Closed)?;
                 }
@@ -294,22 +349,28 @@ impl Supervisor {
                     return Ok(());
                 }
                 // The last guest of this domid must not be served on as this one.
-                for (worker, deadline) in &mut self.stopping {
-                    if worker.domid() == domid && deadline.take().is_some() {
-                        worker.kill(registry);
+                for stopping in &mut self.stopping {
+                    if stopping.guest.domid == domid && stopping.deadline.take().is_some() {
+                        stopping.worker.kill(self.poll.registry());
                     }
                 }
-                let mut tools = Tools {
-                    config: &self.config,
-                    files: &self.files,
-                    registry,
-                    next_token: &mut self.next_token,
-                };
-                guest.attach(key, false, &mut self.store, &tools);
-                guest.serve_pending(&mut tools);
+                let (guests, store, mut tools) = self.parts();
+                if let Some(guest) = guests.get_mut(&domid) {
+                    guest.attach(key, false, store, &mut tools);
+                    guest.serve_pending(&mut tools);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Keeps what a guest that is given up was refused for, as long as somebody may ask.
+    fn note_refusals(&mut self, domid: u16, key: Option<libxl::EntryKey>) {
+        if let Some(guest) = self.guests.get(&domid) {
+            self.refusals.extend(guest.refusals(key));
+            let excess = self.refusals.len().saturating_sub(MAX_REFUSALS);
+            self.refusals.drain(..excess);
+        }
     }
 
     /// Takes over a guest that an earlier supervisor has served, with all its devices at once: none of its
@@ -328,17 +389,15 @@ impl Supervisor {
         if !guest.is_to_be_taken_over() {
             return Ok(());
         }
-        let mut tools = Tools {
-            config: &self.config,
-            files: &self.files,
-            registry: self.poll.registry(),
-            next_token: &mut self.next_token,
-        };
-        for (key, state) in libxl::active_entries(&mut self.store, domid)? {
-            let served = state != State::Initialising as u32;
-            guest.attach(key, served, &mut self.store, &tools);
+        let entries = libxl::active_entries(&mut self.store, domid)?;
+        let (guests, store, mut tools) = self.parts();
+        if let Some(guest) = guests.get_mut(&domid) {
+            for (key, state) in entries {
+                let served = state != State::Initialising as u32;
+                guest.attach(key, served, store, &mut tools);
+            }
+            guest.serve_pending(&mut tools);
         }
-        guest.serve_pending(&mut tools);
         Ok(())
     }
 
@@ -363,22 +422,58 @@ impl Supervisor {
     }
 
     fn release_guest(&mut self, domid: u16) {
+        self.note_refusals(domid, None);
         if let Some(mut guest) = self.guests.remove(&domid) {
             tracing::info!("guest {} ({domid}) is gone", guest.name());
             guest.end_earlier_workers();
             self.files.remove(guest.identity());
             let deadline = Some(Instant::now() + STOP_LIMIT);
-            for mut worker in guest.into_workers() {
+            let identity = guest.identity().clone();
+            let mut workers = guest.into_workers().peekable();
+            if workers.peek().is_none() {
+                self.uses.remove_guest(&identity);
+            }
+            for mut worker in workers {
                 let _ = worker.conversation.send(&ToWorker::Stop, &[]);
-                self.stopping.push((worker, deadline));
+                self.stopping.push(Stopping {
+                    worker,
+                    guest: identity.clone(),
+                    deadline,
+                });
             }
         }
     }
 
+    /// Has a guest told of what was added to its disk, and `client` of how that went.
+    fn resize(&mut self, client: Token, guest: &str, device: &str) {
+        let (guests, store, mut tools) = self.parts();
+        let mut guests = guests.iter_mut();
+        let found =
+            guests.find(|(domid, other)| other.name() == guest || domid.to_string() == guest);
+        let result = match found {
+            None => Err(format!("there is no guest {guest} with a virtio device")),
+            Some((_, found)) => found
+                .resize(device, store, &mut tools)
+                .map(|(before, now)| {
+                    format!("guest {guest}, {device}: {before} bytes before, {now} bytes now")
+                })
+                .map_err(|error| format!("guest {guest}: {error:#}")),
+        };
+        match &result {
+            Ok(done) => tracing::info!("{done}"),
+            Err(error) => tracing::warn!("not resized: {error}"),
+        }
+        let answer = serde_json::to_vec(&result).expect("a text can be written");
+        self.clients.answer(client, answer, self.poll.registry());
+    }
+
     fn hear_worker(&mut self, token: Token) -> Result<(), XenStoreError> {
         let registry = self.poll.registry();
-        let stopping = |(worker, _): &&mut (WorkerProcess, _)| worker.has(token);
-        if let Some((worker, deadline)) = self.stopping.iter_mut().find(stopping) {
+        let stopping = |stopping: &&mut Stopping| stopping.worker.has(token);
+        if let Some(Stopping {
+            worker, deadline, ..
+        }) = self.stopping.iter_mut().find(stopping)
+        {
             worker.read_log(token, registry, |_, _| {});
             if deadline.is_some() && worker.conversation.has_ended() {
                 *deadline = None;
@@ -399,7 +494,7 @@ impl Supervisor {
                 FromWorker::Attached { key } if guest.knows(key) => {
                     libxl::tell_ready(&mut self.store, domid, key)?;
                 }
-                FromWorker::Detached { key } if guest.was_detaching(key) => {
+                FromWorker::Detached { key } if guest.was_detaching(key, &mut self.uses) => {
                     libxl::write_state(&mut self.store, domid, key, State::Closed)?;
                 }
                 FromWorker::Report { .. } => {
@@ -428,6 +523,10 @@ impl Supervisor {
             collection.clients.push(client);
             return;
         }
+        self.collect_for(vec![client]);
+    }
+
+    fn collect_for(&mut self, clients: Vec<Token>) {
         let waiting = self
             .guests
             .values_mut()
@@ -437,7 +536,7 @@ impl Supervisor {
         self.collection = Some(Collection {
             waiting,
             deadline,
-            clients: vec![client],
+            clients,
         });
     }
 
@@ -445,9 +544,14 @@ impl Supervisor {
         let Some(collection) = self.collection.take() else {
             return;
         };
-        let guests = self.guests.values_mut().map(Guest::report).collect();
-        let answer =
-            serde_json::to_vec(&Report { guests }).expect("a report has no map with odd keys");
+        if collection.clients.is_empty() {
+            return;
+        }
+        let report = Report {
+            guests: self.guests.values_mut().map(Guest::report).collect(),
+            refusals: self.refusals.iter().cloned().collect(),
+        };
+        let answer = serde_json::to_vec(&report).expect("a report has no map with odd keys");
         for client in collection.clients {
             self.clients
                 .answer(client, answer.clone(), self.poll.registry());

@@ -184,6 +184,8 @@ impl Worker {
                     irq,
                     grant_usage,
                     read_only,
+                    bytes,
+                    shared,
                     serial,
                     served,
                     lock,
@@ -199,9 +201,15 @@ impl Worker {
                         irq,
                         mode,
                         served,
+                    };
+                    let disk = NewDisk {
+                        read_only,
+                        bytes,
+                        shared,
+                        serial,
                         lock,
                     };
-                    match self.attach_disk(&device, read_only, &serial, fds) {
+                    match self.attach_disk(&device, &disk, fds) {
                         Ok(slot) => {
                             let before = self.slots.insert(key, slot);
                             // Missing at another address, where it will not come back.
@@ -212,7 +220,7 @@ impl Worker {
                         }
                         Err(error) => FromWorker::AttachFailed {
                             key,
-                            busy: matches!(error.downcast_ref(), Some(LockError::Busy)),
+                            busy: error.downcast_ref().is_some_and(LockError::is_busy),
                             error: format!("{error:#}"),
                         },
                     }
@@ -237,6 +245,10 @@ impl Worker {
                         .filter_map(|(key, slot)| Some((*key, self.server.device(*slot)?)))
                         .collect(),
                 },
+                ToWorker::Resize { key, bytes } => {
+                    self.resize(key, bytes)?;
+                    continue;
+                }
                 ToWorker::Stop => return Ok(true),
             };
             if self.channel.send(&answer, &[]).is_err() {
@@ -272,35 +284,63 @@ impl Worker {
     fn attach_disk(
         &mut self,
         new: &NewDevice,
-        read_only: bool,
-        serial: &str,
+        new_disk: &NewDisk,
         fds: Vec<OwnedFd>,
     ) -> Result<Slot> {
         let file = fds
             .into_iter()
             .next()
             .context("no descriptor came with the disk")?;
-        if !read_only {
+        if !new_disk.read_only {
             // Without what the guest has had already it is not served; all else can wait.
             let earlier = if new.served && !self.begun {
                 Earlier::Await
             } else {
                 Earlier::Refuse
             };
-            disk_lock::take(&file, new.lock, earlier)?;
+            disk_lock::take(&file, new_disk.lock, earlier)?;
         }
-        let disk = Disk::from_file(file.into(), read_only)?;
+        if !new_disk.shared {
+            disk_lock::take_image(&file, !new_disk.read_only)?;
+        }
+        let mut disk = Disk::from_file(file.into(), new_disk.read_only)?;
         let backing = Backing::of(disk.file())?;
         let state = self
             .state
             .slot(new.key, new.range.base, backing, new.served)?;
+        // The driver may have been told of another size, which it is to keep until it is told of this one.
+        let shown = match state.shown.load(0) {
+            0 => new_disk.bytes,
+            shown => shown,
+        };
+        disk.set_bytes(shown);
         let hypervisor = self.server.hypervisor();
         let queues = u16::try_from(hypervisor.vcpus().min(MAX_DISK_QUEUES))?;
-        let blk = Blk::new(disk, padded(serial), queues, state.own, &self.rings)?;
+        let blk = Blk::new(
+            disk,
+            padded(&new_disk.serial),
+            queues,
+            state.own,
+            &self.rings,
+        )?;
         let access = hypervisor.guest_access(new.mode);
         let line = hypervisor.interrupt_line(new.irq);
-        let device = MmioDevice::new(Box::new(blk), new.mode, access, line, state.device)?;
+        let mut device = MmioDevice::new(Box::new(blk), new.mode, access, line, state.device)?;
+        if shown != new_disk.bytes {
+            device.resize(new_disk.bytes);
+        }
+        // Last: a worker that dies before this has the next one tell the driver once more.
+        state.shown.store(0, new_disk.bytes);
         Ok(self.server.add(new.range, device)?)
+    }
+
+    fn resize(&mut self, key: EntryKey, bytes: u64) -> Result<()> {
+        if let Some(slot) = self.slots.get(&key)
+            && self.server.resize(*slot, bytes)
+        {
+            self.state.set_shown(key, bytes)?;
+        }
+        Ok(())
     }
 }
 
@@ -311,6 +351,14 @@ struct NewDevice {
     irq: u32,
     mode: AddressMode,
     served: bool,
+}
+
+/// What it says of a disk besides.
+struct NewDisk {
+    read_only: bool,
+    bytes: u64,
+    shared: bool,
+    serial: String,
     lock: u64,
 }
 

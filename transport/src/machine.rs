@@ -172,6 +172,11 @@ impl<H: Hypervisor> Machine<H> {
         self.slots[slot].1.device()
     }
 
+    /// As [`Machine::device`], to be changed.
+    pub fn device_mut(&mut self, Slot(slot): Slot) -> Option<&mut MmioDevice> {
+        self.slots[slot].1.device_mut()
+    }
+
     /// Answers the traps that wait, and those of an interrupt handler that is about to come; then gives each
     /// device a turn.
     pub fn turn(&mut self) -> Activity {

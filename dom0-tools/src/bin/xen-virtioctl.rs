@@ -36,6 +36,13 @@ enum Command {
         /// The guest's xl file.
         file: Option<PathBuf>,
     },
+    /// Tells a guest of what was added to one of its disks, which has been enlarged.
+    Resize {
+        /// The guest's name or domid.
+        guest: String,
+        /// The disk: its vdev, like xvda, or what `list` names it, like virtio_disk/51712.
+        device: String,
+    },
     /// Runs a block device for a simulated guest, on this machine, without Xen.
     Demo(demo::Options),
 }
@@ -83,6 +90,9 @@ fn run(command: Command) -> Result<String> {
                 None => Ok(config_summary(path, &config)),
                 Some(file) => check(&file, &config),
             }
+        }
+        Command::Resize { guest, device } => {
+            Ok(control::resize(control::SOCKET_PATH.as_ref(), guest, device)? + "\n")
         }
         Command::Demo(options) => demo::run(&options),
     }

@@ -11,8 +11,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Longer than any question.
-const MAX_QUESTION: usize = 256;
+/// Longer than any question: a guest's name has 128 characters at most.
+const MAX_QUESTION: usize = 1024;
 /// When more come, the oldest goes.
 const MAX_CLIENTS: usize = 16;
 

@@ -1,9 +1,13 @@
 //! One entry of libxl's: what it takes to serve it, and how far that is.
 
-use crate::config::{CONFIG_PATH, Config};
+use super::guest::Tools;
+use super::state_files::{Binding, Identity};
+use crate::config::CONFIG_PATH;
+use crate::disk_use::{Stores, Wanted};
 use crate::ipc::ToWorker;
 use crate::libxl::{self, Entry, EntryKey, EntryKind};
 use crate::report::EntryReport;
+use crate::state::Backing;
 use crate::xenstore::XenStore;
 use anyhow::{Context, Result, bail};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,6 +22,9 @@ pub(super) const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// … if somebody has a lock who may let go of it: libxl waits ten seconds for a new device.
 const TRY_BUSY_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a guest may take from having a device to beginning with it, before that is worth a word.
+const DRIVER_LIMIT: Duration = Duration::from_secs(120);
+
 /// What we have of an entry.
 pub(super) struct Known {
     pub(super) detail: String,
@@ -29,6 +36,14 @@ pub(super) struct Known {
     /// When the entry was found, and how long it then took until its page was claimed.
     found: Instant,
     claimed_after: Option<Duration>,
+    /// Its memory is named by grants.
+    grants: bool,
+    /// What it is kept in, once it was opened.
+    backing: Option<Backing>,
+    /// When it is looked whether a driver has begun with it.
+    driver_due: Option<Instant>,
+    /// What its integrator should know, though nothing has failed.
+    hint: Option<String>,
     /// The worker's newest report, until it is shown.
     pub(super) device: Option<DeviceReport>,
 }
@@ -51,7 +66,57 @@ pub(super) enum Status {
 pub(super) struct Attachment {
     entry: Entry,
     disk: Disk,
+    shared: bool,
     serial: String,
+}
+
+/// Somebody else has the disk, who may let go of it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "disk {path}: is in use, and one of its users writes it: {user}; to share it on purpose, add [[disk]] path = \"{path}\", \
+    shared = true to {CONFIG_PATH}, and restart xen-virtiod"
+)]
+pub(super) struct InUse {
+    path: String,
+    user: String,
+}
+
+impl InUse {
+    fn of(path: &Path, user: &str) -> Self {
+        Self {
+            path: path.display().to_string(),
+            user: user.to_owned(),
+        }
+    }
+}
+
+/// Where the disk of an entry is, and whether it is for reading only, as xl or the configuration says.
+fn configured<'a>(
+    kind: &'a EntryKind,
+    guest: &str,
+    key: EntryKey,
+    tools: &Tools<'a>,
+) -> Result<(&'a Path, bool)> {
+    match kind {
+        EntryKind::Disk {
+            path, read_only, ..
+        } => Ok((path, *read_only)),
+        EntryKind::Virtio {
+            device_type: VIRTIO_ID_BLOCK,
+        } => {
+            let device = tools.config.device(guest, key.devid).with_context(|| {
+                format!(
+                    "nothing says which disk this is: add to {CONFIG_PATH} [[virtio]] guest = {guest:?}, \
+                     index = {}, path = \"…\", and restart xen-virtiod",
+                    key.devid
+                )
+            })?;
+            Ok((&device.path, device.read_only))
+        }
+        EntryKind::Virtio { device_type } => bail!(
+            "this version serves virtio,device2 (block), and not virtio,device{device_type:x}"
+        ),
+    }
 }
 
 impl Known {
@@ -63,6 +128,10 @@ impl Known {
             logged: String::new(),
             found: Instant::now(),
             claimed_after: None,
+            grants: false,
+            backing: None,
+            driver_due: None,
+            hint: None,
             device: None,
         }
     }
@@ -78,7 +147,47 @@ impl Known {
             return None;
         }
         self.claimed_after = Some(self.found.elapsed());
+        self.driver_due = Some(Instant::now() + DRIVER_LIMIT);
         self.claimed_after
+    }
+
+    pub(super) fn driver_due(&self) -> Option<Instant> {
+        self.driver_due
+    }
+
+    /// Takes in what the worker says of the device. A hint, if that is one to be logged.
+    pub(super) fn reported(&mut self, device: &DeviceReport) -> Option<&str> {
+        self.device = Some(device.clone());
+        if device.status != 0 || device.traps != 0 {
+            self.driver_due = None;
+            self.hint = None;
+            return None;
+        }
+        self.driver_due.take_if(|due| *due <= Instant::now())?;
+        let (grants, otherwise) = if self.grants {
+            (
+                ", and CONFIG_XEN_VIRTIO, without which it waits for ever for the device that grants its memory",
+                "; a guest that cannot grant wants grant_usage=0",
+            )
+        } else {
+            ("", "")
+        };
+        self.hint = Some(format!(
+            "no driver has begun with it, {} minutes after it was there: has the guest's kernel CONFIG_VIRTIO_MMIO and \
+             CONFIG_VIRTIO_BLK{grants}?{otherwise}",
+            DRIVER_LIMIT.as_secs() / 60
+        ));
+        self.hint.as_deref()
+    }
+
+    /// Whether its guest was kept from running for want of it.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        match &self.status {
+            Status::Failed(error) | Status::Busy(error) | Status::Lost(error) if !self.served => {
+                Some(error)
+            }
+            _ => None,
+        }
     }
 
     /// It has failed, with [`Status::Failed`] or [`Status::Busy`]. True if that is to be logged: what is tried
@@ -118,54 +227,85 @@ impl Known {
             claimed_after_ms: self
                 .claimed_after
                 .map(|after| after.as_millis().try_into().unwrap_or(u64::MAX)),
+            hint: self.hint.clone(),
             device: self.device.take(),
         }
     }
 }
 
 impl Attachment {
-    /// Reads the entry at `key` of the guest, and opens what it names. `detail` is then what that is.
+    /// Reads the entry at `key` of the guest, and opens what it names, or what the guest has had by that name.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being served; [`InUse`] if that may go away by itself.
     pub(super) fn open(
-        domid: u16,
-        guest: &str,
+        (guest, name): (&Identity, &str),
         key: EntryKey,
+        known: &mut Known,
         store: &mut XenStore,
-        config: &Config,
-        detail: &mut String,
+        tools: &mut Tools<'_>,
     ) -> Result<Self> {
-        let entry = libxl::read_entry(store, domid, key)?;
-        let (path, read_only, serial) = match &entry.kind {
-            EntryKind::Disk {
-                path,
-                read_only,
-                vdev,
-            } => (path.as_path(), *read_only, vdev.clone()),
-            EntryKind::Virtio {
-                device_type: VIRTIO_ID_BLOCK,
-            } => {
-                let device = config.device(guest, key.devid).with_context(|| {
-                    format!(
-                        "nothing says which disk this is: add to {CONFIG_PATH} [[virtio]] guest = {guest:?}, \
-                         index = {}, path = \"…\", and restart xen-virtiod",
-                        key.devid
-                    )
-                })?;
-                (
-                    device.path.as_path(),
-                    device.read_only,
-                    format!("virtio{}", key.devid),
-                )
-            }
-            EntryKind::Virtio { device_type } => {
-                bail!(
-                    "this version serves virtio,device2 (block), and not virtio,device{device_type:x}"
-                )
-            }
+        let entry = libxl::read_entry(store, guest.domid, key)?;
+        known.grants = entry.grant_usage;
+        let bound = if known.served {
+            tools.files.binding(guest, key)?
+        } else {
+            None
         };
-        *detail = describe(path, read_only);
-        let disk = Disk::open(path, read_only)?;
+        let serial = match &entry.kind {
+            EntryKind::Disk { vdev, .. } => vdev.clone(),
+            EntryKind::Virtio { .. } => format!("virtio{}", key.devid),
+        };
+        let (path, read_only) = match &bound {
+            Some(Binding {
+                path, read_only, ..
+            }) => (path.as_path(), *read_only),
+            None => configured(&entry.kind, name, key, tools)?,
+        };
+        known.detail = describe(path, read_only);
+        let shared = tools.config.is_shared(path);
+        let mut disk = if known.served {
+            Disk::open_again(path, read_only)?
+        } else {
+            Disk::open(path, read_only)?
+        };
+        if let Some(bound) = &bound {
+            disk.set_bytes(bound.bytes);
+        }
+        let stores = Stores::of(disk.file())?;
+        let writes = !read_only;
+        // What a running guest has it keeps: it may be that dom0 came later.
+        if !shared
+            && !known.served
+            && let Some(user) = stores.user_in_dom0(&disk, writes)
+        {
+            return Err(InUse::of(path, &user).into());
+        }
+        let wanted = Wanted {
+            guest,
+            name,
+            key,
+            path,
+            stores,
+            writes,
+        };
+        if !shared && let Some(user) = tools.uses.conflict(&wanted) {
+            return Err(InUse::of(path, &user).into());
+        }
+        let binding = Binding {
+            path: path.to_owned(),
+            read_only,
+            bytes: disk.bytes(),
+        };
+        tools.files.bind(guest, key, Some(binding))?;
+        known.backing = Some(Backing::of(disk.file())?);
+        if !shared {
+            tools.uses.add(wanted);
+        }
         Ok(Self {
             disk,
+            shared,
             serial,
             entry,
         })
@@ -181,6 +321,8 @@ impl Attachment {
             irq: self.entry.irq,
             grant_usage: self.entry.grant_usage,
             read_only: self.disk.read_only(),
+            bytes: self.disk.bytes(),
+            shared: self.shared,
             serial: self.serial.clone(),
             served,
             lock,
@@ -198,4 +340,29 @@ fn describe(path: &Path, read_only: bool) -> String {
         path.display(),
         if read_only { "read-only" } else { "read-write" }
     )
+}
+
+/// What a running device can be resized to.
+///
+/// # Errors
+///
+/// Why it cannot.
+pub(super) fn new_size(known: &Known, bound: &Binding) -> Result<u64> {
+    let disk = Disk::open_again(&bound.path, true)?;
+    let path = bound.path.display();
+    if known.backing != Some(Backing::of(disk.file())?) {
+        bail!("another file or block device is at {path} than the guest has");
+    }
+    let (now, told) = (disk.measure()?, bound.bytes);
+    if now < told {
+        bail!(
+            "{path} has {now} bytes, and the guest knows {told}: a disk does not shrink under its guest"
+        );
+    }
+    if now == told {
+        bail!(
+            "{path} has {now} bytes, as the guest knows: enlarge it first (truncate -s, lvextend)"
+        );
+    }
+    Ok(now)
 }

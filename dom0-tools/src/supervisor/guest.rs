@@ -1,18 +1,19 @@
 //! One guest: its entries in xenstore, and its worker.
 
 use super::earlier;
-use super::entry::{Attachment, Known, Status, TRY_AGAIN};
+use super::entry::{Attachment, InUse, Known, Status, TRY_AGAIN, new_size};
 use super::restarts::Restarts;
-use super::state_files::{Identity, StateFiles};
+use super::state_files::{Binding, Identity, StateFiles};
 use super::worker_process::WorkerProcess;
 use crate::config::Config;
 use crate::disk_lock;
+use crate::disk_use::Uses;
 use crate::ipc::{FromWorker, ToWorker};
-use crate::libxl::EntryKey;
-use crate::report::GuestReport;
+use crate::libxl::{EntryKey, entry_path};
+use crate::report::{GuestReport, Refusal};
 use crate::server::ServerReport;
 use crate::xenstore::{XenStore, XenStoreError};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -52,6 +53,7 @@ pub(super) struct Guest {
 pub(super) struct Tools<'a> {
     pub(super) config: &'a Config,
     pub(super) files: &'a StateFiles,
+    pub(super) uses: &'a mut Uses,
     pub(super) registry: &'a Registry,
     pub(super) next_token: &'a mut usize,
 }
@@ -121,26 +123,33 @@ impl Guest {
         key: EntryKey,
         served: bool,
         store: &mut XenStore,
-        tools: &Tools<'_>,
+        tools: &mut Tools<'_>,
     ) {
         let mut known = Known::new(served);
         self.open(key, &mut known, store, tools);
         self.entries.insert(key, known);
     }
 
-    fn open(&mut self, key: EntryKey, known: &mut Known, store: &mut XenStore, tools: &Tools<'_>) {
-        let (domid, config) = (self.domid(), tools.config);
+    fn open(
+        &mut self,
+        key: EntryKey,
+        known: &mut Known,
+        store: &mut XenStore,
+        tools: &mut Tools<'_>,
+    ) {
+        let guest = (&self.identity, self.name.as_str());
         // A guest of which we serve no device gets no state file: it would count as served.
-        let opened = Attachment::open(domid, &self.name, key, store, config, &mut known.detail)
-            .and_then(|attachment| {
-                tools.files.reserve(&self.identity)?;
-                Ok(attachment)
-            });
+        let opened = Attachment::open(guest, key, known, store, tools).and_then(|attachment| {
+            tools.files.reserve(&self.identity)?;
+            Ok(attachment)
+        });
         match opened {
             Ok(attachment) => known.status = Status::Pending(Box::new(attachment)),
             Err(error) => {
+                let busy = error.downcast_ref::<InUse>().is_some();
+                let status = if busy { Status::Busy } else { Status::Failed };
                 let error = format!("{error:#}");
-                if known.fails(Status::Failed, &error) {
+                if known.fails(status, &error) {
                     self.log_error(key, &error);
                 }
             }
@@ -170,9 +179,8 @@ impl Guest {
                 }
             }
         }
-        if self.worker.is_some() {
-            self.plan_next_try();
-        }
+        // A guest without a worker has nothing that was ever served; a disk that somebody lets go of soon it may have.
+        self.plan_next_try();
     }
 
     /// Sees to it that what has failed is tried again, if that may help.
@@ -286,9 +294,14 @@ impl Guest {
     }
 
     /// libxl wants the entry closed. True if a worker will say when it is.
-    pub(super) fn detach(&mut self, key: EntryKey, registry: &Registry) -> bool {
+    pub(super) fn detach(&mut self, key: EntryKey, tools: &mut Tools<'_>) -> bool {
+        let registry = tools.registry;
         self.entries.remove(&key);
+        if let Err(error) = tools.files.bind(&self.identity, key, None) {
+            self.log_error(key, &format!("{error:#}"));
+        }
         if !self.served {
+            tools.uses.remove(&self.identity, key);
             return false;
         }
         // The next worker is told too, if this one dies before it says so.
@@ -298,15 +311,83 @@ impl Guest {
     }
 
     /// The worker says that it has given the entry up. True if it was asked to: once, however often it was.
-    pub(super) fn was_detaching(&mut self, key: EntryKey) -> bool {
-        self.detaching.remove(&key)
+    pub(super) fn was_detaching(&mut self, key: EntryKey, uses: &mut Uses) -> bool {
+        let was = self.detaching.remove(&key);
+        // An entry that was made again meanwhile is another one, and not closed.
+        let is_closed = was && !self.knows(key);
+        if is_closed {
+            uses.remove(&self.identity, key);
+        }
+        is_closed
     }
 
     /// The entry is gone from xenstore.
-    pub(super) fn forget(&mut self, key: EntryKey, registry: &Registry) {
+    pub(super) fn forget(&mut self, key: EntryKey, tools: &mut Tools<'_>) {
         if self.knows(key) {
-            self.detach(key, registry);
+            self.detach(key, tools);
         }
+    }
+
+    /// What kept the guest from running, of its entries or of entry `key`.
+    pub(super) fn refusals(&self, key: Option<EntryKey>) -> Vec<Refusal> {
+        let entries = self.entries.iter();
+        let asked = entries.filter(|(other, _)| key.is_none_or(|key| key == **other));
+        asked
+            .filter_map(|(key, known)| {
+                Some(Refusal {
+                    domid: self.domid(),
+                    guest: self.name.clone(),
+                    key: *key,
+                    error: known.refusal()?.to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    /// When the worker is to be asked whether drivers have begun.
+    pub(super) fn drivers_due(&self) -> Option<Instant> {
+        let entries = self.entries.values();
+        let due = entries.filter_map(Known::driver_due).min();
+        due.filter(|_| self.worker.is_some())
+    }
+
+    /// Tells the guest of what has been added to the disk that is known as `device`, by its entry or its vdev: the
+    /// sizes before and after.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be.
+    pub(super) fn resize(
+        &mut self,
+        device: &str,
+        store: &mut XenStore,
+        tools: &mut Tools<'_>,
+    ) -> Result<(u64, u64)> {
+        let domid = self.domid();
+        let mut found = None;
+        for key in self.entries.keys() {
+            let vdev = store.read(&format!("{}/dev", entry_path(domid, *key)))?;
+            if key.to_string() == device || vdev.as_deref() == Some(device) {
+                found = Some(*key);
+            }
+        }
+        let entries: Vec<_> = self.entries.keys().map(EntryKey::to_string).collect();
+        let key = found
+            .with_context(|| format!("it has no device {device}, but {}", entries.join(", ")))?;
+        let known = &self.entries[&key];
+        if !known.served || !matches!(known.status, Status::Handed) {
+            bail!("{key} is not served now");
+        }
+        let bound = tools.files.binding(&self.identity, key)?;
+        let bound = bound.with_context(|| format!("nothing is recorded of {key}"))?;
+        let bytes = new_size(known, &bound)?;
+        let before = bound.bytes;
+        tools
+            .files
+            .bind(&self.identity, key, Some(Binding { bytes, ..bound }))?;
+        // A worker that dies before it is told is followed by one that is told this size.
+        self.send(tools.registry, &ToWorker::Resize { key, bytes });
+        Ok((before, bytes))
     }
 
     pub(super) fn has_worker(&self, token: Token) -> bool {
@@ -398,9 +479,12 @@ impl Guest {
             }
             FromWorker::Report { server, devices } => {
                 self.server = Some(server.clone());
+                let domid = self.domid();
                 for (key, report) in devices {
-                    if let Some(known) = self.entries.get_mut(key) {
-                        known.device = Some(report.clone());
+                    if let Some(known) = self.entries.get_mut(key)
+                        && let Some(hint) = known.reported(report)
+                    {
+                        tracing::info!("guest {} ({domid}): {key}: {hint}", self.name);
                     }
                 }
             }

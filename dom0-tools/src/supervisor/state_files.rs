@@ -1,27 +1,43 @@
-//! The state files of the guests: handed to workers, removed with the guests. They outlive every process and
-//! not the host.
+//! The files of the guests: the state that is handed to workers, and what the supervisor itself keeps of their disks.
+//! They are removed with the guests; they outlive every process and not the host.
 
+use crate::libxl::EntryKey;
 use crate::state;
 use anyhow::{Context, Result};
 use rustix::fs::{FallocateFlags, fallocate};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where they are.
-pub(super) const DIRECTORY: &str = "/run/xen-virtiod/state";
+/// Where they are: below `state` and `disks`.
+pub(super) const DIRECTORY: &str = "/run/xen-virtiod";
 
 pub(super) struct StateFiles {
-    directory: PathBuf,
+    /// Workers write these files, and the supervisor never looks into them: a worker that its guest has taken over
+    /// may have written anything there.
+    state: PathBuf,
+    /// The supervisor's own.
+    disks: PathBuf,
+}
+
+/// What a guest has had of a disk, and keeps as long as it lives, whatever its entry and the configuration say later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Binding {
+    pub(super) path: PathBuf,
+    pub(super) read_only: bool,
+    pub(super) bytes: u64,
 }
 
 /// Tells a guest from all others, whether they have had its domid or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) domid: u16,
+pub(crate) struct Identity {
+    pub(crate) domid: u16,
     /// The path of its uuid in xenstore.
-    pub(super) vm: Option<String>,
+    pub(crate) vm: Option<String>,
 }
 
 impl Identity {
@@ -34,16 +50,75 @@ impl Identity {
 impl StateFiles {
     /// The files below `directory`, for root only.
     pub(super) fn new(directory: &Path) -> Result<Self> {
-        let what = || format!("making {}", directory.display());
-        fs::create_dir_all(directory).with_context(what)?;
-        fs::set_permissions(directory, Permissions::from_mode(0o700)).with_context(what)?;
+        let make = |name| -> Result<PathBuf> {
+            let directory = directory.join(name);
+            let what = || format!("making {}", directory.display());
+            fs::create_dir_all(&directory).with_context(what)?;
+            fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(what)?;
+            Ok(directory)
+        };
         Ok(Self {
-            directory: directory.to_owned(),
+            state: make("state")?,
+            disks: make("disks")?,
         })
     }
 
     fn path(&self, guest: &Identity) -> PathBuf {
-        self.directory.join(guest.file_name())
+        self.state.join(guest.file_name())
+    }
+
+    fn bindings_path(&self, guest: &Identity) -> PathBuf {
+        self.disks.join(guest.file_name())
+    }
+
+    /// What the guest has had of its disks. None of a guest that an earlier version has served.
+    fn bindings(&self, guest: &Identity) -> Result<BTreeMap<EntryKey, Binding>> {
+        let path = self.bindings_path(guest);
+        let what = || format!("reading {}", path.display());
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let list: Vec<_> = serde_json::from_slice(&bytes).with_context(what)?;
+                Ok(list.into_iter().collect())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error).with_context(what),
+        }
+    }
+
+    /// What the guest has had of the disk `key`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub(super) fn binding(&self, guest: &Identity, key: EntryKey) -> Result<Option<Binding>> {
+        Ok(self.bindings(guest)?.remove(&key))
+    }
+
+    /// Keeps what the guest has of the disk `key`, or forgets it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written; what was kept before still is.
+    pub(super) fn bind(
+        &self,
+        guest: &Identity,
+        key: EntryKey,
+        binding: Option<Binding>,
+    ) -> Result<()> {
+        let mut bindings = self.bindings(guest)?;
+        let before = match binding.clone() {
+            Some(binding) => bindings.insert(key, binding),
+            None => bindings.remove(&key),
+        };
+        if before == binding {
+            return Ok(());
+        }
+        let path = self.bindings_path(guest);
+        let new = path.with_extension("new");
+        let list: Vec<_> = bindings.into_iter().collect();
+        fs::write(&new, serde_json::to_vec(&list)?)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("writing {}", path.display()))
     }
 
     /// Whether the guest has been served.
@@ -90,36 +165,48 @@ impl StateFiles {
 
     /// Removes the file of a guest that is gone.
     pub(super) fn remove(&self, guest: &Identity) {
-        if let Err(error) = fs::remove_file(self.path(guest))
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!("{} cannot be removed: {error}", self.path(guest).display());
+        for path in [self.path(guest), self.bindings_path(guest)] {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!("{} cannot be removed: {error}", path.display());
+            }
         }
     }
 
-    /// Removes the files of guests that are not what `identify` finds behind their domid.
-    pub(super) fn sweep<E>(
+    /// Removes the files of guests that are not what `identify` finds behind their domid. Those of a guest that it
+    /// cannot tell of stay. The domids of the guests that have been served and live.
+    pub(super) fn sweep<E: Display>(
         &self,
         mut identify: impl FnMut(u16) -> Result<Option<Identity>, E>,
-    ) -> Result<()>
-    where
-        anyhow::Error: From<E>,
-    {
-        for file in fs::read_dir(&self.directory)?.flatten() {
-            let name = file.file_name();
-            let domid = name
-                .to_str()
-                .and_then(|name| name.split_once('-')?.0.parse().ok());
-            let lives = match domid {
-                Some(domid) => identify(domid)?,
-                None => None,
-            };
-            if lives.is_none_or(|guest| guest.file_name() != *name.to_string_lossy()) {
-                tracing::info!("the guest of {} is gone", file.path().display());
-                fs::remove_file(file.path())?;
+    ) -> Result<BTreeSet<u16>> {
+        let mut served = BTreeSet::new();
+        for directory in [&self.state, &self.disks] {
+            for file in fs::read_dir(directory)?.flatten() {
+                let name = file.file_name();
+                let domid = name
+                    .to_str()
+                    .and_then(|name| name.split_once('-')?.0.parse().ok());
+                let lives = match domid.map(&mut identify) {
+                    Some(Ok(lives)) => lives,
+                    Some(Err(error)) => {
+                        tracing::error!("{} is left as it is: {error}", file.path().display());
+                        continue;
+                    }
+                    None => None,
+                };
+                match lives.filter(|guest| guest.file_name() == *name.to_string_lossy()) {
+                    Some(guest) => drop(served.insert(guest.domid)),
+                    None => {
+                        tracing::info!("the guest of {} is gone", file.path().display());
+                        if let Err(error) = fs::remove_file(file.path()) {
+                            tracing::warn!("{} cannot be removed: {error}", file.path().display());
+                        }
+                    }
+                }
             }
         }
-        Ok(())
+        Ok(served)
     }
 }
 
@@ -152,7 +239,7 @@ mod tests {
             2 => Ok(Some(guest(2, "e"))),
             _ => Ok::<_, io::Error>(None),
         };
-        files.sweep(now).unwrap();
+        assert_eq!(files.sweep(now).unwrap(), [1].into());
         assert_eq!(
             guests.each_ref().map(|guest| files.has(guest)),
             [true, false, false]
@@ -160,6 +247,43 @@ mod tests {
         files.remove(&guests[0]);
         files.remove(&guests[0]);
         assert!(!files.has(&guests[0]));
+    }
+
+    #[test]
+    fn what_a_guest_has_had_of_its_disks_is_kept_as_long_as_it_lives() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = StateFiles::new(directory.path()).unwrap();
+        let (first, second) = (guest(1, "a"), guest(1, "b"));
+        let key = |devid| EntryKey {
+            form: crate::libxl::Form::Disk,
+            devid,
+        };
+        let binding = |bytes| Binding {
+            path: "/dev/vg/a".into(),
+            read_only: false,
+            bytes,
+        };
+        for (devid, bytes) in [(1, 512), (2, 1024), (1, 4096)] {
+            files
+                .bind(&first, key(devid), Some(binding(bytes)))
+                .unwrap();
+        }
+        let kept = |guest, devid| files.binding(guest, key(devid)).unwrap();
+        assert_eq!(kept(&first, 1), Some(binding(4096)));
+        assert_eq!(kept(&second, 1), None);
+        files.bind(&first, key(1), None).unwrap();
+        assert_eq!(
+            (kept(&first, 1), kept(&first, 2)),
+            (None, Some(binding(1024)))
+        );
+        files.remove(&first);
+        assert_eq!(kept(&first, 2), None);
+        // A guest of which nobody can tell whether it lives keeps what it has.
+        files.bind(&second, key(1), Some(binding(512))).unwrap();
+        files.sweep(|_| Err("xenstored refuses")).unwrap();
+        assert_eq!(kept(&second, 1), Some(binding(512)));
+        fs::write(files.bindings_path(&second), "[").unwrap();
+        assert!(files.binding(&second, key(1)).is_err());
     }
 
     #[test]

@@ -27,7 +27,6 @@ pub(super) struct WorkerProcess {
     pub(super) conversation: Conversation,
     /// Its log lines, until there will be no more.
     log: Option<WorkerLog>,
-    domid: u16,
     token: Token,
     /// It has been killed; readable when it has died.
     dying: Option<OwnedFd>,
@@ -68,7 +67,6 @@ impl WorkerProcess {
             child,
             conversation: Conversation::new(channel),
             log: log.and_then(Result::ok),
-            domid,
             token,
             dying: None,
         };
@@ -110,10 +108,6 @@ impl WorkerProcess {
 
     fn raw_fd(&self) -> RawFd {
         self.conversation.as_fd().as_raw_fd()
-    }
-
-    pub(super) fn domid(&self) -> u16 {
-        self.domid
     }
 
     pub(super) fn token(&self) -> Token {
