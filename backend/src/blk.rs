@@ -25,6 +25,7 @@ use crate::state::StateArea;
 use arrivals::Arrivals;
 use pipeline::Pipeline;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
@@ -302,7 +303,14 @@ impl Device for Blk {
         changed
     }
 
+    fn try_again_at(&self) -> Option<Instant> {
+        self.pipeline.shortage().try_at()
+    }
+
     fn warning(&self) -> Option<String> {
+        if let Some(warning) = self.pipeline.shortage().warning() {
+            return Some(warning);
+        }
         let error = self.pipeline.flush_error()?;
         Some(format!(
             "a flush has failed ({error}): what was written before it may be lost, and the driver was told; flushes work \

@@ -3,6 +3,7 @@
 use crate::journal::QueueJournal;
 use crate::queue::{QueueError, QueueIndex, QueueLayout};
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
 
 /// A virtio device type number (virtio 1.3, section 5).
@@ -152,6 +153,12 @@ pub trait Device {
     ///
     /// As for [`Device::process`].
     fn rest(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError>;
+
+    /// When [`Device::process`] is to be called though nothing tells of it: dom0 lacks something, and tells nobody when
+    /// it has it.
+    fn try_again_at(&self) -> Option<Instant> {
+        None
+    }
 
     /// Readable when something has ended that [`Device::process`] will take up; `None` if nothing ever
     /// does by itself.

@@ -10,6 +10,7 @@ mod journal;
 mod log_limit;
 mod queue;
 mod request;
+mod shortage;
 mod state;
 
 pub use device::{
@@ -20,4 +21,5 @@ pub use journal::{JournalError, QueueJournal};
 pub use log_limit::LogLimit;
 pub use queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueLayout, VirtQueue};
 pub use request::{Buffers, Completion, GuestBuffer, Request};
+pub use shortage::Shortage;
 pub use state::{StateArea, StateCell, StateError, StateMemory};

@@ -81,6 +81,13 @@ pub enum QueueError {
     Memory(#[from] vm_memory::GuestMemoryError),
 }
 
+impl QueueError {
+    /// Whether dom0 lacked something, and the driver did nothing wrong.
+    pub fn is_dom0s(&self) -> bool {
+        matches!(self, Self::Map { source, .. } if source.is_dom0s())
+    }
+}
+
 /// A running virtqueue. Every descriptor is read once; what came of it is in the [`Request`].
 pub struct VirtQueue {
     queue: Queue,

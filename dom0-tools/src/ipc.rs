@@ -3,6 +3,7 @@
 use crate::libxl::EntryKey;
 use crate::server::ServerReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
@@ -13,12 +14,17 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 use xen_virtio_transport::DeviceReport;
 
 /// The largest message: a report of eleven devices takes about 8 KiB.
 const MAX_MESSAGE: usize = 64 << 10;
 /// The most descriptors that any message carries: [`ToWorker::Start`]'s.
 const MAX_FDS: usize = 4;
+
+/// How often a message is sent that dom0 has no memory for, and the wait between: nothing tells of memory.
+const MEMORY_TRIES: u32 = 100;
+const MEMORY_WAIT: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToWorker {
@@ -152,13 +158,15 @@ impl Channel {
                 "too many descriptors for a message",
             ));
         }
-        sendmsg(
-            &self.socket,
-            &[IoSlice::new(&bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )?;
-        Ok(())
+        for _ in 1..MEMORY_TRIES {
+            let parts = [IoSlice::new(&bytes)];
+            match sendmsg(&self.socket, &parts, &mut control, SendFlags::NOSIGNAL) {
+                // A message that was not sent would be taken for the end of the other side.
+                Err(Errno::NOMEM | Errno::NOBUFS) => std::thread::sleep(MEMORY_WAIT),
+                sent => return Ok(sent.map(drop)?),
+            }
+        }
+        Err(Errno::NOMEM.into())
     }
 
     /// The next message that has arrived. `None` when there is none now.
@@ -178,7 +186,7 @@ impl Channel {
             RecvFlags::CMSG_CLOEXEC,
         ) {
             Ok(received) => received,
-            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            Err(Errno::AGAIN) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
         let mut fds = Vec::new();

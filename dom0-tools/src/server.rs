@@ -222,7 +222,9 @@ impl<H: Hypervisor> Server<H> {
     fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let asleep = Instant::now();
         self.polling.stopped(asleep);
-        self.wait(timeout)?;
+        let again = self.machine.try_again_at();
+        let again = again.map(|at| at.saturating_duration_since(asleep));
+        self.wait(again.into_iter().chain(timeout).min())?;
         let awake = Instant::now();
         self.polling.slept(awake - asleep);
         self.idle_turns = 0;

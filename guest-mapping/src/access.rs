@@ -35,6 +35,11 @@ pub trait GuestAccess {
     /// How the guest names its memory.
     fn mode(&self) -> AddressMode;
 
+    /// Gives up what is kept for speed only. False if there is nothing of that kind.
+    fn make_room(&mut self) -> bool {
+        false
+    }
+
     /// The guest's memory map changed (`IOREQ_TYPE_INVALIDATE`): forget what was cached of it.
     fn invalidate(&mut self) {}
 
@@ -82,6 +87,32 @@ pub enum CopyFault {
     Call { errno: i32 },
 }
 
+impl CopyFault {
+    /// Whether dom0 lacked something, and the guest did nothing wrong.
+    pub fn is_dom0s(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Grant { .. } => false,
+            Self::Frame { errno, .. } => is_shortage(*errno),
+            // What a guest got wrong has a status of its own.
+            Self::Call { .. } => true,
+        }
+    }
+}
+
+/// Whether an errno tells of what the system lacks now, and may have later.
+fn is_shortage(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ENOMEM
+            | libc::EAGAIN
+            | libc::EINTR
+            | libc::EBUSY
+            | libc::ENOSPC
+            | libc::EMFILE
+            | libc::ENFILE
+    )
+}
+
 /// Why a mapping was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
@@ -95,6 +126,22 @@ pub enum AccessError {
         len: usize,
         source: io::Error,
     },
+    #[error(
+        "the {count} pages from grant {} on are not granted as they must be: they were revoked, are read-only, or were \
+         never granted. Linux with 64 KiB pages grants wrong frames (give it 4 KiB pages, or the device grant_usage=0)",
+        .first.0
+    )]
+    NotGranted { first: crate::Gref, count: usize },
+}
+
+impl AccessError {
+    /// Whether dom0 lacked something, and the guest did nothing wrong.
+    pub fn is_dom0s(&self) -> bool {
+        match self {
+            Self::Map { source, .. } => source.raw_os_error().is_some_and(is_shortage),
+            Self::Refused(_) | Self::RingTooLarge { .. } | Self::NotGranted { .. } => false,
+        }
+    }
 }
 
 /// Plain counts since the device's access was made; `*_mapped` are what is mapped now.

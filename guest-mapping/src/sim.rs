@@ -78,6 +78,9 @@ struct Table {
     grants: BTreeMap<Gref, Grant>,
     next_reference: u32,
     failing_copies: u32,
+    /// Calls of ours that are to fail with ENOMEM.
+    failing_calls: u32,
+    failing_maps: u32,
     revoked_while_mapped: u64,
 }
 
@@ -180,6 +183,19 @@ impl SimMemory {
         self.table().failing_copies = count;
     }
 
+    /// Makes the next `copies` copy calls and the next `maps` mappings of rings fail for want of memory in dom0.
+    pub fn run_out_of_memory(&self, copies: u32, maps: u32) {
+        let mut table = self.table();
+        table.failing_calls = copies;
+        table.failing_maps = maps;
+    }
+
+    /// Copy calls and mappings that are still to fail.
+    pub fn failures_left(&self) -> (u32, u32) {
+        let table = self.table();
+        (table.failing_calls, table.failing_maps)
+    }
+
     /// The guest's own view of `len` bytes from frame `first`; `None` outside its memory.
     pub fn memory(&self, first: Gfn, len: usize) -> Option<VolatileSlice<'_>> {
         let frame = usize::try_from(first.0.checked_sub(FIRST_FRAME)?).ok()?;
@@ -221,6 +237,13 @@ impl Table {
     }
 }
 
+/// Whether one of `count` was left, which is thereby taken.
+fn take_one(count: &mut u32) -> bool {
+    let left = count.checked_sub(1);
+    *count = left.unwrap_or(0);
+    left.is_some()
+}
+
 /// [`GuestAccess`] to a [`SimMemory`].
 #[derive(Debug)]
 pub struct SimAccess {
@@ -237,8 +260,7 @@ impl SimAccess {
         } = *piece;
         self.memory.lifeline().step();
         let mut table = self.memory.table();
-        if table.failing_copies > 0 {
-            table.failing_copies -= 1;
+        if take_one(&mut table.failing_copies) {
             return Err(CopyFault::Grant {
                 reference: Gref(0),
                 status: GNTST_BAD_GNTREF,
@@ -276,6 +298,13 @@ impl GuestAccess for SimAccess {
             source: io::Error::other(why),
         };
         let mut table = self.memory.table();
+        if take_one(&mut table.failing_maps) {
+            return Err(AccessError::Map {
+                address: address.0,
+                len,
+                source: io::Error::from_raw_os_error(libc::ENOMEM),
+            });
+        }
         let mut frames = Vec::new();
         for segment in &segments {
             let frame = table.frame(segment.page, permissions.has_write());
@@ -315,6 +344,13 @@ impl GuestAccess for SimAccess {
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         let mut pieces = std::mem::take(&mut self.pieces);
         admit_pieces(self.policy, &mut self.counters, operations, &mut pieces);
+        if !pieces.is_empty() && take_one(&mut self.memory.table().failing_calls) {
+            for piece in pieces.drain(..) {
+                operations[piece.owner].result = Err(CopyFault::Call {
+                    errno: libc::ENOMEM,
+                });
+            }
+        }
         for piece in &pieces {
             if let Err(fault) = self.copy_piece(buffer, piece) {
                 operations[piece.owner].result = Err(fault);

@@ -254,11 +254,14 @@ stop_daemon() {
     wait_for 5 "the workers to end" no_worker
 }
 
-# polling LIMIT: configures the service, which is not running.
-polling() {
+# configure: writes the service's configuration, which is read when it starts.
+configure() {
     mkdir -p /etc/xen-virtiod
-    printf '[polling]\nlimit-us = %s\n' "$1" >/etc/xen-virtiod/config.toml
+    cat >/etc/xen-virtiod/config.toml
 }
+polling() { printf '[polling]\nlimit-us = %s\n' "$1" | configure; }
+# shared PATH: for disks that are meant to have several users.
+shared() { printf '[[disk]]\npath = "%s"\nshared = true\n' "$1"; }
 
 # bench NAME PATTERNS RUNS SECONDS DISKS XL_LINE: a guest that measures its disks, which is left running.
 bench() {
@@ -292,7 +295,7 @@ run_bench() {
     write_pv_hotplug
     three=$(three_disks)
     for limit in 1000 0; do
-        polling $limit
+        { shared /dev/loop0; printf '[polling]\nlimit-us = %s\n' $limit; } | configure
         start_daemon
         say "one guest with three disks on one loop device, polling for at most $limit us"
         bench "bench$limit" "$patterns" "${BENCH_RUNS:-5}" 0.5 xvda,vda,vdb "$three"
@@ -314,6 +317,7 @@ run_fio() {
     make_disk /tmp/disk.img 128
     losetup /dev/loop0 /tmp/disk.img
     write_pv_hotplug
+    shared /dev/loop0 | configure
     start_daemon
     guest fio fio "memory = 384" "$(three_disks "$(disk /dev/vdc 1 xvdd)")"
     sed -i "s/GUEST=fio/& TOOLS=vdc PATTERNS=$patterns RUNS=${BENCH_RUNS:-3} SECS=2 DISKS=xvda,vda,vdb/" /tmp/fio.cfg

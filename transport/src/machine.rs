@@ -263,6 +263,12 @@ impl<H: Hypervisor> Machine<H> {
         Ok(activity)
     }
 
+    /// When [`Machine::turn`] is to be called though no event tells of it: dom0 lacks what a device waits for.
+    pub fn try_again_at(&self) -> Option<Instant> {
+        let devices = self.slots.iter().filter_map(|(_, place)| place.device());
+        devices.filter_map(MmioDevice::try_again_at).min()
+    }
+
     fn answer_trap(&mut self) -> bool {
         let Some(trap) = self.hypervisor.next_trap() else {
             return false;

@@ -7,10 +7,13 @@ use crate::register_file::{Effect, Offer, RegisterFile};
 use crate::registers::{Location, Register, TrapCounters};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
-    Activity, Device, DeviceError, DeviceFailure, LogLimit, QueueIndex, QueueSetup, Turn,
+    Activity, Device, DeviceError, DeviceFailure, LogLimit, QueueError, QueueIndex, QueueSetup,
+    Shortage, Turn,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -21,6 +24,9 @@ pub struct MmioDevice {
     device: Box<dyn Device>,
     access: Box<dyn GuestAccess>,
     interrupt: Interrupt,
+    /// Queues that run as far as the driver knows, and that dom0 could not map yet.
+    unstarted: Vec<(QueueIndex, QueueSetup)>,
+    shortage: Shortage,
     failure: Option<String>,
     traps: TrapCounters,
     refused_accesses: u64,
@@ -105,6 +111,8 @@ impl MmioDevice {
             device,
             access,
             interrupt: Interrupt::new(line),
+            unstarted: Vec::new(),
+            shortage: Shortage::default(),
             failure: None,
             traps: TrapCounters::default(),
             refused_accesses: 0,
@@ -202,7 +210,7 @@ impl MmioDevice {
             Effect::Nothing | Effect::Refused | Effect::Notify(_) => {}
             Effect::DriverOk => self.tell_failure(),
             Effect::StartQueue(index, setup) => self.start_queue(index, setup),
-            Effect::StopQueue(index) => self.device.stop_queue(index),
+            Effect::StopQueue(index) => self.stop_queue(index),
             Effect::Reset => {
                 self.stop_queues();
                 self.device.reset();
@@ -214,24 +222,65 @@ impl MmioDevice {
     }
 
     fn start_queue(&mut self, index: QueueIndex, setup: QueueSetup) {
-        let journal = self.state.journal(index);
-        let started = self
-            .device
-            .start_queue(index, setup, journal, &mut *self.access);
-        if let Err(error) = started {
-            self.fail(&DeviceFailure::from(error).of(index.get()));
+        let mut started = self.map_queue(index, setup);
+        if started.as_ref().is_err_and(QueueError::is_dom0s) && self.access.make_room() {
+            started = self.map_queue(index, setup);
         }
+        match started {
+            Ok(()) => {}
+            Err(error) if error.is_dom0s() => {
+                let error = DeviceFailure::from(error).of(index.get());
+                let what = Box::<dyn Error>::from(with_sources(&error));
+                self.shortage
+                    .note("starting a queue", &*what, Instant::now());
+                self.unstarted.push((index, setup));
+            }
+            Err(error) => self.fail(&DeviceFailure::from(error).of(index.get())),
+        }
+    }
+
+    fn map_queue(&mut self, index: QueueIndex, setup: QueueSetup) -> Result<(), QueueError> {
+        let journal = self.state.journal(index);
+        self.device
+            .start_queue(index, setup, journal, &mut *self.access)
+    }
+
+    /// Starts the queues that dom0 could not map before.
+    fn start_missed_queues(&mut self) {
+        if self.unstarted.is_empty() || self.shortage.holds() {
+            return;
+        }
+        for (index, setup) in std::mem::take(&mut self.unstarted) {
+            self.start_queue(index, setup);
+        }
+        if self.unstarted.is_empty() {
+            self.shortage.end();
+        }
+    }
+
+    fn stop_queue(&mut self, index: QueueIndex) {
+        self.unstarted.retain(|(other, _)| *other != index);
+        self.device.stop_queue(index);
     }
 
     fn stop_queues(&mut self) {
         for index in self.registers.queues() {
-            self.device.stop_queue(index);
+            self.stop_queue(index);
         }
+    }
+
+    /// When [`MmioDevice::process`] is to be called though nothing tells of it.
+    pub fn try_again_at(&self) -> Option<Instant> {
+        [self.shortage.try_at(), self.device.try_again_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Gives the queues a turn.
     pub fn process(&mut self) -> Activity {
         self.interrupt.retry();
+        self.start_missed_queues();
         if !self.registers.is_live() {
             return Activity::Idle;
         }
@@ -358,7 +407,7 @@ impl MmioDevice {
             submit_ns: device.time.submit,
             copy_out_ns: device.time.copy_out,
             failure: self.failure.clone(),
-            warning: self.device.warning(),
+            warning: self.shortage.warning().or_else(|| self.device.warning()),
             misstep: self.registers.misstep().map(|misstep| misstep.to_string()),
         }
     }

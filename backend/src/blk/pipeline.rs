@@ -11,11 +11,13 @@ use super::{Disk, MAX_JOBS};
 use crate::device::{DeviceCounters, DeviceError, DeviceFailure};
 use crate::log_limit::LogLimit;
 use crate::request::{Completion, Request};
+use crate::shortage::Shortage;
 use crate::state::StateArea;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
 
 /// Bytes of memory for data: all that a guest's requests can make us hold, a disk.
@@ -38,6 +40,7 @@ pub(super) struct Pipeline {
     serial: Serial,
     counters: DeviceCounters,
     log_limit: LogLimit,
+    shortage: Shortage,
     /// Jobs that were copied in, by `copies_in`, and are to be submitted.
     batch: Vec<u16>,
     copies_in: Vec<CopyOp>,
@@ -67,6 +70,7 @@ impl Pipeline {
             serial,
             counters: DeviceCounters::default(),
             log_limit: LogLimit::default(),
+            shortage: Shortage::default(),
             batch: Vec::with_capacity(room),
             copies_in: Vec::with_capacity(2 * room),
             copies_out: Vec::with_capacity(2 * room),
@@ -132,6 +136,9 @@ impl Pipeline {
     /// Copies in a batch: as many of the waiting pieces as there is memory for, and as take not too many
     /// copies. True if there were any.
     pub(super) fn copy_in(&mut self, access: &mut dyn GuestAccess) -> bool {
+        if self.shortage.holds() {
+            return false;
+        }
         self.copies_in.clear();
         while let Some(&id) = self.waiting.front()
             && self.copies_in.len() < MAX_COPIES
@@ -154,9 +161,30 @@ impl Pipeline {
         }
         let time = &mut self.counters.time;
         let mut stopwatch = Stopwatch::start(&mut time.batches);
-        access.copy(&self.io.memory(), &mut self.copies_in);
+        let copied = copy(access, &self.io, &mut self.copies_in);
         stopwatch.stop(&mut time.copy_in);
-        true
+        match copied {
+            Ok(()) => {
+                self.shortage.end();
+                true
+            }
+            Err(fault) => {
+                self.put_back();
+                self.shortage
+                    .note("reading the guest's memory", &fault, Instant::now());
+                false
+            }
+        }
+    }
+
+    /// The batch waits again, in its order.
+    fn put_back(&mut self) {
+        while let Some(id) = self.batch.pop() {
+            if let Some(run) = self.jobs[usize::from(id)].piece.run.take() {
+                self.pool.give_back(run);
+            }
+            self.waiting.push_front(id);
+        }
     }
 
     /// Hands the batch that was copied in to the disk. True if there was one.
@@ -217,11 +245,17 @@ impl Pipeline {
     /// Whether what has ended is to be delivered now: at least half of what is under way. So one alone
     /// never waits, and many are not delivered one by one.
     pub(super) fn is_due(&self) -> bool {
-        !self.ended.is_empty() && self.ended.len() >= self.io.in_flight()
+        self.has_ended() && self.ended.len() >= self.io.in_flight()
     }
 
+    /// Whether something can be delivered.
     pub(super) fn has_ended(&self) -> bool {
-        !self.ended.is_empty()
+        !self.ended.is_empty() && !self.shortage.holds()
+    }
+
+    /// What dom0 lacks for it to go on.
+    pub(super) fn shortage(&self) -> &Shortage {
+        &self.shortage
     }
 
     /// Whether the kernel has something to do.
@@ -276,7 +310,9 @@ impl Pipeline {
             job.plan_copies_out(&self.io.memory(), &mut self.copies_out);
             count += 1;
         }
-        access.copy(&self.io.memory(), &mut self.copies_out);
+        if let Err(fault) = copy(access, &self.io, &mut self.copies_out) {
+            return Ok(self.postpone(fault));
+        }
         // A request whose data could not be delivered failed, and is told so in a copy of its own.
         for index in 0..count {
             let job = &mut self.jobs[usize::from(self.ended[index])];
@@ -287,13 +323,25 @@ impl Pipeline {
             let queue = job.queue;
             let mut again = Vec::new();
             job.plan_status(&self.io.memory(), &mut again);
-            access.copy(&self.io.memory(), &mut again);
+            if let Err(fault) = copy(access, &self.io, &mut again) {
+                return Ok(self.postpone(fault));
+            }
             self.log("a request's result cannot be written to the guest", &fault);
             if let Some(fault) = first_fault(&again) {
                 return Err(DeviceFailure::Status(fault).of(queue));
             }
         }
+        if count > 0 {
+            self.shortage.end();
+        }
         Ok(count)
+    }
+
+    /// Nothing is delivered now: what was copied is copied again.
+    fn postpone(&mut self, fault: CopyFault) -> usize {
+        self.shortage
+            .note("writing the guest's memory", &fault, Instant::now());
+        0
     }
 
     /// Waits for what is in flight, and forgets what came from queue `queue`.
@@ -322,6 +370,30 @@ impl Pipeline {
             tracing::warn!("{what}: {error}; the guest is told of an I/O error");
         }
     }
+}
+
+/// Copies, once more with what room can be made if dom0 lacked something.
+///
+/// # Errors
+///
+/// The first fault that is dom0's. Those of the guest stay with their operations.
+fn copy(
+    access: &mut dyn GuestAccess,
+    io: &DiskIo,
+    operations: &mut [CopyOp],
+) -> Result<(), CopyFault> {
+    access.copy(&io.memory(), operations);
+    if first_of_dom0s(operations).is_some() && access.make_room() {
+        access.copy(&io.memory(), operations);
+    }
+    first_of_dom0s(operations).map_or(Ok(()), Err)
+}
+
+fn first_of_dom0s(operations: &[CopyOp]) -> Option<CopyFault> {
+    let mut faults = operations
+        .iter()
+        .filter_map(|operation| operation.result.err());
+    faults.find(CopyFault::is_dom0s)
 }
 
 fn first_fault(operations: &[CopyOp]) -> Option<CopyFault> {

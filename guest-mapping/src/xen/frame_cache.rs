@@ -82,6 +82,13 @@ impl<M> FrameCache<M> {
         }
     }
 
+    /// Forgets all that is mapped. False if nothing was.
+    pub(super) fn clear(&mut self) -> bool {
+        let any = !self.areas.is_empty();
+        *self = Self::default();
+        any
+    }
+
     /// Pages in all areas, those of frames that could not be mapped too: the kernel has given a page of
     /// dom0's for each.
     pub(super) fn pages(&self) -> usize {

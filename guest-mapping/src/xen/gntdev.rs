@@ -94,10 +94,17 @@ impl GuestAccess for GrantAccess {
     ) -> Result<RingMemory, AccessError> {
         let segments = ring_segments(POLICY, &mut self.counters, address, len)?;
         let references: Vec<Gref> = segments.iter().map(|segment| gref(segment.page)).collect();
-        let failed = |source| AccessError::Map {
-            address: address.0,
-            len,
-            source,
+        // gntdev says EINVAL for whatever Xen refuses, and nothing more.
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::EINVAL) => AccessError::NotGranted {
+                first: references[0],
+                count: references.len(),
+            },
+            _ => AccessError::Map {
+                address: address.0,
+                len,
+                source,
+            },
         };
         let grants = Box::new(self.map(&references, permissions).map_err(failed)?);
         Ok(RingMemory::new(

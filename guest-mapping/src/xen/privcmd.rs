@@ -177,8 +177,12 @@ impl GuestAccess for FrameAccess {
         }
     }
 
+    fn make_room(&mut self) -> bool {
+        self.cache.borrow_mut().clear()
+    }
+
     fn invalidate(&mut self) {
-        self.cache.replace(FrameCache::default());
+        self.cache.borrow_mut().clear();
     }
 
     fn mode(&self) -> AddressMode {

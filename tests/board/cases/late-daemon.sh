@@ -1,6 +1,6 @@
 # A guest that is created before xen-virtiod runs waits for it, and is served on when that ends.
-make_disk /tmp/disk.img 32
-guest g verify "disk = [ $(disk /tmp/disk.img), $(disk /tmp/disk.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=idle'"
+for disk in a b; do make_disk /tmp/$disk.img 16; done
+guest g verify "disk = [ $(disk /tmp/a.img), $(disk /tmp/b.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=idle'"
 xl create -q /tmp/g.cfg &
 creating=$!
 wait_for 10 "xl to write the entry" xenstore-exists /local/domain/0/backend/virtio_disk

@@ -6,6 +6,7 @@ pub mod board;
 mod driver;
 pub mod gntalloc;
 pub mod malformed;
+pub mod missteps;
 mod platform;
 mod queue;
 mod random;

@@ -9,10 +9,10 @@ mod verify;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use xen_virtio_guest_io::board::BoardDevice;
-use xen_virtio_guest_io::{Driver, malformed};
+use xen_virtio_guest_io::{Driver, malformed, missteps};
 
 const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
-                     | guest-io registers BASE COUNT | guest-io malformed BASE";
+                     | guest-io registers BASE COUNT | guest-io malformed BASE | guest-io misstep BASE NAME";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +33,9 @@ fn main() -> Result<()> {
                 malformed::do_all(&driver)?
             );
             Ok(())
+        }
+        ["misstep", base, name] => {
+            missteps::make(&Driver::new(BoardDevice::open(address(base)?)?), name)
         }
         _ => bail!(USAGE),
     }

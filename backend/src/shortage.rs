@@ -1,0 +1,105 @@
+//! What dom0 lacks at the moment, so that a device waits: memory, or a call that works. The driver did nothing wrong, and
+//! is told nothing; it sees a pause.
+
+use crate::log_limit::LogLimit;
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+/// The waits between tries: there is no event that tells of memory.
+const FIRST_WAIT: Duration = Duration::from_millis(5);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// What a device waits for, if it does.
+#[derive(Debug, Default)]
+pub struct Shortage {
+    now: Option<Lack>,
+    log_limit: LogLimit,
+}
+
+#[derive(Debug)]
+struct Lack {
+    what: String,
+    since: Instant,
+    try_at: Instant,
+    wait: Duration,
+}
+
+impl Shortage {
+    /// `doing` failed by no fault of the driver's, and is to be tried again.
+    pub fn note(&mut self, doing: &str, error: &dyn Error, now: Instant) {
+        let what = format!("{doing} failed for want of something in dom0: {error}");
+        if let Some(lack) = &mut self.now {
+            lack.what = what;
+            lack.wait = (lack.wait * 2).min(LONGEST_WAIT);
+            lack.try_at = now + lack.wait;
+            return;
+        }
+        if self.log_limit.allow() {
+            tracing::warn!("{what}; it is tried again until it works, and the guest waits");
+        }
+        self.now = Some(Lack {
+            what,
+            since: now,
+            try_at: now + FIRST_WAIT,
+            wait: FIRST_WAIT,
+        });
+    }
+
+    /// What was lacking is there.
+    pub fn end(&mut self) {
+        if let Some(lack) = self.now.take()
+            && self.log_limit.allow()
+        {
+            tracing::info!(
+                "dom0 had what was lacking after {} ms",
+                lack.since.elapsed().as_millis()
+            );
+        }
+    }
+
+    /// Whether to wait still. Without a shortage this costs nothing.
+    pub fn holds(&self) -> bool {
+        self.try_at().is_some_and(|at| at > Instant::now())
+    }
+
+    /// When to try again, if there is something to try.
+    pub fn try_at(&self) -> Option<Instant> {
+        self.now.as_ref().map(|lack| lack.try_at)
+    }
+
+    /// For whoever looks after dom0.
+    pub fn warning(&self) -> Option<String> {
+        let lack = self.now.as_ref()?;
+        Some(format!(
+            "waits for dom0 since {} s: {}",
+            lack.since.elapsed().as_secs(),
+            lack.what
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_come_less_and_less_often_until_one_works() {
+        let error = std::io::Error::from_raw_os_error(libc::ENOMEM);
+        let mut shortage = Shortage::default();
+        let mut now = Instant::now();
+        for milliseconds in [5, 10, 20, 40, 80, 160, 320, 500, 500] {
+            shortage.note("copying", &error, now);
+            let at = shortage.try_at().unwrap();
+            assert_eq!(at - now, Duration::from_millis(milliseconds));
+            now = at;
+        }
+        assert!(shortage.holds());
+        let warning = shortage.warning().unwrap();
+        assert!(
+            warning.contains("copying failed") && warning.contains("memory"),
+            "{warning}"
+        );
+        shortage.end();
+        assert_eq!((shortage.holds(), shortage.warning()), (false, None));
+    }
+}

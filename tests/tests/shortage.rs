@@ -1,0 +1,124 @@
+//! What dom0 lacks for a moment its guests see as a pause, and never as an error.
+
+use std::thread;
+use tempfile::NamedTempFile;
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use xen_virtio_backend::StateArea;
+use xen_virtio_backend::blk::{Blk, Disk, RingStock};
+use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
+use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_tests::{BlkRequest, Driver, RawQueue, disk_of, driver, numbered_disk};
+use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
+use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice};
+
+const SECTORS: u64 = 4096;
+const SIZE: u16 = 64;
+
+/// Writes and reads back a few sectors, while dom0 runs out of memory before each.
+fn io_without_memory(driver: &Driver, queue: &mut RawQueue, run_out: impl Fn()) {
+    for sector in 0..10u8 {
+        run_out();
+        let write = BlkRequest::new(driver, VIRTIO_BLK_T_OUT, sector.into(), 512, false);
+        write.data.write(0, &[sector ^ 0x5a; 512]);
+        assert_eq!(write.perform(driver, queue), (0, 1));
+        run_out();
+        let read = BlkRequest::new(driver, VIRTIO_BLK_T_IN, sector.into(), 512, true);
+        assert_eq!(read.perform(driver, queue), (0, 513));
+        assert_eq!(read.data.read(), [sector ^ 0x5a; 512]);
+    }
+}
+
+#[test]
+fn copies_that_fail_for_want_of_memory_are_made_again() {
+    let file = numbered_disk(SECTORS);
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = driver(&guest, 0);
+    let mut queue = driver.start(SIZE);
+    io_without_memory(&driver, &mut queue, || {
+        guest.memory().run_out_of_memory(3, 0)
+    });
+    assert!(!driver.needs_reset());
+    assert_eq!(guest.memory().failures_left(), (0, 0));
+    let [report] = &machine.stop().unwrap()[..] else {
+        panic!("one device")
+    };
+    assert_eq!(
+        (report.request_errors, &report.failure, &report.warning),
+        (0, &None, &None)
+    );
+}
+
+#[test]
+fn a_queue_that_cannot_be_mapped_for_want_of_memory_is_mapped_later() {
+    let file = numbered_disk(SECTORS);
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = driver(&guest, 0);
+    guest.memory().run_out_of_memory(0, 4);
+    let mut queue = driver.start(SIZE);
+    io_without_memory(&driver, &mut queue, || {});
+    assert!(!driver.needs_reset());
+    assert_eq!(guest.memory().failures_left(), (0, 0));
+    // One that is stopped before it could be mapped is not mapped any more.
+    guest.memory().run_out_of_memory(0, u32::MAX);
+    driver.start(SIZE);
+    driver.negotiate(driver.offered_features());
+    guest.memory().run_out_of_memory(0, 0);
+    thread::sleep(std::time::Duration::from_millis(50));
+    let [report] = &machine.stop().unwrap()[..] else {
+        panic!("one device")
+    };
+    assert_eq!((report.grants_mapped, &report.failure), (0, &None));
+}
+
+/// A worker that takes a guest over while dom0 has no memory for its rings.
+#[test]
+fn a_takeover_waits_for_memory() {
+    let file = numbered_disk(SECTORS);
+    let (hypervisor, guest) = simulate(256).unwrap();
+    let mut machine = Machine::new(hypervisor);
+    let kept = StateArea::private(DeviceState::BYTES).unwrap();
+    let device = device(&mut machine, &file, &kept);
+    let slot = machine.add(FIRST_DEVICE, device).unwrap();
+    let mut queue = serve(&mut machine, &guest, |driver| driver.start(SIZE));
+    machine.remove(slot);
+    guest.memory().run_out_of_memory(0, 5);
+    let device = self::device(&mut machine, &file, &kept);
+    let slot = machine.add(FIRST_DEVICE, device).unwrap();
+    let warning = machine.device(slot).unwrap().report().warning;
+    assert!(warning.unwrap().contains("waits for dom0"));
+    serve(&mut machine, &guest, move |driver| {
+        io_without_memory(driver, &mut queue, || {});
+        assert!(!driver.needs_reset());
+    });
+    assert_eq!(guest.memory().failures_left(), (0, 0));
+}
+
+fn device(
+    machine: &mut Machine<SimHypervisor>,
+    file: &NamedTempFile,
+    kept: &StateArea,
+) -> MmioDevice {
+    let own = StateArea::private(Blk::KEPT).unwrap();
+    let disk = Disk::open(file.path(), false).unwrap();
+    let blk = Blk::new(disk, [0; 20], 1, own, &RingStock::new(1)).unwrap();
+    let (mode, hypervisor) = (AddressMode::Grants, machine.hypervisor());
+    let (access, line) = (
+        hypervisor.guest_access(mode),
+        hypervisor.interrupt_line(FIRST_IRQ),
+    );
+    MmioDevice::new(Box::new(blk), mode, access, line, DeviceState::new(kept)).unwrap()
+}
+
+/// Has the guest's driver do `what` while `machine` serves it.
+fn serve<T: Send + 'static>(
+    machine: &mut Machine<SimHypervisor>,
+    guest: &SimGuest,
+    what: impl FnOnce(&Driver) -> T + Send + 'static,
+) -> T {
+    let guest = guest.clone();
+    let driving = thread::spawn(move || what(&driver(&guest, 0)));
+    while !driving.is_finished() {
+        machine.turn();
+    }
+    driving.join().unwrap()
+}
