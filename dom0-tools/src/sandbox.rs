@@ -165,12 +165,18 @@ fn filter() -> Result<BpfProgram> {
         libc::SYS_restart_syscall,
         libc::SYS_getpid,
         libc::SYS_gettid,
+        // A wait for memory, of which nothing tells.
+        libc::SYS_clock_nanosleep,
+        libc::SYS_nanosleep,
         libc::SYS_exit,
         libc::SYS_exit_group,
     ];
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         always.into_iter().map(|call| (call, Vec::new())).collect();
     rules.insert(libc::SYS_ioctl, one_of(1, IOCTLS)?);
+    // To abort by, so that its death says why.
+    let own = [std::process::id().into()];
+    rules.insert(libc::SYS_tgkill, one_of(0, own)?);
     // A ring is told of its disk and its buffer when the disk is attached, which may be at any time. The ring's
     // restrictions allow the same operations; the filter also stops those that need no ring.
     let register_ops = RingStock::REGISTER_OPS.map(u64::from);

@@ -9,6 +9,8 @@ mod entry;
 mod guest;
 mod restarts;
 mod state_files;
+#[cfg(test)]
+mod tests;
 mod worker_log;
 mod worker_process;
 
@@ -35,7 +37,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use worker_process::WorkerProcess;
+use worker_process::{Launcher, WorkerProcess, XenLauncher};
 
 const XENSTORE: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -58,7 +60,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 ///
 /// What keeps it from serving any guest at all.
 pub fn run(config: Config, control_socket: &Path) -> Result<()> {
-    let mut supervisor = Supervisor::new(config, control_socket)?;
+    let store = XenStore::connect()?;
+    let files = StateFiles::new(Path::new(state_files::DIRECTORY))?;
+    let mut supervisor =
+        Supervisor::new(config, control_socket, store, files, Box::new(XenLauncher))?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -82,6 +87,7 @@ struct Supervisor {
     store: XenStore,
     config: Config,
     files: StateFiles,
+    launcher: Box<dyn Launcher>,
     /// The disks that guests have.
     uses: Uses,
     /// Devices that guests were created for in vain: the last [`MAX_REFUSALS`].
@@ -112,16 +118,22 @@ struct Collection {
 }
 
 impl Supervisor {
-    fn new(config: Config, control_socket: &Path) -> Result<Self> {
+    fn new(
+        config: Config,
+        control_socket: &Path,
+        store: XenStore,
+        files: StateFiles,
+        launcher: Box<dyn Launcher>,
+    ) -> Result<Self> {
         let poll = Poll::new()?;
-        let store = XenStore::connect()?;
         let clients = Clients::listen(control_socket, poll.registry(), LISTENER)
             .with_context(|| format!("listening at {}", control_socket.display()))?;
         Ok(Self {
             poll,
             store,
             config,
-            files: StateFiles::new(Path::new(state_files::DIRECTORY))?,
+            files,
+            launcher,
             uses: Uses::default(),
             refusals: VecDeque::new(),
             guests: BTreeMap::new(),
@@ -159,47 +171,51 @@ impl Supervisor {
 
     fn serve(&mut self) -> Result<()> {
         let mut events = Events::with_capacity(64);
-        loop {
-            match self.poll.poll(&mut events, self.next_deadline()) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(error.into());
-                }
-                _ => {}
+        while !self.may_end() {
+            self.turn(&mut events, self.next_deadline())?;
+        }
+        Ok(())
+    }
+
+    /// Waits until something has happened, or for `timeout`, and does what follows from it.
+    fn turn(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<()> {
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                return Err(error.into());
             }
-            for event in &events {
-                match event.token() {
-                    XENSTORE => {}
-                    SIGNALS => {
-                        tracing::info!(
-                            "told to end; the guests' workers serve on until another one takes over"
-                        );
-                        self.ending
-                            .get_or_insert_with(|| Instant::now() + ENDING_LIMIT);
+            _ => {}
+        }
+        for event in events.iter() {
+            match event.token() {
+                XENSTORE => {}
+                SIGNALS => {
+                    tracing::info!(
+                        "told to end; the guests' workers serve on until another one takes over"
+                    );
+                    self.ending
+                        .get_or_insert_with(|| Instant::now() + ENDING_LIMIT);
+                }
+                LISTENER => self
+                    .clients
+                    .accept(self.poll.registry(), &mut self.next_token),
+                token => match self.clients.ready(token, self.poll.registry()) {
+                    Some(Question::List) => self.collect(token),
+                    Some(Question::Resize { guest, device }) => {
+                        self.resize(token, &guest, &device);
                     }
-                    LISTENER => self
-                        .clients
-                        .accept(self.poll.registry(), &mut self.next_token),
-                    token => match self.clients.ready(token, self.poll.registry()) {
-                        Some(Question::List) => self.collect(token),
-                        Some(Question::Resize { guest, device }) => {
-                            self.resize(token, &guest, &device);
-                        }
-                        None if !self.clients.has(token) => {
-                            tolerate(self.hear_worker(token))?;
-                        }
-                        None => {}
-                    },
-                }
-            }
-            // Whatever was asked of xenstored meanwhile may have brought events along, which no readiness
-            // will tell of.
-            self.follow_xenstore()?;
-            self.pass_deadlines();
-            self.try_again();
-            if self.may_end() {
-                return Ok(());
+                    None if !self.clients.has(token) => {
+                        tolerate(self.hear_worker(token))?;
+                    }
+                    None => {}
+                },
             }
         }
+        // Whatever was asked of xenstored meanwhile may have brought events along, which no readiness
+        // will tell of.
+        self.follow_xenstore()?;
+        self.pass_deadlines();
+        self.try_again();
+        Ok(())
     }
 
     /// Whether it was told to end, and no guest is left without a worker by that.
@@ -278,6 +294,7 @@ impl Supervisor {
             config: &self.config,
             files: &self.files,
             uses: &mut self.uses,
+            launcher: &*self.launcher,
             registry: self.poll.registry(),
             next_token: &mut self.next_token,
         };

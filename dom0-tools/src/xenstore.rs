@@ -2,6 +2,8 @@
 //!
 //! The one Rust client on crates.io is GPL; the protocol is small.
 
+#[cfg(test)]
+pub(crate) mod sim;
 mod wire;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

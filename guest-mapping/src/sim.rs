@@ -9,7 +9,7 @@ use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, Gref, PAGE_SIZE, Page, Policy, RingMemory};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use vm_memory::{GuestAddress, MmapRegion, Permissions, VolatileMemory, VolatileSlice};
 
@@ -69,6 +69,8 @@ pub struct SimMemory {
 struct Shared {
     frames: MmapRegion,
     table: Mutex<Table>,
+    /// Copy calls of ours that are to fail with ENOMEM.
+    failing_calls: AtomicU32,
     lifeline: Lifeline,
 }
 
@@ -78,8 +80,7 @@ struct Table {
     grants: BTreeMap<Gref, Grant>,
     next_reference: u32,
     failing_copies: u32,
-    /// Calls of ours that are to fail with ENOMEM.
-    failing_calls: u32,
+    /// Mappings of ours that are to fail with ENOMEM.
     failing_maps: u32,
     revoked_while_mapped: u64,
 }
@@ -109,6 +110,7 @@ impl SimMemory {
             shared: Arc::new(Shared {
                 frames: region,
                 table: Mutex::new(table),
+                failing_calls: AtomicU32::new(0),
                 lifeline: Lifeline::default(),
             }),
         })
@@ -185,15 +187,14 @@ impl SimMemory {
 
     /// Makes the next `copies` copy calls and the next `maps` mappings of rings fail for want of memory in dom0.
     pub fn run_out_of_memory(&self, copies: u32, maps: u32) {
-        let mut table = self.table();
-        table.failing_calls = copies;
-        table.failing_maps = maps;
+        self.table().failing_maps = maps;
+        self.shared.failing_calls.store(copies, Ordering::SeqCst);
     }
 
     /// Copy calls and mappings that are still to fail.
     pub fn failures_left(&self) -> (u32, u32) {
-        let table = self.table();
-        (table.failing_calls, table.failing_maps)
+        let calls = self.shared.failing_calls.load(Ordering::SeqCst);
+        (calls, self.table().failing_maps)
     }
 
     /// The guest's own view of `len` bytes from frame `first`; `None` outside its memory.
@@ -237,13 +238,6 @@ impl Table {
     }
 }
 
-/// Whether one of `count` was left, which is thereby taken.
-fn take_one(count: &mut u32) -> bool {
-    let left = count.checked_sub(1);
-    *count = left.unwrap_or(0);
-    left.is_some()
-}
-
 /// [`GuestAccess`] to a [`SimMemory`].
 #[derive(Debug)]
 pub struct SimAccess {
@@ -254,13 +248,27 @@ pub struct SimAccess {
 }
 
 impl SimAccess {
+    /// A copy call that dom0 has no memory for.
+    #[cold]
+    fn fail_call(&self, operations: &mut [CopyOp], pieces: &mut Vec<Piece>) {
+        // The backend is one thread.
+        let failing = &self.memory.shared.failing_calls;
+        failing.fetch_sub(1, Ordering::Relaxed);
+        for piece in pieces.drain(..) {
+            operations[piece.owner].result = Err(CopyFault::Call {
+                errno: libc::ENOMEM,
+            });
+        }
+    }
+
     fn copy_piece(&self, buffer: &VolatileSlice<'_>, piece: &Piece) -> Result<(), CopyFault> {
         let Piece {
             direction, segment, ..
         } = *piece;
         self.memory.lifeline().step();
         let mut table = self.memory.table();
-        if take_one(&mut table.failing_copies) {
+        if table.failing_copies > 0 {
+            table.failing_copies -= 1;
             return Err(CopyFault::Grant {
                 reference: Gref(0),
                 status: GNTST_BAD_GNTREF,
@@ -298,7 +306,8 @@ impl GuestAccess for SimAccess {
             source: io::Error::other(why),
         };
         let mut table = self.memory.table();
-        if take_one(&mut table.failing_maps) {
+        if table.failing_maps > 0 {
+            table.failing_maps -= 1;
             return Err(AccessError::Map {
                 address: address.0,
                 len,
@@ -344,12 +353,8 @@ impl GuestAccess for SimAccess {
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         let mut pieces = std::mem::take(&mut self.pieces);
         admit_pieces(self.policy, &mut self.counters, operations, &mut pieces);
-        if !pieces.is_empty() && take_one(&mut self.memory.table().failing_calls) {
-            for piece in pieces.drain(..) {
-                operations[piece.owner].result = Err(CopyFault::Call {
-                    errno: libc::ENOMEM,
-                });
-            }
+        if self.memory.shared.failing_calls.load(Ordering::Relaxed) > 0 && !pieces.is_empty() {
+            self.fail_call(operations, &mut pieces);
         }
         for piece in &pieces {
             if let Err(fault) = self.copy_piece(buffer, piece) {

@@ -20,7 +20,7 @@ use xen_virtio_dom0_tools::server::Server;
 use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
-use xen_virtio_tests::{BlkRequest, Driver, RawQueue, driver};
+use xen_virtio_tests::{BlkRequest, Driver, Random, RawQueue, driver};
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
 use xen_virtio_transport::{Hypervisor, MmioDevice, Register};
 
@@ -160,15 +160,14 @@ fn drive(guest: &SimGuest, disk: &Path) {
     }
 }
 
-/// Drives a device whose process dies at step `last`, and is followed by another one. False if it did not
-/// come to that step.
-fn dies_at(last: u64) -> bool {
+/// Drives a device whose process dies at the first step of `deaths`, the process that follows it at the second of them,
+/// counted from its own beginning, and so on. How many have died.
+fn dies_at(deaths: &[u64]) -> usize {
     let disk = NamedTempFile::new().unwrap();
     disk.as_file().set_len(1 << 20).unwrap();
     let (hypervisor, guest) = simulate(64).unwrap();
     let state = Arc::new(MmapRegion::new(BYTES).unwrap());
     let over = Arc::new(AtomicBool::new(false));
-    guest.memory().lifeline().cut_at(last);
     let process = |hypervisor: SimHypervisor| {
         let (guest, state) = (guest.clone(), Arc::clone(&state));
         let (disk, over) = (disk.path().to_owned(), Arc::clone(&over));
@@ -178,22 +177,30 @@ fn dies_at(last: u64) -> bool {
         let (guest, path) = (guest.clone(), disk.path().to_owned());
         thread::spawn(move || drive(&guest, &path))
     };
-    let mut serving = process(hypervisor);
-    while !driving.is_finished() && !guest.memory().lifeline().is_cut() {
-        thread::sleep(Duration::from_micros(50));
-    }
-    if guest.memory().lifeline().is_cut() {
+    let lifeline = guest.memory().lifeline();
+    let (mut died, mut next) = (0, hypervisor);
+    let serving = loop {
+        // Zero is no step.
+        lifeline.cut_at(deaths.get(died).copied().unwrap_or(0));
+        let serving = process(next);
+        while !driving.is_finished() && !lifeline.is_cut() {
+            thread::sleep(Duration::from_micros(50));
+        }
+        if !lifeline.is_cut() {
+            break serving;
+        }
         // The thread stays where it is for ever, as nothing of a killed process goes on.
-        serving = process(guest.take_over());
-    }
+        died += 1;
+        next = guest.take_over();
+    };
     let driven = driving.join();
     over.store(true, Ordering::SeqCst);
-    assert!(driven.is_ok(), "after a death at step {last}");
+    assert!(driven.is_ok(), "after deaths at the steps {deaths:?}");
     // One that dies after its driver was done has nobody to follow it.
-    while !serving.is_finished() && !guest.memory().lifeline().is_cut() {
+    while !serving.is_finished() && !lifeline.is_cut() {
         thread::sleep(Duration::from_micros(50));
     }
-    guest.memory().lifeline().is_cut()
+    died + usize::from(lifeline.is_cut())
 }
 
 /// Dies at step `first` and every other one after it. The last one that there was.
@@ -201,21 +208,42 @@ fn die_at_every_other(first: u64) -> u64 {
     // How many steps there are depends on how the threads meet: until it ends well without a death, often.
     let (mut step, mut without) = (first, 0);
     while without < 10 {
-        without = if dies_at(step) { 0 } else { without + 1 };
+        without = if dies_at(&[step]) > 0 { 0 } else { without + 1 };
         step += 2;
     }
     step
 }
 
-#[test]
-fn a_death_at_any_step_is_not_noticed() {
-    // Each dead process keeps its descriptors.
+/// Each dead process keeps its descriptors.
+fn allow_descriptors() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+}
+
+#[test]
+fn a_death_at_any_step_is_not_noticed() {
+    allow_descriptors();
     // One thread for the odd steps, and one for the even.
     let halves = [1, 2].map(|first| thread::spawn(move || die_at_every_other(first)));
     for half in halves {
         let last = half.join().unwrap();
         assert!(last > 300, "only {last} steps");
     }
+}
+
+/// The process that takes over dies too, at each of its first steps, after a death at some step of the first.
+#[test]
+fn a_second_death_in_the_takeover_is_not_noticed() {
+    /// Steps from a process's beginning to the end of a few requests.
+    const TAKEOVER: u64 = 120;
+    allow_descriptors();
+    let seed = 0x6465_6174;
+    println!("seed {seed:#x}");
+    let mut random = Random(seed);
+    let mut both = 0;
+    for second in 1..=TAKEOVER {
+        let first = 1 + random.below(300) as u64;
+        both += u32::from(dies_at(&[first, second]) == 2);
+    }
+    assert!(both > 100, "only {both} second deaths");
 }

@@ -2,6 +2,7 @@
 
 use crate::hypervisor::InterruptLine;
 use crate::register_file::RegisterFile;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use xen_virtio_backend::LogLimit;
 
@@ -18,11 +19,14 @@ impl Cause {
     }
 }
 
+/// The wait between attempts: nothing tells when dom0 or Xen has what was lacking.
+const RETRY: Duration = Duration::from_millis(10);
+
 pub(crate) struct Interrupt {
     line: Box<dyn InterruptLine>,
     raised: u64,
-    /// The last attempt failed: an edge that the driver has not seen.
-    missed: bool,
+    /// The last attempt failed: an edge that the driver has not seen. When to try again.
+    retry_at: Option<Instant>,
     log_limit: LogLimit,
 }
 
@@ -31,7 +35,7 @@ impl Interrupt {
         Self {
             line,
             raised: 0,
-            missed: false,
+            retry_at: None,
             log_limit: LogLimit::default(),
         }
     }
@@ -46,14 +50,19 @@ impl Interrupt {
 
     /// Raises the line again if it could not be raised the last time.
     pub(crate) fn retry(&mut self) {
-        if self.missed {
+        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.raise_line();
         }
     }
 
+    /// When [`Interrupt::retry`] has something to do.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
     fn raise_line(&mut self) {
         let result = self.line.raise();
-        self.missed = result.is_err();
+        self.retry_at = result.is_err().then(|| Instant::now() + RETRY);
         if let Err(error) = result
             && self.log_limit.allow()
         {

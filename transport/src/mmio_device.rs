@@ -271,10 +271,14 @@ impl MmioDevice {
 
     /// When [`MmioDevice::process`] is to be called though nothing tells of it.
     pub fn try_again_at(&self) -> Option<Instant> {
-        [self.shortage.try_at(), self.device.try_again_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.shortage.try_at(),
+            self.device.try_again_at(),
+            self.interrupt.retry_at(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Gives the queues a turn.

@@ -59,8 +59,8 @@ pub struct RegisterFile {
     offer: Offer,
     set: RegisterSet,
     interrupt_status: u32,
-    /// The causes among them that the driver has read since they came up.
-    interrupt_shown: u32,
+    /// The causes among them that the driver has not read since they came up.
+    interrupt_unread: u32,
     misstep: Option<Misstep>,
 }
 
@@ -133,7 +133,7 @@ impl RegisterFile {
             offer,
             set,
             interrupt_status: 0,
-            interrupt_shown: 0,
+            interrupt_unread: 0,
             misstep: None,
         }
     }
@@ -153,7 +153,7 @@ impl RegisterFile {
             offer,
             set,
             interrupt_status: 0,
-            interrupt_shown: 0,
+            interrupt_unread: 0,
             misstep: None,
         };
         let beyond = restored.negotiated_features() & !restored.offer.features;
@@ -173,7 +173,7 @@ impl RegisterFile {
             offer: _,
             set,
             interrupt_status,
-            interrupt_shown,
+            interrupt_unread,
             // It is what a driver that starts anew is most likely to come to again.
             misstep: _,
         } = self;
@@ -196,7 +196,7 @@ impl RegisterFile {
         *queue_sel = 0;
         queues.fill(QueueRegisters::default());
         *interrupt_status = 0;
-        *interrupt_shown = 0;
+        *interrupt_unread = 0;
     }
 
     /// What the driver reads from `register`; zero from a write-only one.
@@ -219,7 +219,7 @@ impl RegisterFile {
                 .selected()
                 .map_or(0, |index| self.set.queues[index.get()].ready.into()),
             Register::InterruptStatus => {
-                self.interrupt_shown |= self.interrupt_status;
+                self.interrupt_unread = 0;
                 self.interrupt_status
             }
             Register::Status => self.status(),
@@ -277,10 +277,7 @@ impl RegisterFile {
             Register::QueueReady => return self.set_queue_ready(value),
             Register::QueueNotify => return self.notify(value),
             // What came up since the driver has looked is not what it acknowledges (virtio 1.3, 4.2.2).
-            Register::InterruptAck => {
-                self.interrupt_status &= !(value & self.interrupt_shown);
-                self.interrupt_shown &= !value;
-            }
+            Register::InterruptAck => self.interrupt_status &= !value | self.interrupt_unread,
             Register::Status => return self.set_status(value),
             // There is no region to select.
             Register::ShmSel => {}
@@ -524,7 +521,7 @@ impl RegisterFile {
 
     pub(crate) fn set_interrupt(&mut self, cause: Cause) {
         self.interrupt_status |= cause.bit();
-        self.interrupt_shown &= !cause.bit();
+        self.interrupt_unread |= cause.bit();
     }
 }
 

@@ -408,7 +408,7 @@ proptest! {
                 prop_assert_eq!(setup.features & !registers.offer.features, 0);
             }
             registers.misstep = None;
-            registers.interrupt_shown = 0;
+            registers.interrupt_unread = 0;
             let saved = serde_json::to_string(registers.set()).unwrap();
             let restored = RegisterFile::restore(
                 registers.offer.clone(),

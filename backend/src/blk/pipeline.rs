@@ -35,6 +35,8 @@ pub(super) struct Pipeline {
     waiting: VecDeque<u16>,
     /// Jobs whose piece is done, held back until they are delivered together.
     ended: Vec<u16>,
+    /// Jobs whose transfer failed for want of something in dom0, and is made again.
+    repeated: Vec<u16>,
     pool: Pool,
     io: DiskIo,
     serial: Serial,
@@ -65,6 +67,7 @@ impl Pipeline {
             jobs: Slab::with_capacity(room),
             waiting: VecDeque::with_capacity(room),
             ended: Vec::with_capacity(room),
+            repeated: Vec::new(),
             pool: Pool::new(desks..bytes),
             io: DiskIo::new(disk, bytes, kept, rings)?,
             serial,
@@ -232,14 +235,37 @@ impl Pipeline {
 
     /// Takes up what the disk has done. True if it has done something.
     pub(super) fn gather_ended(&mut self) -> bool {
-        let mut any = false;
+        let mut any = self.repeat();
         while let Some((id, result)) = self.io.next_ended() {
-            let next = self.jobs[usize::from(id)].moved(result);
-            self.go_on(id, next);
+            match result {
+                Err(error) if is_dom0s(&error) => {
+                    self.repeated.push(id);
+                    self.shortage
+                        .note("a transfer of the disk", &error, Instant::now());
+                }
+                result => {
+                    let next = self.jobs[usize::from(id)].moved(result);
+                    self.go_on(id, next);
+                }
+            }
             any = true;
         }
         self.io.submit();
         any
+    }
+
+    /// Makes the transfers again that dom0 had no room for. True if there were any.
+    fn repeat(&mut self) -> bool {
+        if self.repeated.is_empty() || self.shortage.holds() {
+            return false;
+        }
+        self.shortage.end();
+        for id in std::mem::take(&mut self.repeated) {
+            // As one that was interrupted: nothing was moved.
+            let next = self.jobs[usize::from(id)].moved(Err(io::ErrorKind::Interrupted.into()));
+            self.go_on(id, next);
+        }
+        true
     }
 
     /// Whether what has ended is to be delivered now: at least half of what is under way. So one alone
@@ -355,6 +381,7 @@ impl Pipeline {
         let mut keep = |id: &u16| jobs[usize::from(*id)].queue != queue;
         self.waiting.retain(&mut keep);
         self.ended.retain(&mut keep);
+        self.repeated.retain(&mut keep);
         self.batch.retain(&mut keep);
         jobs.retain(|_, job| {
             let keep = job.queue != queue;
@@ -387,6 +414,15 @@ fn copy(
         access.copy(&io.memory(), operations);
     }
     first_of_dom0s(operations).map_or(Ok(()), Err)
+}
+
+/// Whether a transfer failed for what dom0 lacks now, and may have later: memory, or room for what a sparse image or its
+/// file system has not allocated yet. A failed flush is none of these: what it says is said once.
+fn is_dom0s(error: &io::Error) -> bool {
+    let errnos = [libc::ENOMEM, libc::EAGAIN, libc::ENOSPC, libc::EDQUOT];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| errnos.contains(&errno))
 }
 
 fn first_of_dom0s(operations: &[CopyOp]) -> Option<CopyFault> {

@@ -10,11 +10,12 @@ use crate::report::EntryReport;
 use crate::state::Backing;
 use crate::xenstore::XenStore;
 use anyhow::{Context, Result, bail};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use xen_virtio_backend::blk::Disk;
+use xen_virtio_backend::blk::{Disk, DiskError};
 use xen_virtio_transport::DeviceReport;
 
 /// How long after its failure something is tried again.
@@ -87,6 +88,24 @@ impl InUse {
             path: path.display().to_string(),
             user: user.to_owned(),
         }
+    }
+}
+
+/// `error`, or who has the block device that Linux opens for nobody else's writing, because dom0 has it mounted
+/// (CONFIG_BLK_DEV_WRITE_MOUNTED).
+fn in_use(path: &Path, error: DiskError) -> anyhow::Error {
+    let user = || {
+        let disk = Disk::open_again(path, true).ok()?;
+        Stores::of(disk.file()).ok()?.user_in_dom0(&disk, true)
+    };
+    match &error {
+        DiskError::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
+            match user() {
+                Some(user) => InUse::of(path, &user).into(),
+                None => error.into(),
+            }
+        }
+        _ => error.into(),
     }
 }
 
@@ -265,11 +284,12 @@ impl Attachment {
         };
         known.detail = describe(path, read_only);
         let shared = tools.config.is_shared(path);
-        let mut disk = if known.served {
-            Disk::open_again(path, read_only)?
+        let opened = if known.served {
+            Disk::open_again(path, read_only)
         } else {
-            Disk::open(path, read_only)?
+            Disk::open(path, read_only)
         };
+        let mut disk = opened.map_err(|error| in_use(path, error))?;
         if let Some(bound) = &bound {
             disk.set_bytes(bound.bytes);
         }

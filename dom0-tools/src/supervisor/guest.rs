@@ -4,7 +4,7 @@ use super::earlier;
 use super::entry::{Attachment, InUse, Known, Status, TRY_AGAIN, new_size};
 use super::restarts::Restarts;
 use super::state_files::{Binding, Identity, StateFiles};
-use super::worker_process::WorkerProcess;
+use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
 use crate::disk_lock;
 use crate::disk_use::Uses;
@@ -54,6 +54,7 @@ pub(super) struct Tools<'a> {
     pub(super) config: &'a Config,
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
+    pub(super) launcher: &'a dyn Launcher,
     pub(super) registry: &'a Registry,
     pub(super) next_token: &'a mut usize,
 }
@@ -235,7 +236,14 @@ impl Guest {
         }
         let token = Token(*tools.next_token);
         *tools.next_token += WorkerProcess::TOKENS;
-        WorkerProcess::start(self.domid(), &state, tools.config, tools.registry, token)
+        WorkerProcess::start(
+            tools.launcher,
+            self.domid(),
+            &state,
+            tools.config,
+            tools.registry,
+            token,
+        )
     }
 
     fn send_pending(&mut self, registry: &Registry) {
@@ -509,6 +517,11 @@ impl Guest {
             return;
         };
         let Some(how) = worker.death() else { return };
+        // Its last words say why.
+        let limit = &mut self.worker_lines;
+        worker.drain_log(|level, line| {
+            relay(limit, &self.name, self.identity.domid, level, line);
+        });
         let (pid, why) = (worker.pid(), *why);
         self.dying = None;
         let now = Instant::now();

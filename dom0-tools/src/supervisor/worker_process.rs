@@ -21,6 +21,54 @@ use xen_virtio_transport::xen::EventChannels;
 /// The argument that makes `xen-virtiod` a worker; its standard input is the connection.
 pub(crate) const WORKER_ARGUMENT: &str = "worker";
 
+/// How a worker comes to be.
+pub(super) trait Launcher {
+    /// A process for guest `domid`, whose standard input is `socket`.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being started.
+    fn launch(&self, domid: u16, socket: OwnedFd) -> Result<Launched>;
+}
+
+/// A new process, and what it may use of Xen.
+pub(super) struct Launched {
+    pub(super) child: Child,
+    pub(super) privcmd: File,
+    pub(super) evtchn: File,
+    pub(super) gntdev: File,
+}
+
+/// Launches this program once more, with Xen's devices restricted to the guest as far as they can be.
+pub(super) struct XenLauncher;
+
+impl Launcher for XenLauncher {
+    fn launch(&self, domid: u16, socket: OwnedFd) -> Result<Launched> {
+        let privcmd = open("/dev/xen/privcmd", 0)?;
+        Privcmd::restrict(&privcmd, Domid(domid)).context("restricting privcmd to the guest")?;
+        let evtchn = open("/dev/xen/evtchn", rustix::fs::OFlags::NONBLOCK.bits())?;
+        EventChannels::restrict(&evtchn, Domid(domid))
+            .context("restricting evtchn to the guest")?;
+        let gntdev = open("/dev/xen/gntdev", 0)?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("xen-virtiod")
+            .arg(WORKER_ARGUMENT)
+            .arg(domid.to_string())
+            .stdin(Stdio::from(socket))
+            .stderr(Stdio::piped())
+            // An interrupt from the terminal is the supervisor's; a worker serves on.
+            .process_group(0)
+            .spawn()
+            .context("starting a worker process")?;
+        Ok(Launched {
+            child,
+            privcmd,
+            evtchn,
+            gntdev,
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     child: Child,
@@ -39,6 +87,7 @@ impl WorkerProcess {
     /// Starts a worker for `domid`, with what it may use of Xen, and the guest's state. `token` is the first of its
     /// own [`WorkerProcess::TOKENS`].
     pub(super) fn start(
+        launcher: &dyn Launcher,
         domid: u16,
         state: &File,
         config: &Config,
@@ -46,22 +95,12 @@ impl WorkerProcess {
         token: Token,
     ) -> Result<Self> {
         let (channel, theirs) = Channel::pair()?;
-        let privcmd = open("/dev/xen/privcmd", 0)?;
-        Privcmd::restrict(&privcmd, Domid(domid)).context("restricting privcmd to the guest")?;
-        let evtchn = open("/dev/xen/evtchn", rustix::fs::OFlags::NONBLOCK.bits())?;
-        EventChannels::restrict(&evtchn, Domid(domid))
-            .context("restricting evtchn to the guest")?;
-        let gntdev = open("/dev/xen/gntdev", 0)?;
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("xen-virtiod")
-            .arg(WORKER_ARGUMENT)
-            .arg(domid.to_string())
-            .stdin(Stdio::from(theirs))
-            .stderr(Stdio::piped())
-            // An interrupt from the terminal is the supervisor's; a worker serves on.
-            .process_group(0)
-            .spawn()
-            .context("starting a worker process")?;
+        let Launched {
+            mut child,
+            privcmd,
+            evtchn,
+            gntdev,
+        } = launcher.launch(domid, theirs)?;
         let log = child.stderr.take().map(WorkerLog::new);
         let mut worker = Self {
             child,
@@ -143,6 +182,13 @@ impl WorkerProcess {
 
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Hands to `line` what is left in the log of a worker that has died.
+    pub(super) fn drain_log(&mut self, line: impl FnMut(Level, &str)) {
+        if let Some(log) = &mut self.log {
+            log.read(line);
+        }
     }
 
     /// Ends a worker that is not to be heard any more, without waiting for it: its token is ready when

@@ -1,12 +1,18 @@
 //! Shared memory: an mmap of one of Xen's devices, or of a file, unmapped when dropped.
 
 use crate::syscalls;
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::time::Duration;
 use vm_memory::{Permissions, VolatileSlice};
+
+/// How often memory is unmapped that the kernel has none to unmap with, and the wait between.
+const MEMORY_TRIES: u32 = 100;
+const MEMORY_WAIT: Duration = Duration::from_millis(5);
 
 /// Memory of another domain, of Xen, or of a file, in this process.
 #[derive(Debug)]
@@ -54,8 +60,15 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        syscalls::count();
-        // SAFETY: made by `new` with this length, and whoever uses it borrows or owns `self`.
-        unsafe { munmap(self.start.cast(), self.len) }.expect("munmap of a mapping of our own");
+        for _ in 0..MEMORY_TRIES {
+            syscalls::count();
+            // SAFETY: made by `new` with this length, and whoever uses it borrows or owns `self`.
+            match unsafe { munmap(self.start.cast(), self.len) } {
+                // The kernel notes what is left in memory of its own.
+                Err(Errno::ENOMEM) => std::thread::sleep(MEMORY_WAIT),
+                unmapped => return unmapped.expect("munmap of a mapping of our own"),
+            }
+        }
+        // It stays mapped until this process ends, which is better than ending it now.
     }
 }

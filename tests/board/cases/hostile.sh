@@ -7,11 +7,16 @@ fds=$(daemon_fds)
 guest victim verify "disk = [ $(disk /tmp/b.img) , $(disk /tmp/a.img 1 xvdb) ]"
 sed -i 's/GUEST=verify/& SECS=100000/' /tmp/victim.cfg
 guest hostile hostile "disk = [ $(disk /tmp/c.img) ]"
-sed -i "s/GUEST=hostile/& COUNT=${TIMES:-6000}/" /tmp/hostile.cfg
+sed -i "s/GUEST=hostile/& COUNT=${TIMES:-6000} SEED=${SEED:-$RANDOM$RANDOM}/" /tmp/hostile.cfg
 create victim
 create hostile
 verifies_on victim
 note "$(said hostile 'registers:' 300)"
+# What was tested: the accesses met a device that ran.
+for what in starts resets stops notifies; do
+    met=$(said hostile 'registers:' | sed -n "s/.*$what: \([0-9]*\).*/\1/p")
+    [ "$met" -ge 10 ] || fail "only $met $what"
+done
 verifies_on victim
 note "$(said hostile 'malformed:' 60)"
 verifies_on victim

@@ -14,7 +14,7 @@ echo -1 >$faults/times
 echo 0 >$faults/verbose
 echo 1 >/proc/"$worker"/make-it-fail
 waits=0
-echo 60 >$faults/probability
+echo 30 >$faults/probability
 for ((look = 0; look < 60; look++)); do
     xen-virtioctl list | grep -q 'waits for dom0' && waits=$((waits + 1))
     sleep 0.1

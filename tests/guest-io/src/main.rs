@@ -12,7 +12,7 @@ use xen_virtio_guest_io::board::BoardDevice;
 use xen_virtio_guest_io::{Driver, malformed, missteps};
 
 const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
-                     | guest-io registers BASE COUNT | guest-io malformed BASE | guest-io misstep BASE NAME";
+                     | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,7 +25,11 @@ fn main() -> Result<()> {
             verify::run(Path::new(device), seconds.parse().context(USAGE)?)
         }
         ["grants"] => grants::run(),
-        ["registers", base, count] => registers::run(address(base)?, count.parse().context(USAGE)?),
+        ["registers", base, count, seed] => registers::run(
+            address(base)?,
+            count.parse().context(USAGE)?,
+            seed.parse().context(USAGE)?,
+        ),
         ["malformed", base] => {
             let driver = Driver::new(BoardDevice::open(address(base)?)?);
             println!(
