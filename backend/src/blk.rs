@@ -304,17 +304,21 @@ impl Device for Blk {
     }
 
     fn try_again_at(&self) -> Option<Instant> {
-        self.pipeline.shortage().try_at()
+        self.pipeline.try_again_at()
     }
 
     fn warning(&self) -> Option<String> {
-        if let Some(warning) = self.pipeline.shortage().warning() {
+        if let Some(warning) = self.pipeline.shortage() {
             return Some(warning);
         }
-        let error = self.pipeline.flush_error()?;
+        let (error, holds) = self.pipeline.flush_error()?;
+        let since = if holds {
+            "flushes fail until the driver resets the device (a reboot of the guest)"
+        } else {
+            "a new driver has begun since"
+        };
         Some(format!(
-            "a flush has failed ({error}): what was written before it may be lost, and the driver was told; flushes work \
-             again after a reset of the device (a reboot of the guest)"
+            "a flush has failed ({error}): what was written before it may be lost, and the driver was told; {since}"
         ))
     }
 

@@ -86,6 +86,11 @@ impl QueueError {
     pub fn is_dom0s(&self) -> bool {
         matches!(self, Self::Map { source, .. } if source.is_dom0s())
     }
+
+    /// Whether dom0 may have lacked something: a few more tries tell.
+    pub fn may_be_dom0s(&self) -> bool {
+        matches!(self, Self::Map { source, .. } if source.may_be_dom0s())
+    }
 }
 
 /// A running virtqueue. Every descriptor is read once; what came of it is in the [`Request`].

@@ -22,6 +22,7 @@ struct Lack {
     since: Instant,
     try_at: Instant,
     wait: Duration,
+    tries: u32,
 }
 
 impl Shortage {
@@ -30,6 +31,11 @@ impl Shortage {
         let what = format!("{doing} failed for want of something in dom0: {error}");
         if let Some(lack) = &mut self.now {
             lack.what = what;
+            if lack.try_at > now {
+                // Others of the same try fail with it.
+                return;
+            }
+            lack.tries += 1;
             lack.wait = (lack.wait * 2).min(LONGEST_WAIT);
             lack.try_at = now + lack.wait;
             return;
@@ -42,6 +48,7 @@ impl Shortage {
             since: now,
             try_at: now + FIRST_WAIT,
             wait: FIRST_WAIT,
+            tries: 1,
         });
     }
 
@@ -57,6 +64,11 @@ impl Shortage {
         }
     }
 
+    /// There is nothing to be tried again any more.
+    pub fn forget(&mut self) {
+        self.now = None;
+    }
+
     /// Whether to wait still. Without a shortage this costs nothing.
     pub fn holds(&self) -> bool {
         self.try_at().is_some_and(|at| at > Instant::now())
@@ -65,6 +77,11 @@ impl Shortage {
     /// When to try again, if there is something to try.
     pub fn try_at(&self) -> Option<Instant> {
         self.now.as_ref().map(|lack| lack.try_at)
+    }
+
+    /// How often it was tried in vain.
+    pub fn tries(&self) -> u32 {
+        self.now.as_ref().map_or(0, |lack| lack.tries)
     }
 
     /// For whoever looks after dom0.
@@ -88,12 +105,14 @@ mod tests {
         let mut shortage = Shortage::default();
         let mut now = Instant::now();
         for milliseconds in [5, 10, 20, 40, 80, 160, 320, 500, 500] {
-            shortage.note("copying", &error, now);
+            for _ in 0..3 {
+                shortage.note("copying", &error, now);
+            }
             let at = shortage.try_at().unwrap();
             assert_eq!(at - now, Duration::from_millis(milliseconds));
             now = at;
         }
-        assert!(shortage.holds());
+        assert!(shortage.holds() && shortage.tries() == 9);
         let warning = shortage.warning().unwrap();
         assert!(
             warning.contains("copying failed") && warning.contains("memory"),

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Where the configuration is read from, if it is there.
@@ -186,9 +187,8 @@ impl Config {
 
     /// Whether the disk at `path` has several users on purpose.
     pub fn is_shared(&self, path: &Path) -> bool {
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let mut shared = self.disks.iter().filter(|disk| disk.shared);
-        shared.any(|disk| real(&disk.path) == real(path))
+        shared.any(|disk| disk.path == path || is_same(&disk.path, path).unwrap_or(false))
     }
 
     pub fn device(&self, guest: &str, index: u32) -> Option<&VirtioConfig> {
@@ -196,6 +196,17 @@ impl Config {
             .iter()
             .find(|device| device.guest == guest && device.index == index)
     }
+}
+
+/// Whether both paths lead to one file, or to one block device.
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (std::fs::metadata(one)?, std::fs::metadata(other)?);
+    let is_block = |data: &std::fs::Metadata| data.file_type().is_block_device();
+    Ok(match (is_block(&one), is_block(&other)) {
+        (true, true) => one.rdev() == other.rdev(),
+        (false, false) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    })
 }
 
 #[cfg(test)]
@@ -223,14 +234,19 @@ mod tests {
     #[test]
     fn a_disk_is_shared_by_any_of_its_names() {
         let directory = tempfile::tempdir().unwrap();
-        let [image, link] = ["a.img", "link"].map(|name| directory.path().join(name));
+        let [image, link, hard] = ["a.img", "link", "hard"].map(|name| directory.path().join(name));
         std::fs::write(&image, "").unwrap();
         std::os::unix::fs::symlink(&image, &link).unwrap();
+        std::fs::hard_link(&image, &hard).unwrap();
         let config = load(&format!(
             "[[disk]]\npath = {link:?}\nshared = true\n[[disk]]\npath = \"/b\"\n"
         ));
         let config = config.unwrap();
-        assert!(config.is_shared(&image) && config.is_shared(&link));
+        assert!(
+            [&image, &link, &hard]
+                .into_iter()
+                .all(|path| config.is_shared(path))
+        );
         assert!(!config.is_shared(Path::new("/b")) && !config.is_shared(Path::new("/c")));
     }
 

@@ -113,7 +113,11 @@ pub(crate) fn take_image(image: &OwnedFd, writes: bool) -> Result<(), LockError>
         .map(|what| QEMU_DOES + what)
         .chain(forbids.map(|what| QEMU_FORBIDS + what));
     for byte in taken.clone() {
-        fcntl(image, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte)))?;
+        match fcntl(image, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, byte))) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN | Errno::EACCES) => return Err(LockError::Image),
+            Err(errno) => return Err(errno.into()),
+        }
     }
     let opposed = does
         .iter()

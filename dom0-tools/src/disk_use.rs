@@ -84,27 +84,34 @@ impl Stores {
     }
 
     /// Who in dom0 uses the disk already, so that a guest that is to have it as `writes` says must not.
-    pub(crate) fn user_in_dom0(&self, disk: &Disk, writes: bool) -> Option<String> {
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be found out.
+    pub(crate) fn user_in_dom0(&self, disk: &Disk, writes: bool) -> io::Result<Option<String>> {
         if writes && let Some(name) = self.loops.first() {
-            return Some(format!(
+            return Ok(Some(format!(
                 "it is the file of /dev/{name} (losetup -d /dev/{name})"
-            ));
+            )));
         }
-        let mounts = fs::read_to_string(MOUNTS).unwrap_or_default();
+        let mounts = fs::read_to_string(MOUNTS)?;
         if let Some((place, for_writing)) = self.mount(&mounts)
             && (writes || for_writing)
         {
-            return Some(format!("dom0 has it mounted at {place} (umount {place})"));
+            return Ok(Some(format!(
+                "dom0 has it mounted at {place} (umount {place})"
+            )));
         }
-        (writes && disk.is_claimed()).then(|| {
+        let claimed = writes && disk.is_claimed();
+        Ok(claimed.then(|| {
             "another device is made of it, or Xen's own back-end has it (lsblk says which)"
                 .to_owned()
-        })
+        }))
     }
 
-    /// Where it is mounted, and whether for writing.
+    /// Where it is mounted, and whether for writing: there, if it is so anywhere.
     fn mount(&self, mounts: &str) -> Option<(String, bool)> {
-        mounts.lines().find_map(|line| {
+        let found = mounts.lines().filter_map(|line| {
             let mut fields = line.split(' ').skip(2);
             let device = parse_device(fields.next()?)?;
             let (place, options) = (fields.nth(1)?, fields.next()?);
@@ -112,7 +119,8 @@ impl Stores {
             self.same
                 .contains(&Store::Device(device))
                 .then(|| (place.to_owned(), writes))
-        })
+        });
+        found.max_by_key(|(_, writes)| *writes)
     }
 }
 

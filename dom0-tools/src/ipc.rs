@@ -6,8 +6,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
+    recvmsg, sendmsg, shutdown, socketpair,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -143,6 +143,12 @@ impl Channel {
         };
         poll(&mut fds, Some(&now))?;
         Ok(!fds[0].revents().contains(PollFlags::HUP))
+    }
+
+    /// Ends the connection for both.
+    pub fn shut_down(&self) {
+        // An error means that the other end is gone.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     /// # Errors

@@ -80,7 +80,13 @@ impl Output {
     /// True if the line was taken.
     fn write_now(&self, line: &[u8]) -> bool {
         let Some(file) = &self.file else { return false };
-        let line = &line[..line.len().min(MAX_LINE)];
+        let mut cut;
+        let mut line = line;
+        if line.len() > MAX_LINE {
+            cut = line[..MAX_LINE].to_vec();
+            cut[MAX_LINE - 1] = b'\n';
+            line = &cut;
+        }
         if self.is_socket {
             return send(file, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok();
         }

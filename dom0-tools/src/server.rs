@@ -35,6 +35,9 @@ const TURNS_PER_LOOK: u32 = 32;
 /// Looks for a trap between turns that find nothing: traps hold the guest up, and rings do not.
 const WATCHES: u32 = 32;
 
+/// The shortest sleep when something is to be tried again: what cannot be tried now costs next to nothing.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
+
 /// Serves one guest's machine.
 pub struct Server<H> {
     machine: Machine<H>,
@@ -223,7 +226,7 @@ impl<H: Hypervisor> Server<H> {
         let asleep = Instant::now();
         self.polling.stopped(asleep);
         let again = self.machine.try_again_at();
-        let again = again.map(|at| at.saturating_duration_since(asleep));
+        let again = again.map(|at| at.saturating_duration_since(asleep).max(SHORTEST_SLEEP));
         self.wait(again.into_iter().chain(timeout).min())?;
         let awake = Instant::now();
         self.polling.slept(awake - asleep);

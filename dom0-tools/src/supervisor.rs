@@ -261,13 +261,8 @@ impl Supervisor {
             // What it had under way is at its end too, or holds its lock.
             self.uses.remove_guest(&dead.guest);
         }
-        if self.collection.is_none()
-            && self
-                .guests
-                .values()
-                .any(|guest| guest.drivers_due().is_some_and(|due| due <= now))
-        {
-            self.collect_for(Vec::new());
+        for guest in self.guests.values_mut() {
+            guest.ask_drivers(now);
         }
         if self
             .collection
@@ -508,7 +503,7 @@ impl Supervisor {
         guest.relay_log(token, registry);
         while let Some(message) = guest.hear(registry) {
             match message {
-                FromWorker::Attached { key } if guest.knows(key) => {
+                FromWorker::Attached { key } if guest.has_handed(key) => {
                     libxl::tell_ready(&mut self.store, domid, key)?;
                 }
                 FromWorker::Detached { key } if guest.was_detaching(key, &mut self.uses) => {
@@ -540,10 +535,6 @@ impl Supervisor {
             collection.clients.push(client);
             return;
         }
-        self.collect_for(vec![client]);
-    }
-
-    fn collect_for(&mut self, clients: Vec<Token>) {
         let waiting = self
             .guests
             .values_mut()
@@ -553,7 +544,7 @@ impl Supervisor {
         self.collection = Some(Collection {
             waiting,
             deadline,
-            clients,
+            clients: vec![client],
         });
     }
 
@@ -561,9 +552,6 @@ impl Supervisor {
         let Some(collection) = self.collection.take() else {
             return;
         };
-        if collection.clients.is_empty() {
-            return;
-        }
         let report = Report {
             guests: self.guests.values_mut().map(Guest::report).collect(),
             refusals: self.refusals.iter().cloned().collect(),

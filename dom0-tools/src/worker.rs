@@ -277,6 +277,8 @@ impl Worker {
     }
 
     fn lose_supervisor(&mut self) {
+        // If it is still there, it finds out, and has another worker take over.
+        self.channel.shut_down();
         tracing::warn!("the supervisor is gone; the guest is served on as it is");
         self.supervised = false;
     }
@@ -300,8 +302,14 @@ impl Worker {
             };
             disk_lock::take(&file, new_disk.lock, earlier)?;
         }
-        if !new_disk.shared {
-            disk_lock::take_image(&file, !new_disk.read_only)?;
+        if !new_disk.shared
+            && let Err(error) = disk_lock::take_image(&file, !new_disk.read_only)
+        {
+            if !new.served {
+                return Err(error.into());
+            }
+            // What the guest has had it keeps: it may be that the other program came meanwhile.
+            tracing::warn!("{}: {error}", new.key);
         }
         let mut disk = Disk::from_file(file.into(), new_disk.read_only)?;
         let backing = Backing::of(disk.file())?;

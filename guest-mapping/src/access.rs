@@ -132,6 +132,12 @@ pub enum AccessError {
         .first.0
     )]
     NotGranted { first: crate::Gref, count: usize },
+    #[error(
+        "the {count} pages from grant {} on cannot be mapped, although they can be read: they were granted read-only, or dom0 \
+         lacks memory",
+        .first.0
+    )]
+    Unmappable { first: crate::Gref, count: usize },
 }
 
 impl AccessError {
@@ -139,8 +145,16 @@ impl AccessError {
     pub fn is_dom0s(&self) -> bool {
         match self {
             Self::Map { source, .. } => source.raw_os_error().is_some_and(is_shortage),
-            Self::Refused(_) | Self::RingTooLarge { .. } | Self::NotGranted { .. } => false,
+            Self::Refused(_)
+            | Self::RingTooLarge { .. }
+            | Self::NotGranted { .. }
+            | Self::Unmappable { .. } => false,
         }
+    }
+
+    /// Whether dom0 may have lacked something: a few more tries tell.
+    pub fn may_be_dom0s(&self) -> bool {
+        matches!(self, Self::Unmappable { .. })
     }
 }
 

@@ -163,6 +163,11 @@ fn drive(guest: &SimGuest, disk: &Path) {
 /// Drives a device whose process dies at the first step of `deaths`, the process that follows it at the second of them,
 /// counted from its own beginning, and so on. How many have died.
 fn dies_at(deaths: &[u64]) -> usize {
+    dies_without_memory_at(deaths, 0)
+}
+
+/// As [`dies_at`], and dom0 has no memory for the first `maps` mappings of rings of each process that follows.
+fn dies_without_memory_at(deaths: &[u64], maps: u32) -> usize {
     let disk = NamedTempFile::new().unwrap();
     disk.as_file().set_len(1 << 20).unwrap();
     let (hypervisor, guest) = simulate(64).unwrap();
@@ -191,6 +196,7 @@ fn dies_at(deaths: &[u64]) -> usize {
         }
         // The thread stays where it is for ever, as nothing of a killed process goes on.
         died += 1;
+        guest.memory().run_out_of_memory(0, maps);
         next = guest.take_over();
     };
     let driven = driving.join();
@@ -229,6 +235,17 @@ fn a_death_at_any_step_is_not_noticed() {
         let last = half.join().unwrap();
         assert!(last > 300, "only {last} steps");
     }
+}
+
+/// What the dead process completed and did not show is shown when there is memory, and the driver is told.
+#[test]
+fn a_takeover_without_memory_is_not_noticed() {
+    allow_descriptors();
+    let died: usize = (1..400)
+        .step_by(3)
+        .map(|step| dies_without_memory_at(&[step], 2))
+        .sum();
+    assert!(died > 80, "only {died} deaths");
 }
 
 /// The process that takes over dies too, at each of its first steps, after a death at some step of the first.

@@ -1,6 +1,7 @@
 //! What dom0 lacks for a moment its guests see as a pause, and never as an error.
 
 use std::thread;
+use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use xen_virtio_backend::StateArea;
@@ -9,7 +10,7 @@ use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_tests::{BlkRequest, Driver, RawQueue, disk_of, driver, numbered_disk};
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice};
+use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice, Register};
 
 const SECTORS: u64 = 4096;
 const SIZE: u16 = 64;
@@ -63,11 +64,43 @@ fn a_queue_that_cannot_be_mapped_for_want_of_memory_is_mapped_later() {
     driver.start(SIZE);
     driver.negotiate(driver.offered_features());
     guest.memory().run_out_of_memory(0, 0);
-    thread::sleep(std::time::Duration::from_millis(50));
+    thread::sleep(Duration::from_millis(50));
     let [report] = &machine.stop().unwrap()[..] else {
         panic!("one device")
     };
-    assert_eq!((report.grants_mapped, &report.failure), (0, &None));
+    assert_eq!(
+        (report.grants_mapped, &report.failure, &report.warning),
+        (0, &None, &None)
+    );
+}
+
+/// A driver that gives up while dom0 lacks memory leaves nothing to be tried again: nobody looks for it for ever.
+#[test]
+fn a_reset_ends_the_wait() {
+    let file = numbered_disk(SECTORS);
+    let (hypervisor, guest) = simulate(256).unwrap();
+    let mut machine = Machine::new(hypervisor);
+    let kept = StateArea::private(DeviceState::BYTES).unwrap();
+    let device = device(&mut machine, &file, &kept);
+    machine.add(FIRST_DEVICE, device).unwrap();
+    serve(&mut machine, &guest, |driver| {
+        driver.write(Register::Status, 0)
+    });
+    for (copies, maps) in [(u32::MAX, 0), (0, u32::MAX)] {
+        guest.memory().run_out_of_memory(copies, maps);
+        serve(&mut machine, &guest, |driver| {
+            let mut queue = driver.start(SIZE);
+            BlkRequest::new(driver, VIRTIO_BLK_T_IN, 0, 512, true).describe(&queue, 0);
+            queue.offer(0);
+            driver.notify(0);
+            driver.settle();
+        });
+        assert!(machine.try_again_at().is_some());
+        serve(&mut machine, &guest, |driver| {
+            driver.write(Register::Status, 0)
+        });
+        assert_eq!(machine.try_again_at(), None);
+    }
 }
 
 /// A worker that takes a guest over while dom0 has no memory for its rings.

@@ -17,6 +17,9 @@ use xen_virtio_backend::{
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
+/// Tries, over some two seconds, of what fails either for the guest's fault or for want of something in dom0.
+const DOUBTFUL_TRIES: u32 = 10;
+
 /// One virtio-mmio device of a guest.
 pub struct MmioDevice {
     registers: RegisterFile,
@@ -27,6 +30,8 @@ pub struct MmioDevice {
     /// Queues that run as far as the driver knows, and that dom0 could not map yet.
     unstarted: Vec<(QueueIndex, QueueSetup)>,
     shortage: Shortage,
+    /// The configuration may have changed since the driver has read it, and the driver is not ready to be told.
+    config_changed: bool,
     failure: Option<String>,
     traps: TrapCounters,
     refused_accesses: u64,
@@ -113,6 +118,7 @@ impl MmioDevice {
             interrupt: Interrupt::new(line),
             unstarted: Vec::new(),
             shortage: Shortage::default(),
+            config_changed: false,
             failure: None,
             traps: TrapCounters::default(),
             refused_accesses: 0,
@@ -141,8 +147,12 @@ impl MmioDevice {
             }
         }
         if self.registers.is_live() {
-            // The last one may not have been raised. One too many does no harm.
-            self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
+            // The last ones may not have been raised, or not be read. One too many does no harm.
+            self.registers.set_interrupt(Cause::UsedBuffer);
+            self.interrupt
+                .raise(Cause::Configuration, &mut self.registers);
+        } else {
+            self.config_changed = true;
         }
     }
 
@@ -208,12 +218,19 @@ impl MmioDevice {
         match effect {
             // After a kick, or when the driver is ready, the queues have their turn: `process`.
             Effect::Nothing | Effect::Refused | Effect::Notify(_) => {}
-            Effect::DriverOk => self.tell_failure(),
+            Effect::DriverOk => {
+                self.tell_failure();
+                if std::mem::take(&mut self.config_changed) {
+                    self.interrupt
+                        .raise(Cause::Configuration, &mut self.registers);
+                }
+            }
             Effect::StartQueue(index, setup) => self.start_queue(index, setup),
             Effect::StopQueue(index) => self.stop_queue(index),
             Effect::Reset => {
                 self.stop_queues();
                 self.device.reset();
+                self.config_changed = false;
                 self.access.invalidate();
                 self.failure = None;
             }
@@ -228,7 +245,10 @@ impl MmioDevice {
         }
         match started {
             Ok(()) => {}
-            Err(error) if error.is_dom0s() => {
+            Err(error)
+                if error.is_dom0s()
+                    || (error.may_be_dom0s() && self.shortage.tries() < DOUBTFUL_TRIES) =>
+            {
                 let error = DeviceFailure::from(error).of(index.get());
                 let what = Box::<dyn Error>::from(with_sources(&error));
                 self.shortage
@@ -252,14 +272,24 @@ impl MmioDevice {
         }
         for (index, setup) in std::mem::take(&mut self.unstarted) {
             self.start_queue(index, setup);
+            if self.registers.needs_reset() {
+                return;
+            }
         }
         if self.unstarted.is_empty() {
             self.shortage.end();
+        }
+        if self.registers.is_live() {
+            // What an earlier process completed may have been shown just now. One too many does no harm.
+            self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
         }
     }
 
     fn stop_queue(&mut self, index: QueueIndex) {
         self.unstarted.retain(|(other, _)| *other != index);
+        if self.unstarted.is_empty() {
+            self.shortage.forget();
+        }
         self.device.stop_queue(index);
     }
 
@@ -328,6 +358,8 @@ impl MmioDevice {
             if self.registers.is_live() {
                 self.interrupt
                     .raise(Cause::Configuration, &mut self.registers);
+            } else {
+                self.config_changed = true;
             }
         }
     }

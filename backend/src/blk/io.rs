@@ -204,10 +204,11 @@ impl DiskIo {
         self.kept.store(LOST_WRITES, 0);
     }
 
-    /// The error of the last flush that failed, whichever process it failed in.
-    pub(super) fn flush_error(&self) -> Option<io::Error> {
+    /// The error of the last flush that failed, whichever process it failed in, and whether flushes fail still.
+    pub(super) fn flush_error(&self) -> Option<(io::Error, bool)> {
         let errno = i32::try_from(self.kept.load(FLUSH_ERROR)).ok()?;
-        (errno != 0).then(|| io::Error::from_raw_os_error(errno))
+        let holds = self.kept.load(LOST_WRITES) != 0;
+        (errno != 0).then(|| (io::Error::from_raw_os_error(errno), holds))
     }
 
     fn push(&mut self, transfer: Transfer) {
@@ -480,8 +481,8 @@ mod tests {
             io.begin(transfer(7, Kind::Flush, 0, 0..0));
             assert_eq!(results(&mut io), [(7, Some(0))], "uring {uring}");
             // The reason stays for whoever looks.
-            let error = io.flush_error().and_then(|error| error.raw_os_error());
-            assert_eq!(error, Some(libc::ENOSPC));
+            let (error, holds) = io.flush_error().unwrap();
+            assert_eq!((error.raw_os_error(), holds), (Some(libc::ENOSPC), false));
         }
     }
 

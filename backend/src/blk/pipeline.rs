@@ -14,7 +14,7 @@ use crate::request::{Completion, Request};
 use crate::shortage::Shortage;
 use crate::state::StateArea;
 use slab::Slab;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -35,14 +35,18 @@ pub(super) struct Pipeline {
     waiting: VecDeque<u16>,
     /// Jobs whose piece is done, held back until they are delivered together.
     ended: Vec<u16>,
-    /// Jobs whose transfer failed for want of something in dom0, and is made again.
-    repeated: Vec<u16>,
+    /// Jobs whose last transfer failed for want of something in dom0, and whether it is being made again.
+    starved: BTreeMap<u16, bool>,
     pool: Pool,
     io: DiskIo,
     serial: Serial,
     counters: DeviceCounters,
     log_limit: LogLimit,
-    shortage: Shortage,
+    /// What copies wait for, and what transfers do.
+    copy_shortage: Shortage,
+    disk_shortage: Shortage,
+    /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
+    most_copies: usize,
     /// Jobs that were copied in, by `copies_in`, and are to be submitted.
     batch: Vec<u16>,
     copies_in: Vec<CopyOp>,
@@ -67,13 +71,15 @@ impl Pipeline {
             jobs: Slab::with_capacity(room),
             waiting: VecDeque::with_capacity(room),
             ended: Vec::with_capacity(room),
-            repeated: Vec::new(),
+            starved: BTreeMap::new(),
             pool: Pool::new(desks..bytes),
             io: DiskIo::new(disk, bytes, kept, rings)?,
             serial,
             counters: DeviceCounters::default(),
             log_limit: LogLimit::default(),
-            shortage: Shortage::default(),
+            copy_shortage: Shortage::default(),
+            disk_shortage: Shortage::default(),
+            most_copies: MAX_COPIES,
             batch: Vec::with_capacity(room),
             copies_in: Vec::with_capacity(2 * room),
             copies_out: Vec::with_capacity(2 * room),
@@ -93,7 +99,7 @@ impl Pipeline {
         self.io.forget_lost_writes();
     }
 
-    pub(super) fn flush_error(&self) -> Option<io::Error> {
+    pub(super) fn flush_error(&self) -> Option<(io::Error, bool)> {
         self.io.flush_error()
     }
 
@@ -139,12 +145,12 @@ impl Pipeline {
     /// Copies in a batch: as many of the waiting pieces as there is memory for, and as take not too many
     /// copies. True if there were any.
     pub(super) fn copy_in(&mut self, access: &mut dyn GuestAccess) -> bool {
-        if self.shortage.holds() {
+        if self.copy_shortage.holds() {
             return false;
         }
         self.copies_in.clear();
         while let Some(&id) = self.waiting.front()
-            && self.copies_in.len() < MAX_COPIES
+            && self.copies_in.len() < self.most_copies
         {
             let job = &mut self.jobs[usize::from(id)];
             let run = match job.room() {
@@ -168,12 +174,14 @@ impl Pipeline {
         stopwatch.stop(&mut time.copy_in);
         match copied {
             Ok(()) => {
-                self.shortage.end();
+                self.copy_shortage.end();
+                self.most_copies = MAX_COPIES;
                 true
             }
             Err(fault) => {
                 self.put_back();
-                self.shortage
+                self.most_copies = (self.copies_in.len() / 2).max(1);
+                self.copy_shortage
                     .note("reading the guest's memory", &fault, Instant::now());
                 false
             }
@@ -235,20 +243,28 @@ impl Pipeline {
 
     /// Takes up what the disk has done. True if it has done something.
     pub(super) fn gather_ended(&mut self) -> bool {
-        let mut any = self.repeat();
+        let any = self.repeat();
+        any | self.take_ended()
+    }
+
+    fn take_ended(&mut self) -> bool {
+        let mut any = false;
         while let Some((id, result)) = self.io.next_ended() {
+            any = true;
             match result {
                 Err(error) if is_dom0s(&error) => {
-                    self.repeated.push(id);
-                    self.shortage
+                    self.starved.insert(id, false);
+                    self.disk_shortage
                         .note("a transfer of the disk", &error, Instant::now());
                 }
                 result => {
+                    if self.starved.remove(&id).is_some() && self.starved.is_empty() {
+                        self.disk_shortage.end();
+                    }
                     let next = self.jobs[usize::from(id)].moved(result);
                     self.go_on(id, next);
                 }
             }
-            any = true;
         }
         self.io.submit();
         any
@@ -256,16 +272,22 @@ impl Pipeline {
 
     /// Makes the transfers again that dom0 had no room for. True if there were any.
     fn repeat(&mut self) -> bool {
-        if self.repeated.is_empty() || self.shortage.holds() {
+        if self.starved.is_empty() || self.disk_shortage.holds() {
             return false;
         }
-        self.shortage.end();
-        for id in std::mem::take(&mut self.repeated) {
+        let waiting = self.starved.iter_mut().filter(|(_, again)| !**again);
+        let ids: Vec<u16> = waiting
+            .map(|(id, again)| {
+                *again = true;
+                *id
+            })
+            .collect();
+        for &id in &ids {
             // As one that was interrupted: nothing was moved.
             let next = self.jobs[usize::from(id)].moved(Err(io::ErrorKind::Interrupted.into()));
             self.go_on(id, next);
         }
-        true
+        !ids.is_empty()
     }
 
     /// Whether what has ended is to be delivered now: at least half of what is under way. So one alone
@@ -276,12 +298,20 @@ impl Pipeline {
 
     /// Whether something can be delivered.
     pub(super) fn has_ended(&self) -> bool {
-        !self.ended.is_empty() && !self.shortage.holds()
+        !self.ended.is_empty() && !self.copy_shortage.holds()
+    }
+
+    /// When to go on with what dom0 lacked something for.
+    pub(super) fn try_again_at(&self) -> Option<Instant> {
+        let disk = self.starved.values().any(|again| !again);
+        let disk = disk.then(|| self.disk_shortage.try_at()).flatten();
+        disk.into_iter().chain(self.copy_shortage.try_at()).min()
     }
 
     /// What dom0 lacks for it to go on.
-    pub(super) fn shortage(&self) -> &Shortage {
-        &self.shortage
+    pub(super) fn shortage(&self) -> Option<String> {
+        let disk = self.disk_shortage.warning();
+        disk.or_else(|| self.copy_shortage.warning())
     }
 
     /// Whether the kernel has something to do.
@@ -329,7 +359,7 @@ impl Pipeline {
         self.copies_out.clear();
         let mut count = 0;
         for &id in &self.ended {
-            if self.copies_out.len() >= MAX_COPIES {
+            if self.copies_out.len() >= self.most_copies {
                 break;
             }
             let job = &mut self.jobs[usize::from(id)];
@@ -358,14 +388,16 @@ impl Pipeline {
             }
         }
         if count > 0 {
-            self.shortage.end();
+            self.copy_shortage.end();
+            self.most_copies = MAX_COPIES;
         }
         Ok(count)
     }
 
     /// Nothing is delivered now: what was copied is copied again.
     fn postpone(&mut self, fault: CopyFault) -> usize {
-        self.shortage
+        self.most_copies = (self.copies_out.len() / 2).max(1);
+        self.copy_shortage
             .note("writing the guest's memory", &fault, Instant::now());
         0
     }
@@ -375,13 +407,13 @@ impl Pipeline {
         // A write that reached the disk after the next driver's first would undo it.
         while self.io.in_flight() > 0 {
             self.io.wait_all();
-            self.gather_ended();
+            self.take_ended();
         }
         let jobs = &mut self.jobs;
         let mut keep = |id: &u16| jobs[usize::from(*id)].queue != queue;
         self.waiting.retain(&mut keep);
         self.ended.retain(&mut keep);
-        self.repeated.retain(&mut keep);
+        self.starved.retain(|id, _| keep(id));
         self.batch.retain(&mut keep);
         jobs.retain(|_, job| {
             let keep = job.queue != queue;
@@ -390,6 +422,12 @@ impl Pipeline {
             }
             keep
         });
+        if self.starved.is_empty() {
+            self.disk_shortage.forget();
+        }
+        if self.waiting.is_empty() && self.ended.is_empty() {
+            self.copy_shortage.forget();
+        }
     }
 
     fn log(&mut self, what: &str, error: &dyn std::error::Error) {

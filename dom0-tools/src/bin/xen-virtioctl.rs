@@ -118,7 +118,7 @@ fn check(file: &Path, config: &Config) -> Result<String> {
     let findings = xl_config::check(&text, config);
     // A warning is for who reads it, and leaves the exit status as it is.
     for warning in &findings.warnings {
-        eprintln!("warning: {warning}");
+        say(&format!("warning: {warning}\n"));
     }
     let good: String = findings.good.into_iter().map(|line| line + "\n").collect();
     if findings.problems.is_empty() {

@@ -41,8 +41,9 @@ pub(super) struct Known {
     grants: bool,
     /// What it is kept in, once it was opened.
     backing: Option<Backing>,
-    /// When it is looked whether a driver has begun with it.
+    /// When its worker is asked whether a driver has begun with it, and whether it was.
     driver_due: Option<Instant>,
+    driver_asked: bool,
     /// What its integrator should know, though nothing has failed.
     hint: Option<String>,
     /// The worker's newest report, until it is shown.
@@ -96,7 +97,10 @@ impl InUse {
 fn in_use(path: &Path, error: DiskError) -> anyhow::Error {
     let user = || {
         let disk = Disk::open_again(path, true).ok()?;
-        Stores::of(disk.file()).ok()?.user_in_dom0(&disk, true)
+        Stores::of(disk.file())
+            .ok()?
+            .user_in_dom0(&disk, true)
+            .ok()?
     };
     match &error {
         DiskError::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
@@ -150,6 +154,7 @@ impl Known {
             grants: false,
             backing: None,
             driver_due: None,
+            driver_asked: false,
             hint: None,
             device: None,
         }
@@ -158,9 +163,6 @@ impl Known {
     /// A worker has claimed its page: how long after it was found, if it is the first.
     pub(super) fn claimed(&mut self) -> Option<Duration> {
         self.served = true;
-        if matches!(self.status, Status::Failed(_) | Status::Busy(_)) {
-            self.status = Status::Handed;
-        }
         self.logged.clear();
         if self.claimed_after.is_some() {
             return None;
@@ -174,15 +176,25 @@ impl Known {
         self.driver_due
     }
 
+    /// Whether the worker is to be asked whether a driver has begun: once, whatever it answers.
+    pub(super) fn ask_driver(&mut self, now: Instant) -> bool {
+        let due = self.driver_due.take_if(|due| *due <= now).is_some();
+        self.driver_asked |= due;
+        due
+    }
+
     /// Takes in what the worker says of the device. A hint, if that is one to be logged.
     pub(super) fn reported(&mut self, device: &DeviceReport) -> Option<&str> {
         self.device = Some(device.clone());
         if device.status != 0 || device.traps != 0 {
             self.driver_due = None;
+            self.driver_asked = false;
             self.hint = None;
             return None;
         }
-        self.driver_due.take_if(|due| *due <= Instant::now())?;
+        if !std::mem::take(&mut self.driver_asked) {
+            return None;
+        }
         let (grants, otherwise) = if self.grants {
             (
                 ", and CONFIG_XEN_VIRTIO, without which it waits for ever for the device that grants its memory",
@@ -298,7 +310,7 @@ impl Attachment {
         // What a running guest has it keeps: it may be that dom0 came later.
         if !shared
             && !known.served
-            && let Some(user) = stores.user_in_dom0(&disk, writes)
+            && let Some(user) = stores.user_in_dom0(&disk, writes)?
         {
             return Err(InUse::of(path, &user).into());
         }
@@ -311,14 +323,24 @@ impl Attachment {
             writes,
         };
         if !shared && let Some(user) = tools.uses.conflict(&wanted) {
-            return Err(InUse::of(path, &user).into());
+            let in_use = InUse::of(path, &user);
+            if !known.served {
+                return Err(in_use.into());
+            }
+            // It has been so since before this version looked.
+            tracing::warn!("guest {name} ({}): {key}: {in_use}", guest.domid);
         }
         let binding = Binding {
             path: path.to_owned(),
             read_only,
             bytes: disk.bytes(),
         };
-        tools.files.bind(guest, key, Some(binding))?;
+        if let Err(error) = tools.files.bind(guest, key, Some(binding)) {
+            if !known.served {
+                return Err(error);
+            }
+            tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
+        }
         known.backing = Some(Backing::of(disk.file())?);
         if !shared {
             tools.uses.add(wanted);

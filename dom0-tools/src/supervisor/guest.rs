@@ -41,6 +41,8 @@ pub(super) struct Guest {
     entries: BTreeMap<EntryKey, Known>,
     /// Entries that the worker has been asked to give up.
     detaching: BTreeSet<EntryKey>,
+    /// The worker that has been asked for a report and has not answered.
+    report_asked: Option<Token>,
     /// The worker's newest report of itself, until it is shown.
     server: Option<ServerReport>,
     /// Of lines that a worker can cause.
@@ -80,6 +82,7 @@ impl Guest {
             error: None,
             entries: BTreeMap::new(),
             detaching: BTreeSet::new(),
+            report_asked: None,
             server: None,
             log_limit: LogLimit::default(),
             worker_lines: LogLimit::new(WORKER_LINES),
@@ -465,7 +468,7 @@ impl Guest {
             }
             FromWorker::AttachFailed { key, error, busy } => {
                 let status = if *busy { Status::Busy } else { Status::Failed };
-                let known = self.entries.get_mut(key);
+                let known = self.handed(*key);
                 if known.is_some_and(|known| known.fails(status, error)) {
                     self.log_error(*key, error);
                 }
@@ -474,18 +477,19 @@ impl Guest {
             FromWorker::Serving | FromWorker::Detached { .. } => {}
             FromWorker::Attached { key } => {
                 let domid = self.domid();
-                if let Some(known) = self.entries.get_mut(key)
+                let name = self.name.clone();
+                if let Some(known) = self.handed(*key)
                     && let Some(after) = known.claimed()
                 {
                     tracing::info!(
-                        "guest {} ({domid}): {key} is {}, {} ms after it was found",
-                        self.name,
+                        "guest {name} ({domid}): {key} is {}, {} ms after it was found",
                         known.detail,
                         after.as_millis()
                     );
                 }
             }
             FromWorker::Report { server, devices } => {
+                self.report_asked = None;
                 self.server = Some(server.clone());
                 let domid = self.domid();
                 for (key, report) in devices {
@@ -498,6 +502,18 @@ impl Guest {
             }
         }
         Some(message)
+    }
+
+    /// The entry at `key`, if it is with the worker: one that was refused a worker cannot have.
+    fn handed(&mut self, key: EntryKey) -> Option<&mut Known> {
+        let known = self.entries.get_mut(&key)?;
+        matches!(known.status, Status::Handed).then_some(known)
+    }
+
+    /// Whether the worker has the entry at `key`.
+    pub(super) fn has_handed(&self, key: EntryKey) -> bool {
+        let known = self.entries.get(&key);
+        known.is_some_and(|known| matches!(known.status, Status::Handed))
     }
 
     /// Ends a worker that cannot be worked with. Another one takes the guest over: at once, unless this one
@@ -540,7 +556,8 @@ impl Guest {
     }
 
     fn fail(&mut self, error: &str) {
-        if self.log_limit.allow() {
+        // What is tried again and again is logged once.
+        if self.error.as_deref() != Some(error) && self.log_limit.allow() {
             tracing::error!("guest {} ({}): {error}", self.name, self.domid());
         }
         self.error = Some(error.to_owned());
@@ -555,8 +572,23 @@ impl Guest {
     /// Asks the worker for a report; the token that it will answer with.
     pub(super) fn ask_report(&mut self) -> Option<Token> {
         let worker = self.worker.as_mut()?;
-        worker.conversation.send(&ToWorker::Report, &[]).ok()?;
+        // Questions of a worker that is busy do not pile up.
+        if self.report_asked != Some(worker.token()) {
+            worker.conversation.send(&ToWorker::Report, &[]).ok()?;
+            self.report_asked = Some(worker.token());
+        }
         Some(worker.token())
+    }
+
+    /// Asks the worker whether drivers have begun, if it is time for that.
+    pub(super) fn ask_drivers(&mut self, now: Instant) {
+        let mut due = false;
+        for known in self.entries.values_mut() {
+            due |= known.ask_driver(now);
+        }
+        if due {
+            self.ask_report();
+        }
     }
 
     /// What is known of the guest now. Device reports are given once: the next must be asked for.

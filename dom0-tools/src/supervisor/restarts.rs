@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const BURST: u32 = 16;
 /// What gives one of them back.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The longest wait for a restart. It doubles from one interval, as long as no burst could be saved in between.
+/// The longest wait for a restart. It doubles from one interval, until there was none for as long as this.
 const LONGEST: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub(super) struct Restarts {
     since: Instant,
     /// The wait for the next one when none is left.
     wait: Duration,
+    last: Instant,
     count: u64,
 }
 
@@ -25,6 +26,7 @@ impl Restarts {
             left: BURST,
             since: now,
             wait: INTERVAL,
+            last: now,
             count: 0,
         }
     }
@@ -42,8 +44,11 @@ impl Restarts {
         }
         if self.left == BURST {
             self.since = now;
+        }
+        if self.last + LONGEST <= now {
             self.wait = INTERVAL;
         }
+        self.last = now;
         self.count += 1;
         if self.left > 0 {
             self.left -= 1;
@@ -51,6 +56,7 @@ impl Restarts {
         }
         // What was waited for saves nothing.
         self.since = now + self.wait;
+        self.last = self.since;
         self.wait = (self.wait * 2).min(LONGEST);
         self.since
     }
@@ -81,8 +87,13 @@ mod tests {
         }
         assert_eq!(restarts.next(now), now + LONGEST);
         assert_eq!(restarts.count(), u64::from(BURST) + 12);
-        // After a time in which a whole burst was saved all is forgotten.
+        // A burst is saved before the wait is forgotten.
         now += LONGEST + BURST * INTERVAL;
+        for _ in 0..BURST {
+            assert_eq!(restarts.next(now), now);
+        }
+        assert_eq!(restarts.next(now), now + LONGEST);
+        now += 3 * LONGEST;
         for _ in 0..BURST {
             assert_eq!(restarts.next(now), now);
         }

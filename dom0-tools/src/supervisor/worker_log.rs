@@ -9,8 +9,9 @@ use tracing::Level;
 
 /// Bytes that are looked at as one line.
 const MAX_LINE: usize = 1024;
-/// Reads at one event: one worker's lines must not keep the others waiting.
-const READS: usize = 4;
+/// Reads at one event: more than a pipe holds, of which nothing else would tell, and no more, so that one worker's lines
+/// do not keep the others waiting.
+const READS: usize = 20;
 
 /// The reading end of a worker's standard error.
 #[derive(Debug)]

@@ -52,8 +52,8 @@ pub(super) fn of_image(path: &Path, disk: &Disk) -> Vec<String> {
         let (allocated, bytes) = (status.blocks().saturating_mul(STAT_BLOCK), status.len());
         if allocated < bytes {
             warnings.push(format!(
-                "{path} has {allocated} of {bytes} bytes allocated; writes of the guest fail once dom0's file \
-                 system is full: reserve the rest by fallocate -l {bytes} {path}"
+                "{path} has {allocated} of {bytes} bytes allocated; the guest waits once dom0's file system is \
+                 full: reserve the rest by fallocate -l {bytes} {path}"
             ));
         }
     }

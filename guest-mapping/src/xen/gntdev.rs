@@ -85,6 +85,55 @@ impl GrantAccess {
     }
 }
 
+impl GrantAccess {
+    /// Whether the guest has granted all these pages at least for reading, as far as Xen can be asked.
+    fn can_read(&self, references: &[Gref]) -> bool {
+        let mut byte = [0u8];
+        let memory = VolatileSlice::from(&mut byte[..]);
+        let segment = |reference: &Gref| GntdevGrantCopySegment {
+            source: GrantCopyPointer {
+                foreign: GrantCopyForeign {
+                    reference: reference.0,
+                    offset: 0,
+                    domid: self.domid.0,
+                },
+            },
+            dest: GrantCopyPointer {
+                virt: memory.ptr_guard_mut().as_ptr().cast(),
+            },
+            len: 1,
+            flags: abi::GNTCOPY_SOURCE_GREF,
+            status: abi::GNTST_OKAY,
+        };
+        let mut segments: Vec<_> = references.iter().map(segment).collect();
+        self.copy_segments(&mut segments).is_err()
+            || segments
+                .iter()
+                .all(|segment| segment.status == abi::GNTST_OKAY)
+    }
+
+    /// Has Xen carry out `segments`, whose local sides are volatile memory of ours that outlives the call. Their outcome
+    /// is in their `status`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; nothing is known of the segments then.
+    fn copy_segments(&self, segments: &mut [GntdevGrantCopySegment]) -> io::Result<()> {
+        let mut request = abi::GntdevGrantCopy {
+            count: segments
+                .len()
+                .try_into()
+                .expect("a batch is far below 2^32 segments"),
+            segments: segments.as_mut_ptr(),
+        };
+        syscalls::count();
+        // SAFETY: the callers make segments of volatile memory only, which they hold; the kernel writes only there and
+        // in the segments' status.
+        unsafe { abi::gntdev_grant_copy(self.gntdev.as_raw_fd(), &raw mut request) }?;
+        Ok(())
+    }
+}
+
 impl GuestAccess for GrantAccess {
     fn map_ring(
         &mut self,
@@ -94,12 +143,13 @@ impl GuestAccess for GrantAccess {
     ) -> Result<RingMemory, AccessError> {
         let segments = ring_segments(POLICY, &mut self.counters, address, len)?;
         let references: Vec<Gref> = segments.iter().map(|segment| gref(segment.page)).collect();
-        // gntdev says EINVAL for whatever Xen refuses, and nothing more.
+        let (first, count) = (references[0], references.len());
+        // gntdev says EINVAL for whatever Xen refuses, and where memory of its own is lacking half-way.
         let failed = |source: io::Error| match source.raw_os_error() {
-            Some(libc::EINVAL) => AccessError::NotGranted {
-                first: references[0],
-                count: references.len(),
-            },
+            Some(libc::EINVAL) if self.can_read(&references) => {
+                AccessError::Unmappable { first, count }
+            }
+            Some(libc::EINVAL) => AccessError::NotGranted { first, count },
             _ => AccessError::Map {
                 address: address.0,
                 len,
@@ -128,22 +178,13 @@ impl GuestAccess for GrantAccess {
         for piece in &self.pieces {
             self.segments.push(copy_segment(piece, self.domid, buffer));
         }
-        let mut request = abi::GntdevGrantCopy {
-            count: self
-                .segments
-                .len()
-                .try_into()
-                .expect("a batch is far below 2^32 segments"),
-            segments: self.segments.as_mut_ptr(),
-        };
-        syscalls::count();
-        // SAFETY: every segment's local side lies in `buffer`, which is volatile memory that outlives this
-        // call; the kernel writes only there and in the segments' status.
-        let called = unsafe { abi::gntdev_grant_copy(self.gntdev.as_raw_fd(), &raw mut request) };
+        let mut segments = std::mem::take(&mut self.segments);
+        let called = self.copy_segments(&mut segments);
+        self.segments = segments;
         for (segment, &Piece { owner, .. }) in self.segments.iter().zip(&self.pieces) {
-            if let Err(errno) = called {
+            if let Err(error) = &called {
                 operations[owner].result = Err(CopyFault::Call {
-                    errno: errno as i32,
+                    errno: error.raw_os_error().unwrap_or(libc::EIO),
                 });
             } else if segment.status != abi::GNTST_OKAY {
                 // SAFETY: `flags` says which side was written as the foreign one.

@@ -4,7 +4,7 @@ mount -t tmpfs -o size=10M tmpfs /tmp/small
 truncate -s 16M /tmp/small/disk.img
 make_disk /tmp/b.img 16
 start_daemon
-guest g verify "disk = [ $(disk /tmp/small/disk.img), $(disk /tmp/b.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=verify SECS=12'"
+guest g verify "disk = [ $(disk /tmp/small/disk.img), $(disk /tmp/b.img 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=verify SECS=25'"
 xen-virtioctl check /tmp/g.cfg 2>&1 | grep -q 'bytes allocated' || fail "check does not warn of a sparse image: $(xen-virtioctl check /tmp/g.cfg 2>&1)"
 create g
 waits() { xen-virtioctl list | grep -q 'waits for dom0 .*No space left'; }

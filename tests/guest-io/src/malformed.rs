@@ -411,7 +411,11 @@ fn bad_queues(driver: &Driver) -> Result<usize> {
             "{what}: DEVICE_NEEDS_RESET before DRIVER_OK"
         );
         driver.driver_ok();
-        ensure!(driver.needs_reset(), "{what}: no DEVICE_NEEDS_RESET");
+        // Where the fault may be dom0's it is tried a few times more.
+        ensure!(
+            driver.wait(|| driver.needs_reset()),
+            "{what}: no DEVICE_NEEDS_RESET"
+        );
         let causes = driver.read(Register::InterruptStatus);
         ensure!(
             causes & CONFIGURATION != 0,
