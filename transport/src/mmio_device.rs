@@ -17,8 +17,8 @@ use xen_virtio_backend::{
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
-/// Tries, over some two seconds, of what fails either for the guest's fault or for want of something in dom0.
-const DOUBTFUL_TRIES: u32 = 10;
+/// Tries, over some five seconds, of what fails either for the guest's fault or for want of something in dom0.
+const DOUBTFUL_TRIES: u32 = 16;
 
 /// One virtio-mmio device of a guest.
 pub struct MmioDevice {

@@ -14,12 +14,13 @@ echo -1 >$faults/times
 echo 0 >$faults/verbose
 echo 1 >/proc/"$worker"/make-it-fail
 waits=0
-echo 30 >$faults/probability
-for ((look = 0; look < 60; look++)); do
-    xen-virtioctl list | grep -q 'waits for dom0' && waits=$((waits + 1))
-    sleep 0.1
+echo 10 >$faults/probability
+for ((look = 0; look < 20; look++)); do
+    timeout 2 xen-virtioctl list | grep -q 'waits for dom0' && waits=$((waits + 1))
+    sleep 0.3
 done
 echo 0 >$faults/probability
+note "dom0 has memory again; $(console g | tail -n1)"
 said g 'guest: done' 120 >/dev/null
 is_well g
 [ "$(pids_of "$(domid g)")" = "$worker" ] || fail "the worker has died"

@@ -13,6 +13,13 @@ use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_transport::sim::{SimHypervisor, simulate};
 use xen_virtio_transport::{Hypervisor, MmioDevice, Width};
 
+/// What `xen-sys` would make hypercalls through in a guest of its own. Nothing here calls that; but the linker keeps all of
+/// an instrumented program (ld 2.44), and wants to find it.
+#[cfg(target_arch = "x86_64")]
+#[used]
+#[unsafe(no_mangle)]
+pub static HYPERCALL_PAGE: [u8; 4096] = [0; 4096];
+
 /// The device's key and page, as libxl would give them.
 pub const KEY: EntryKey = EntryKey {
     form: Form::Disk,
