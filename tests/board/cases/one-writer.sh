@@ -19,7 +19,6 @@ refused() {
     wait $! && fail "guest $1 was created"
     xen-virtioctl list | grep -qE "guest $1 .*$3" || fail "xen-virtioctl list does not show why $1 was refused: $(xen-virtioctl list)"
 }
-refused same /tmp/a.img 'guest a .* has it: virtio_disk/51712'
 refused link /tmp/hard-link.img 'guest a .* has it as /tmp/a.img'
 refused file /tmp/b.img 'it is the file of /dev/loop1'
 verifies_on a
