@@ -4,6 +4,6 @@
 mod sim;
 mod workload;
 
-pub use sim::{Staged, allocate, disk_of, driver, numbered_disk};
+pub use sim::{Staged, allocate, disk_device, disk_of, drive, driver, numbered_disk};
 pub use workload::{Operation, WORKLOADS, Workload};
 pub use xen_virtio_guest_io::*;

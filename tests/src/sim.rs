@@ -7,14 +7,16 @@ use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock, SECTOR};
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, SimMachine};
+use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ, SimMachine};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_guest_mapping::{
     AddressMode, BusAddress, Gfn, Gref, GuestAccess, GuestAddress, PAGE_SIZE, Page,
 };
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor};
-use xen_virtio_transport::{Hypervisor, InterruptLine, MmioRange, Trap, Width};
+use xen_virtio_transport::{
+    DeviceState, Hypervisor, InterruptLine, Machine, MmioDevice, MmioRange, Trap, Width,
+};
 
 /// A simulated guest whose traps come as a test has it.
 pub struct Staged<F> {
@@ -72,6 +74,30 @@ pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimM
         disks.into_iter().map(blk).collect()
     })
     .expect("a simulated guest")
+}
+
+/// A device with one queue for `disk`, that goes on from `state`, with [`FIRST_IRQ`].
+pub fn disk_device(hypervisor: &mut SimHypervisor, disk: Disk, state: DeviceState) -> MmioDevice {
+    let kept = StateArea::private(Blk::KEPT).expect("memory");
+    let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).expect("memory");
+    let mode = AddressMode::Grants;
+    let access = hypervisor.guest_access(mode);
+    let line = hypervisor.interrupt_line(FIRST_IRQ);
+    MmioDevice::new(Box::new(blk), mode, access, line, state).expect("registers of such a device")
+}
+
+/// Has the driver of the guest's first device do `what` while `machine` serves it.
+pub fn drive<T: Send + 'static>(
+    machine: &mut Machine<SimHypervisor>,
+    guest: &SimGuest,
+    what: impl FnOnce(&Driver) -> T + Send + 'static,
+) -> T {
+    let guest = guest.clone();
+    let driving = std::thread::spawn(move || what(&driver(&guest, 0)));
+    while !driving.is_finished() {
+        machine.turn();
+    }
+    driving.join().expect("a driver that does not panic")
 }
 
 /// A file of `sectors` sectors, each of which has its number's lowest byte in every byte.

@@ -1,18 +1,16 @@
 //! A device that its guest knows, and that cannot be served for a while.
 
-use std::thread;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK,
 };
 use xen_virtio_backend::StateArea;
-use xen_virtio_backend::blk::{Blk, Disk, RingStock};
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
-use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_tests::{Driver, Negotiated, driver};
-use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice, Register};
+use xen_virtio_backend::blk::Disk;
+use xen_virtio_dom0_tools::demo::FIRST_DEVICE;
+use xen_virtio_tests::{Driver, Negotiated, disk_device, drive};
+use xen_virtio_transport::sim::{SimHypervisor, simulate};
+use xen_virtio_transport::{DeviceState, Machine, MmioDevice, Register};
 
 const RUNNING: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
@@ -22,29 +20,8 @@ const RUNNING: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
 fn disk(machine: &mut Machine<SimHypervisor>, state: DeviceState) -> MmioDevice {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    let kept = StateArea::private(Blk::KEPT).unwrap();
     let disk = Disk::open(file.path(), false).unwrap();
-    let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap();
-    let (mode, hypervisor) = (AddressMode::Grants, machine.hypervisor());
-    let (access, line) = (
-        hypervisor.guest_access(mode),
-        hypervisor.interrupt_line(FIRST_IRQ),
-    );
-    MmioDevice::new(Box::new(blk), mode, access, line, state).unwrap()
-}
-
-/// Has the guest's driver do `what` while `machine` serves it.
-fn drive<T: Send + 'static>(
-    machine: &mut Machine<SimHypervisor>,
-    guest: &SimGuest,
-    what: impl FnOnce(&Driver) -> T + Send + 'static,
-) -> T {
-    let guest = guest.clone();
-    let driving = thread::spawn(move || what(&driver(&guest, 0)));
-    while !driving.is_finished() {
-        machine.turn();
-    }
-    driving.join().unwrap()
+    disk_device(machine.hypervisor(), disk, state)
 }
 
 /// The status of a running device that was missing for a while, in which its driver did `meanwhile`.

@@ -5,12 +5,13 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use xen_virtio_backend::StateArea;
-use xen_virtio_backend::blk::{Blk, Disk, RingStock};
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
-use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_tests::{BlkRequest, Driver, RawQueue, disk_of, driver, numbered_disk};
-use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice, Register};
+use xen_virtio_backend::blk::Disk;
+use xen_virtio_dom0_tools::demo::FIRST_DEVICE;
+use xen_virtio_tests::{
+    BlkRequest, Driver, RawQueue, disk_device, disk_of, drive, driver, numbered_disk,
+};
+use xen_virtio_transport::sim::{SimHypervisor, simulate};
+use xen_virtio_transport::{DeviceState, Machine, MmioDevice, Register};
 
 const SECTORS: u64 = 4096;
 const SIZE: u16 = 64;
@@ -83,12 +84,12 @@ fn a_reset_ends_the_wait() {
     let kept = StateArea::private(DeviceState::BYTES).unwrap();
     let device = device(&mut machine, &file, &kept);
     machine.add(FIRST_DEVICE, device).unwrap();
-    serve(&mut machine, &guest, |driver| {
+    drive(&mut machine, &guest, |driver| {
         driver.write(Register::Status, 0)
     });
     for (copies, maps) in [(u32::MAX, 0), (0, u32::MAX)] {
         guest.memory().run_out_of_memory(copies, maps);
-        serve(&mut machine, &guest, |driver| {
+        drive(&mut machine, &guest, |driver| {
             let mut queue = driver.start(SIZE);
             BlkRequest::new(driver, VIRTIO_BLK_T_IN, 0, 512, true).describe(&queue, 0);
             queue.offer(0);
@@ -96,7 +97,7 @@ fn a_reset_ends_the_wait() {
             driver.settle();
         });
         assert!(machine.try_again_at().is_some());
-        serve(&mut machine, &guest, |driver| {
+        drive(&mut machine, &guest, |driver| {
             driver.write(Register::Status, 0)
         });
         assert_eq!(machine.try_again_at(), None);
@@ -112,14 +113,14 @@ fn a_takeover_waits_for_memory() {
     let kept = StateArea::private(DeviceState::BYTES).unwrap();
     let device = device(&mut machine, &file, &kept);
     let slot = machine.add(FIRST_DEVICE, device).unwrap();
-    let mut queue = serve(&mut machine, &guest, |driver| driver.start(SIZE));
+    let mut queue = drive(&mut machine, &guest, |driver| driver.start(SIZE));
     machine.remove(slot);
     guest.memory().run_out_of_memory(0, 5);
     let device = self::device(&mut machine, &file, &kept);
     let slot = machine.add(FIRST_DEVICE, device).unwrap();
     let warning = machine.device(slot).unwrap().report().warning;
     assert!(warning.unwrap().contains("waits for dom0"));
-    serve(&mut machine, &guest, move |driver| {
+    drive(&mut machine, &guest, move |driver| {
         io_without_memory(driver, &mut queue, || {});
         assert!(!driver.needs_reset());
     });
@@ -131,27 +132,6 @@ fn device(
     file: &NamedTempFile,
     kept: &StateArea,
 ) -> MmioDevice {
-    let own = StateArea::private(Blk::KEPT).unwrap();
     let disk = Disk::open(file.path(), false).unwrap();
-    let blk = Blk::new(disk, [0; 20], 1, own, &RingStock::new(1)).unwrap();
-    let (mode, hypervisor) = (AddressMode::Grants, machine.hypervisor());
-    let (access, line) = (
-        hypervisor.guest_access(mode),
-        hypervisor.interrupt_line(FIRST_IRQ),
-    );
-    MmioDevice::new(Box::new(blk), mode, access, line, DeviceState::new(kept)).unwrap()
-}
-
-/// Has the guest's driver do `what` while `machine` serves it.
-fn serve<T: Send + 'static>(
-    machine: &mut Machine<SimHypervisor>,
-    guest: &SimGuest,
-    what: impl FnOnce(&Driver) -> T + Send + 'static,
-) -> T {
-    let guest = guest.clone();
-    let driving = thread::spawn(move || what(&driver(&guest, 0)));
-    while !driving.is_finished() {
-        machine.turn();
-    }
-    driving.join().unwrap()
+    disk_device(machine.hypervisor(), disk, DeviceState::new(kept))
 }
