@@ -79,7 +79,8 @@ pub fn make_device(area: StateArea) -> bool {
         world.device = None;
         let disk = Disk::open(world.disk.path(), false).expect("a disk");
         let backing = Backing::of(world.disk.as_file()).expect("an open file");
-        let Ok(slot) = GuestState::new(area).and_then(|state| state.slot(KEY, BASE, backing, false))
+        let Ok(slot) =
+            GuestState::new(area).and_then(|state| state.slot(KEY, BASE, backing, false))
         else {
             return false;
         };

@@ -5,6 +5,8 @@ use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::xl_config;
+// For what the linker wants to find in it.
+use xen_virtio_fuzz as _;
 
 fuzz_target!(|text: &str| {
     let config = Config::parse(Path::new("config.toml"), text);

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use xen_virtio_dom0_tools::libxl::{self, EntryKey, Form};
 use xen_virtio_dom0_tools::xenstore::XenStore;
+// For what the linker wants to find in it.
+use xen_virtio_fuzz as _;
 
 /// `XS_READ` and `XS_ERROR` (`xen/io/xs_wire.h`).
 const READ: u32 = 2;
