@@ -6,19 +6,22 @@ guest good verify "disk = [ $(disk /tmp/good1.img), $(disk /tmp/good2.img 1 xvdb
 create good
 said good 'verifying:' >/dev/null
 
-# refused NAME PATH: xl create fails, and one line names the path before and, where libxl lets it come to
-# that, after.
-refused() {
+# checked NAME PATH: one line names the path before anything is created.
+checked() {
     guest "$1" idle "disk = [ $(disk "$2") ]"
     xen-virtioctl check "/tmp/$1.cfg" >"/tmp/$1.check" 2>&1 && fail "xen-virtioctl check passes $2"
     [ "$(grep -cF "$2" "/tmp/$1.check")" = 1 ] || fail "xen-virtioctl check: $(cat "/tmp/$1.check")"
     note "$(cat "/tmp/$1.check")"
+}
+# refused NAME PATH: xl create fails too.
+refused() {
+    checked "$@"
     if xl create -q "/tmp/$1.cfg" >"/tmp/$1.out" 2>&1; then fail "a guest with the disk $2 was created"; fi
     wait_for 20 "guest $1 to be gone" is_gone "$1"
 }
 mkdir /tmp/a-directory
-refused directory /tmp/a-directory
-refused missing /tmp/no-such.img
+checked directory /tmp/a-directory
+checked missing /tmp/no-such.img
 : >/tmp/empty.img
 refused empty /tmp/empty.img
 grep -q 'disk /tmp/empty.img: .*less than a sector' $DAEMON_LOG || fail "the log does not say what is wrong with /tmp/empty.img"
