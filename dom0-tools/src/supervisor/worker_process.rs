@@ -55,6 +55,8 @@ impl Launcher for XenLauncher {
             .arg(WORKER_ARGUMENT)
             .arg(domid.to_string())
             .stdin(Stdio::from(socket))
+            // The service's own log is not a worker's to write.
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             // An interrupt from the terminal is the supervisor's; a worker serves on.
             .process_group(0)

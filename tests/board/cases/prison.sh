@@ -20,6 +20,7 @@ for namespace in mnt net; do
         fail "the worker shares its supervisor's $namespace namespace"
 done
 note "open: $(readlink /proc/$worker/fd/* | sort | uniq -c | awk '{ print $2 " x" $1 }' | tr '\n' ' ')"
+ls -l "/proc/$worker/fd" | grep -q "$DAEMON_LOG" && fail "the worker can write the service's log"
 [ "$(cat "/proc/$worker/oom_score_adj")" = 500 ] ||
     fail "the OOM killer takes the worker as readily as others: $(cat "/proc/$worker/oom_score_adj")"
 # What it could try, tried from where it is.
