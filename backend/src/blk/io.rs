@@ -206,8 +206,12 @@ impl DiskIo {
 
     /// The error of the last flush that failed, whichever process it failed in, and whether flushes fail still.
     pub(super) fn flush_error(&self) -> Option<(io::Error, bool)> {
-        let errno = i32::try_from(self.kept.load(FLUSH_ERROR)).ok()?;
         let holds = self.kept.load(LOST_WRITES) != 0;
+        let errno = match i32::try_from(self.kept.load(FLUSH_ERROR)).ok()? {
+            // An earlier version has not noted which.
+            0 if holds => libc::EIO,
+            errno => errno,
+        };
         (errno != 0).then(|| (io::Error::from_raw_os_error(errno), holds))
     }
 

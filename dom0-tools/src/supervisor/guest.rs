@@ -609,15 +609,14 @@ impl Guest {
 
 /// Logs a worker's line. Who asked for debug lines wants them all.
 fn relay(limit: &mut LogLimit, name: &str, domid: u16, level: Level, line: &str) {
-    if level > Level::INFO {
-        tracing::debug!("guest {name} ({domid}): {line}");
-    } else if !limit.allow() {
-    } else if level == Level::INFO {
-        tracing::info!("guest {name} ({domid}): {line}");
-    } else if level == Level::WARN {
-        tracing::warn!("guest {name} ({domid}): {line}");
-    } else {
-        tracing::error!("guest {name} ({domid}): {line}");
+    if level <= Level::INFO && !limit.allow() {
+        return;
+    }
+    match level {
+        Level::ERROR => tracing::error!("guest {name} ({domid}): {line}"),
+        Level::WARN => tracing::warn!("guest {name} ({domid}): {line}"),
+        Level::INFO => tracing::info!("guest {name} ({domid}): {line}"),
+        _ => tracing::debug!("guest {name} ({domid}): {line}"),
     }
 }
 
