@@ -8,6 +8,7 @@
 use crate::libxl::EntryKey;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
 /// Bytes that are locked, one a device, so that devices which share a disk do not wait for each other: far
@@ -63,8 +64,7 @@ impl LockError {
 ///
 /// [`LockError::Busy`] with [`Earlier::Refuse`] only.
 pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<(), LockError> {
-    let byte = i64::try_from(name % BYTES).expect("below 2^61");
-    let lock = lock(libc::F_WRLCK, FIRST_BYTE + byte);
+    let lock = lock(libc::F_WRLCK, byte_of(name));
     let how = match earlier {
         Earlier::Await => FcntlArg::F_OFD_SETLKW(&lock),
         Earlier::Refuse => FcntlArg::F_OFD_SETLK(&lock),
@@ -74,6 +74,22 @@ pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<(), Lo
         Err(Errno::EAGAIN | Errno::EACCES) => Err(LockError::Busy),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Whether somebody has lock `name` on `disk`: a worker, or what one that was killed has left under way.
+///
+/// # Errors
+///
+/// The system's.
+pub(crate) fn is_held(disk: &File, name: u64) -> Result<bool, Errno> {
+    // Of a disk that is open for reading, locks for writing can be asked for, and not taken.
+    let mut found = lock(libc::F_WRLCK, byte_of(name));
+    fcntl(disk, FcntlArg::F_OFD_GETLK(&mut found))?;
+    Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+fn byte_of(name: u64) -> i64 {
+    FIRST_BYTE + i64::try_from(name % BYTES).expect("below 2^61")
 }
 
 /// A lock of the open file's on one byte.
@@ -158,6 +174,8 @@ mod tests {
         }
         let refused = take(&second, lock("/vm/a", 7), Earlier::Refuse);
         assert!(matches!(refused, Err(LockError::Busy)), "{refused:?}");
+        let held = |devid| is_held(&path.reopen().unwrap(), lock("/vm/a", devid)).unwrap();
+        assert_eq!([7, 9].map(held), [true, false]);
         // As a transfer does that is under way.
         let in_use = first.try_clone().unwrap();
         let (sender, receiver) = channel();

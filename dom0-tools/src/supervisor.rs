@@ -214,8 +214,7 @@ impl Supervisor {
         // will tell of.
         self.follow_xenstore()?;
         self.pass_deadlines();
-        self.try_again();
-        Ok(())
+        self.try_again()
     }
 
     /// Whether it was told to end, and no guest is left without a worker by that.
@@ -273,14 +272,19 @@ impl Supervisor {
         }
     }
 
-    fn try_again(&mut self) {
+    fn try_again(&mut self) -> Result<()> {
         let now = Instant::now();
-        let (guests, store, mut tools) = self.parts();
-        for guest in guests.values_mut() {
-            if guest.again_at().is_some_and(|at| at <= now) {
+        let due = |guest: &Guest| guest.again_at().is_some_and(|at| at <= now);
+        let guests = self.guests.iter().filter(|(_, guest)| due(guest));
+        let domids: Vec<_> = guests.map(|(domid, _)| *domid).collect();
+        for domid in domids {
+            let (guests, store, mut tools) = self.parts();
+            if let Some(guest) = guests.get_mut(&domid) {
                 guest.try_again(store, &mut tools);
             }
+            tolerate(self.close_entries(domid))?;
         }
+        Ok(())
     }
 
     /// The guests, and what they are served with.
@@ -501,13 +505,15 @@ impl Supervisor {
             return Ok(());
         };
         guest.relay_log(token, registry);
+        let mut gave_up = false;
         while let Some(message) = guest.hear(registry) {
             match message {
                 FromWorker::Attached { key } if guest.has_handed(key) => {
                     libxl::tell_ready(&mut self.store, domid, key)?;
                 }
-                FromWorker::Detached { key } if guest.was_detaching(key, &mut self.uses) => {
-                    libxl::write_state(&mut self.store, domid, key, State::Closed)?;
+                FromWorker::Detached { key } => {
+                    guest.gave_up(key);
+                    gave_up = true;
                 }
                 FromWorker::Report { .. } => {
                     if let Some(collection) = &mut self.collection {
@@ -515,7 +521,6 @@ impl Supervisor {
                     }
                 }
                 FromWorker::Attached { .. }
-                | FromWorker::Detached { .. }
                 | FromWorker::Serving
                 | FromWorker::Failed { .. }
                 | FromWorker::AttachFailed { .. } => {}
@@ -525,6 +530,19 @@ impl Supervisor {
             && let Some(collection) = &mut self.collection
         {
             collection.waiting.remove(&token);
+        }
+        if gave_up {
+            self.close_entries(domid)?;
+        }
+        Ok(())
+    }
+
+    /// Tells libxl which entries of a guest are closed now.
+    fn close_entries(&mut self, domid: u16) -> Result<(), XenStoreError> {
+        let (guests, store, mut tools) = self.parts();
+        let guest = guests.get_mut(&domid);
+        for key in guest.map_or(Vec::new(), |guest| guest.take_closed(&mut tools)) {
+            libxl::write_state(store, domid, key, State::Closed)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! One guest: its entries in xenstore, and its worker.
 
 use super::earlier;
-use super::entry::{Attachment, InUse, Known, Status, TRY_AGAIN, new_size};
+use super::entry::{Attachment, InUse, Known, Status, TRY_AGAIN, TRY_BUSY_AGAIN, new_size};
 use super::restarts::Restarts;
 use super::state_files::{Binding, Identity, StateFiles};
 use super::worker_process::{Launcher, WorkerProcess};
@@ -15,11 +15,13 @@ use crate::server::ServerReport;
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::time::Instant;
 use tracing::Level;
 use xen_virtio_backend::LogLimit;
+use xen_virtio_backend::blk::Disk;
 
 /// Lines a minute of a guest's workers, whichever of them write these.
 const WORKER_LINES: u32 = 30;
@@ -39,8 +41,8 @@ pub(super) struct Guest {
     again_at: Option<Instant>,
     error: Option<String>,
     entries: BTreeMap<EntryKey, Known>,
-    /// Entries that the worker has been asked to give up.
-    detaching: BTreeSet<EntryKey>,
+    /// Entries that are to be closed.
+    closing: BTreeMap<EntryKey, Closing>,
     /// The worker that has been asked for a report and has not answered.
     report_asked: Option<Token>,
     /// The worker's newest report of itself, until it is shown.
@@ -49,6 +51,26 @@ pub(super) struct Guest {
     log_limit: LogLimit,
     /// Of lines that workers write.
     worker_lines: LogLimit,
+}
+
+/// An entry on its way to being closed.
+struct Closing {
+    /// Its worker has given it up. What a worker that was killed before has left may be under way still.
+    given_up: bool,
+    /// Where its disk is, if that is known.
+    disk: Option<PathBuf>,
+}
+
+impl Closing {
+    /// Whether transfers of the device, which has lock `lock`, are under way.
+    fn is_in_use(&self, lock: u64) -> bool {
+        let held = || {
+            let disk = Disk::open_again(self.disk.as_ref()?, true).ok()?;
+            disk_lock::is_held(disk.file(), lock).ok()
+        };
+        // What cannot be opened nobody else can be given.
+        held().unwrap_or(false)
+    }
 }
 
 /// What a guest's worker is started with.
@@ -81,7 +103,7 @@ impl Guest {
             again_at: None,
             error: None,
             entries: BTreeMap::new(),
-            detaching: BTreeSet::new(),
+            closing: BTreeMap::new(),
             report_asked: None,
             server: None,
             log_limit: LogLimit::default(),
@@ -189,8 +211,12 @@ impl Guest {
 
     /// Sees to it that what has failed is tried again, if that may help.
     fn plan_next_try(&mut self) {
-        let after = self.entries.values().filter_map(Known::try_again_after);
-        if let Some(after) = after.min() {
+        let entries = self.entries.values().filter_map(Known::try_again_after);
+        let mut closing = self.closing.values();
+        let left = closing
+            .any(|closing| closing.given_up)
+            .then_some(TRY_BUSY_AGAIN);
+        if let Some(after) = entries.chain(left).min() {
             let at = Instant::now() + after;
             self.again_at = Some(self.again_at.map_or(at, |planned| planned.min(at)));
         }
@@ -215,7 +241,8 @@ impl Guest {
         self.error = None;
         self.worker = Some(worker);
         // First, so that a device that has come back under the same name is not the one given up.
-        for key in self.detaching.clone() {
+        let closing: Vec<_> = self.closing.keys().copied().collect();
+        for key in closing {
             self.send(registry, &ToWorker::Detach { key });
         }
         self.send_pending(registry);
@@ -306,30 +333,55 @@ impl Guest {
 
     /// libxl wants the entry closed. True if a worker will say when it is.
     pub(super) fn detach(&mut self, key: EntryKey, tools: &mut Tools<'_>) -> bool {
-        let registry = tools.registry;
         self.entries.remove(&key);
-        if let Err(error) = tools.files.bind(&self.identity, key, None) {
-            self.log_error(key, &format!("{error:#}"));
-        }
+        let bound = tools.files.binding(&self.identity, key);
+        let closing = Closing {
+            given_up: false,
+            disk: bound.ok().flatten().map(|bound| bound.path),
+        };
         if !self.served {
-            tools.uses.remove(&self.identity, key);
+            self.release(key, tools);
             return false;
         }
         // The next worker is told too, if this one dies before it says so.
-        self.detaching.insert(key);
-        self.send(registry, &ToWorker::Detach { key });
+        self.closing.insert(key, closing);
+        self.send(tools.registry, &ToWorker::Detach { key });
         true
     }
 
-    /// The worker says that it has given the entry up. True if it was asked to: once, however often it was.
-    pub(super) fn was_detaching(&mut self, key: EntryKey, uses: &mut Uses) -> bool {
-        let was = self.detaching.remove(&key);
-        // An entry that was made again meanwhile is another one, and not closed.
-        let is_closed = was && !self.knows(key);
-        if is_closed {
-            uses.remove(&self.identity, key);
+    /// Nobody has the disk of entry `key` any more.
+    fn release(&self, key: EntryKey, tools: &mut Tools<'_>) {
+        tools.uses.remove(&self.identity, key);
+        if let Err(error) = tools.files.bind(&self.identity, key, None) {
+            tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
         }
-        is_closed
+    }
+
+    /// The worker says that it has given the entry up, which counts if it was asked to.
+    pub(super) fn gave_up(&mut self, key: EntryKey) {
+        if let Some(closing) = self.closing.get_mut(&key) {
+            closing.given_up = true;
+        }
+    }
+
+    /// The entries that are closed now. libxl is told of each once.
+    pub(super) fn take_closed(&mut self, tools: &mut Tools<'_>) -> Vec<EntryKey> {
+        let vm = self.identity.vm.as_deref().unwrap_or_default();
+        let mut closed = Vec::new();
+        self.closing.retain(|key, closing| {
+            let goes_on = !closing.given_up || closing.is_in_use(disk_lock::name(vm, *key));
+            if !goes_on {
+                closed.push(*key);
+            }
+            goes_on
+        });
+        // An entry that was made again meanwhile is another one, and not closed.
+        closed.retain(|key| !self.knows(*key));
+        for key in &closed {
+            self.release(*key, tools);
+        }
+        self.plan_next_try();
+        closed
     }
 
     /// The entry is gone from xenstore.

@@ -5,6 +5,7 @@ use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
 use super::{Supervisor, libxl};
 use crate::config::Config;
+use crate::disk_lock::{self, Earlier};
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::{EntryKey, Form};
 use crate::xenstore::sim::SimStore;
@@ -336,6 +337,33 @@ fn what_was_detached_when_its_worker_died_is_detached_by_the_next() {
     assert!(matches!(dom0.next(1), ToWorker::Detach { key: XVDA }));
     assert!(matches!(dom0.next(1), ToWorker::Serve));
     dom0.says(1, &FromWorker::Detached { key: XVDA });
+    dom0.until("the entry to be closed", |dom0| {
+        (dom0.state(3, XVDA)? == "6").then_some(())
+    });
+}
+
+/// libxl, told too early, would give the disk to somebody whom an old write then hits.
+#[test]
+fn a_disk_is_not_closed_while_transfers_of_a_killed_worker_are_under_way() {
+    let mut dom0 = Dom0::new();
+    dom0.serving();
+    let disk = File::options().write(true).open(dom0.image("a.img"));
+    let left_behind = OwnedFd::from(disk.unwrap());
+    let lock = disk_lock::name("/vm/a", XVDA);
+    disk_lock::take(&left_behind, lock, Earlier::Refuse).unwrap();
+    dom0.kill(0);
+    dom0.set_state(3, XVDA, 5);
+    assert!(matches!(dom0.next(1), ToWorker::Start { .. }));
+    assert!(matches!(dom0.next(1), ToWorker::Detach { key: XVDA }));
+    assert!(matches!(dom0.next(1), ToWorker::Serve));
+    dom0.says(1, &FromWorker::Detached { key: XVDA });
+    dom0.rest();
+    assert_eq!(
+        dom0.state(3, XVDA).as_deref(),
+        Some("5"),
+        "closed too early"
+    );
+    drop(left_behind);
     dom0.until("the entry to be closed", |dom0| {
         (dom0.state(3, XVDA)? == "6").then_some(())
     });

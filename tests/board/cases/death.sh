@@ -43,6 +43,15 @@ wait_for 20 "a worker" has_worker
 kill -TERM $DAEMON $(pids_of "$domid") && restart_daemon
 verifies_on g
 note "all told to end: longest pause $(longest_pause g) ms"
+# As the OOM killer does, which is to take the worker and not the service.
+wait_for 20 "a worker" has_worker
+worker=$(pids_of "$domid")
+echo f >/proc/sysrq-trigger
+taken() { ! kill -0 "$worker" 2>/dev/null; }
+wait_for 10 "the OOM killer to take the worker" taken
+kill -0 $DAEMON || fail "the OOM killer took the service"
+verifies_on g
+note "by the OOM killer: longest pause $(longest_pause g) ms"
 [ "$(report request_errors)" = 0 ] || fail "$(report request_errors) failed requests"
 destroy g
 nothing_left "$fds"

@@ -1,4 +1,5 @@
-# A write that a killed worker has left with a slow disk ends before the next worker's first: that one waits for it.
+# A write that a killed worker has left with a slow disk ends before the next worker's first, which waits for it, and
+# before libxl is told that the disk is closed.
 make_disk /tmp/disk.img 8
 losetup /dev/loop0 /tmp/disk.img
 dmsetup --noudevsync create slow --table "0 $((8 * 2048)) delay /dev/loop0 0 0 /dev/loop0 0 3000"
@@ -16,7 +17,15 @@ has_said g 'wrote old' && fail "it waited for nothing"
 note "$(grep -- '-> OFDLCK' /proc/locks)"
 said g 'guest: wrote old' 20 >/dev/null
 said g 'guest: wrote new' 20 >/dev/null
+on_disk() { tail -c +$((8 * 512 + 1)) /tmp/disk.img | head -c 4 | tr -d ' '; }
 sleep 4
-[ "$(tail -c +$((8 * 512 + 1)) /tmp/disk.img | head -c 3)" = new ] || fail "the old write undid the new one"
+[ "$(on_disk)" = new ] || fail "the old write undid the new one"
 is_well g
+said g 'guest: writes again' >/dev/null
+sleep 1
+kill -KILL "$(pids_of "$(domid g)")"
+state=backend/virtio_disk/$(domid g)/51712/state
+xenstore-write "$state" 5
+wait_for 20 "the disk to be closed" is_closed "$state"
+[ "$(on_disk)" = last ] || fail "the disk was closed before the last write had ended"
 destroy g
