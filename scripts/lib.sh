@@ -11,6 +11,8 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 ARM64_TARGET=aarch64-unknown-linux-gnu
 # The exit status of scripts/board where no Xen can be had.
 NO_XEN=5
+# The exit status of what could not be fetched, as opposed to what failed when it was there.
+UNDELIVERED=6
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 complain() { printf 'error: %s\n' "$*" >&2; }
@@ -76,11 +78,15 @@ run_quietly() {
     "$@" >"$log" 2>&1 </dev/null
 }
 
-# run_logged LOG COMMAND...: runs it quietly; on failure shows the end of what it said.
+# run_logged LOG COMMAND...: runs it quietly; on failure shows the errors and the end of what it said, and keeps the rest.
 run_logged() {
     run_quietly "$@" || {
-        tail -n 30 "$1" >&2
-        die "failed: ${*:2}"
+        local kept=$CACHE/logs/failed-${1##*/}
+        mkdir -p "$CACHE/logs" && cp "$1" "$kept"
+        # Where several jobs run, the end is not where the error is.
+        grep -m 10 -E 'error:|\*\*\*' "$1" >&2 || true
+        tail -n 20 "$1" >&2
+        die "failed: ${*:2}; all that it said: $kept"
     }
 }
 
