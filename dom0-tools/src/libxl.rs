@@ -177,35 +177,36 @@ pub fn read_state(
     Ok(state.map(|state| state.trim().parse().unwrap_or(0)))
 }
 
-/// Tells libxl about an entry, unless it is gone.
-///
-/// # Errors
-///
-/// [`XenStoreError`].
-pub fn write_state(
-    store: &mut XenStore,
-    domid: u16,
-    key: EntryKey,
-    state: State,
-) -> Result<(), XenStoreError> {
-    // Writing to an entry that libxl has removed would make a new one that nobody removes.
-    if read_state(store, domid, key)?.is_some() {
-        store.write(
-            &format!("{}/state", entry_path(domid, key)),
-            &(state as u32).to_string(),
-        )?;
-    }
-    Ok(())
-}
-
 /// Tells libxl that an entry is served, unless it knows.
 ///
 /// # Errors
 ///
 /// [`XenStoreError`].
 pub fn tell_ready(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<(), XenStoreError> {
-    if read_state(store, domid, key)? == Some(State::Initialising as u32) {
-        write_state(store, domid, key, State::InitWait)?;
+    change_state(store, domid, key, State::Initialising, State::InitWait)
+}
+
+/// Tells libxl that an entry that it wants closed is closed.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub fn tell_closed(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<(), XenStoreError> {
+    change_state(store, domid, key, State::Closing, State::Closed)
+}
+
+/// Leaves an entry alone that is in another state than `from`: libxl has removed it, which a write would undo, or
+/// another one is in its place.
+fn change_state(
+    store: &mut XenStore,
+    domid: u16,
+    key: EntryKey,
+    from: State,
+    to: State,
+) -> Result<(), XenStoreError> {
+    if read_state(store, domid, key)? == Some(from as u32) {
+        let path = format!("{}/state", entry_path(domid, key));
+        store.write(&path, &(to as u32).to_string())?;
     }
     Ok(())
 }

@@ -232,10 +232,12 @@ impl Supervisor {
             .filter_map(|stopping| stopping.deadline);
         let guests = self.guests.values();
         let again = guests.clone().filter_map(Guest::again_at);
+        let closing = guests.clone().filter_map(Guest::closing_at);
         let drivers = guests.filter_map(Guest::drivers_due);
         collection
             .chain(stopping)
             .chain(again)
+            .chain(closing)
             .chain(drivers)
             .chain(self.ending)
             .min()
@@ -274,14 +276,18 @@ impl Supervisor {
 
     fn try_again(&mut self) -> Result<()> {
         let now = Instant::now();
-        let due = |guest: &Guest| guest.again_at().is_some_and(|at| at <= now);
-        let guests = self.guests.iter().filter(|(_, guest)| due(guest));
-        let domids: Vec<_> = guests.map(|(domid, _)| *domid).collect();
-        for domid in domids {
-            let (guests, store, mut tools) = self.parts();
-            if let Some(guest) = guests.get_mut(&domid) {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let (guests, store, mut tools) = self.parts();
+        let mut closing = Vec::new();
+        for (domid, guest) in guests {
+            if is_due(guest.again_at()) {
                 guest.try_again(store, &mut tools);
             }
+            if is_due(guest.closing_at()) {
+                closing.push(*domid);
+            }
+        }
+        for domid in closing {
             tolerate(self.close_entries(domid))?;
         }
         Ok(())
@@ -349,7 +355,7 @@ impl Supervisor {
                     .get_mut(&domid)
                     .is_some_and(|guest| guest.detach(key, &mut tools));
                 if !detaching {
-                    libxl::write_state(&mut self.store, domid, key, State::Closed)?;
+                    libxl::tell_closed(&mut self.store, domid, key)?;
                 }
             }
             Some(state) if state == State::Closed as u32 || known => {}
@@ -505,16 +511,13 @@ impl Supervisor {
             return Ok(());
         };
         guest.relay_log(token, registry);
-        let mut gave_up = false;
+        let mut told = Ok(());
         while let Some(message) = guest.hear(registry) {
             match message {
                 FromWorker::Attached { key } if guest.has_handed(key) => {
-                    libxl::tell_ready(&mut self.store, domid, key)?;
+                    told = told.and(libxl::tell_ready(&mut self.store, domid, key));
                 }
-                FromWorker::Detached { key } => {
-                    guest.gave_up(key);
-                    gave_up = true;
-                }
+                FromWorker::Detached { key } => guest.gave_up(key),
                 FromWorker::Report { .. } => {
                     if let Some(collection) = &mut self.collection {
                         collection.waiting.remove(&token);
@@ -531,20 +534,25 @@ impl Supervisor {
         {
             collection.waiting.remove(&token);
         }
-        if gave_up {
-            self.close_entries(domid)?;
-        }
-        Ok(())
+        let closed = self.close_entries(domid);
+        told.and(closed)
     }
 
     /// Tells libxl which entries of a guest are closed now.
     fn close_entries(&mut self, domid: u16) -> Result<(), XenStoreError> {
         let (guests, store, mut tools) = self.parts();
-        let guest = guests.get_mut(&domid);
-        for key in guest.map_or(Vec::new(), |guest| guest.take_closed(&mut tools)) {
-            libxl::write_state(store, domid, key, State::Closed)?;
+        let Some(guest) = guests.get_mut(&domid) else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        for key in guest.closed() {
+            let told = libxl::tell_closed(store, domid, key);
+            if told.is_ok() {
+                guest.is_closed(key, &mut tools);
+            }
+            result = result.and(told);
         }
-        Ok(())
+        result
     }
 
     /// Asks all workers for their reports, for `client`.

@@ -17,11 +17,9 @@ use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::time::Instant;
 use tracing::Level;
 use xen_virtio_backend::LogLimit;
-use xen_virtio_backend::blk::Disk;
 
 /// Lines a minute of a guest's workers, whichever of them write these.
 const WORKER_LINES: u32 = 30;
@@ -41,8 +39,9 @@ pub(super) struct Guest {
     again_at: Option<Instant>,
     error: Option<String>,
     entries: BTreeMap<EntryKey, Known>,
-    /// Entries that are to be closed.
+    /// Entries that are to be closed, and when to look again whether they are.
     closing: BTreeMap<EntryKey, Closing>,
+    closing_at: Option<Instant>,
     /// The worker that has been asked for a report and has not answered.
     report_asked: Option<Token>,
     /// The worker's newest report of itself, until it is shown.
@@ -54,23 +53,12 @@ pub(super) struct Guest {
 }
 
 /// An entry on its way to being closed.
+#[derive(Default)]
 struct Closing {
     /// Its worker has given it up. What a worker that was killed before has left may be under way still.
     given_up: bool,
-    /// Where its disk is, if that is known.
-    disk: Option<PathBuf>,
-}
-
-impl Closing {
-    /// Whether transfers of the device, which has lock `lock`, are under way.
-    fn is_in_use(&self, lock: u64) -> bool {
-        let held = || {
-            let disk = Disk::open_again(self.disk.as_ref()?, true).ok()?;
-            disk_lock::is_held(disk.file(), lock).ok()
-        };
-        // What cannot be opened nobody else can be given.
-        held().unwrap_or(false)
-    }
+    /// That something is under way has been logged.
+    logged: bool,
 }
 
 /// What a guest's worker is started with.
@@ -104,6 +92,7 @@ impl Guest {
             error: None,
             entries: BTreeMap::new(),
             closing: BTreeMap::new(),
+            closing_at: None,
             report_asked: None,
             server: None,
             log_limit: LogLimit::default(),
@@ -211,12 +200,8 @@ impl Guest {
 
     /// Sees to it that what has failed is tried again, if that may help.
     fn plan_next_try(&mut self) {
-        let entries = self.entries.values().filter_map(Known::try_again_after);
-        let mut closing = self.closing.values();
-        let left = closing
-            .any(|closing| closing.given_up)
-            .then_some(TRY_BUSY_AGAIN);
-        if let Some(after) = entries.chain(left).min() {
+        let after = self.entries.values().filter_map(Known::try_again_after);
+        if let Some(after) = after.min() {
             let at = Instant::now() + after;
             self.again_at = Some(self.again_at.map_or(at, |planned| planned.min(at)));
         }
@@ -241,8 +226,9 @@ impl Guest {
         self.error = None;
         self.worker = Some(worker);
         // First, so that a device that has come back under the same name is not the one given up.
-        let closing: Vec<_> = self.closing.keys().copied().collect();
-        for key in closing {
+        let mut to_give_up: Vec<_> = self.closing.keys().copied().collect();
+        to_give_up.retain(|key| !self.closing[key].given_up);
+        for key in to_give_up {
             self.send(registry, &ToWorker::Detach { key });
         }
         self.send_pending(registry);
@@ -334,17 +320,12 @@ impl Guest {
     /// libxl wants the entry closed. True if a worker will say when it is.
     pub(super) fn detach(&mut self, key: EntryKey, tools: &mut Tools<'_>) -> bool {
         self.entries.remove(&key);
-        let bound = tools.files.binding(&self.identity, key);
-        let closing = Closing {
-            given_up: false,
-            disk: bound.ok().flatten().map(|bound| bound.path),
-        };
         if !self.served {
             self.release(key, tools);
             return false;
         }
         // The next worker is told too, if this one dies before it says so.
-        self.closing.insert(key, closing);
+        self.closing.insert(key, Closing::default());
         self.send(tools.registry, &ToWorker::Detach { key });
         true
     }
@@ -364,24 +345,43 @@ impl Guest {
         }
     }
 
-    /// The entries that are closed now. libxl is told of each once.
-    pub(super) fn take_closed(&mut self, tools: &mut Tools<'_>) -> Vec<EntryKey> {
+    /// When to look again for entries that are closed.
+    pub(super) fn closing_at(&self) -> Option<Instant> {
+        self.closing_at
+    }
+
+    /// The entries that are closed now. Until [`Guest::is_closed`] they are looked at again.
+    pub(super) fn closed(&mut self) -> Vec<EntryKey> {
+        // An entry that was made again meanwhile is another one, and not closed; its worker has the lock.
+        let entries = &self.entries;
+        self.closing
+            .retain(|key, closing| !closing.given_up || !entries.contains_key(key));
         let vm = self.identity.vm.as_deref().unwrap_or_default();
         let mut closed = Vec::new();
-        self.closing.retain(|key, closing| {
-            let goes_on = !closing.given_up || closing.is_in_use(disk_lock::name(vm, *key));
-            if !goes_on {
+        for (key, closing) in self
+            .closing
+            .iter_mut()
+            .filter(|(_, closing)| closing.given_up)
+        {
+            if !disk_lock::is_held(disk_lock::name(vm, *key)) {
                 closed.push(*key);
+            } else if !std::mem::replace(&mut closing.logged, true) {
+                tracing::warn!(
+                    "guest {} ({}): {key} is not closed yet: transfers that a killed worker has left are under way",
+                    self.name,
+                    self.identity.domid
+                );
             }
-            goes_on
-        });
-        // An entry that was made again meanwhile is another one, and not closed.
-        closed.retain(|key| !self.knows(*key));
-        for key in &closed {
-            self.release(*key, tools);
         }
-        self.plan_next_try();
+        let waits = self.closing.values().any(|closing| closing.given_up);
+        self.closing_at = waits.then(|| Instant::now() + TRY_BUSY_AGAIN);
         closed
+    }
+
+    /// libxl has been told that entry `key` is closed.
+    pub(super) fn is_closed(&mut self, key: EntryKey, tools: &mut Tools<'_>) {
+        self.closing.remove(&key);
+        self.release(key, tools);
     }
 
     /// The entry is gone from xenstore.

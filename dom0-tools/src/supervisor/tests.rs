@@ -146,6 +146,14 @@ impl Dom0 {
             .read(&format!("{}/state", libxl::entry_path(domid, key)))
     }
 
+    /// The lock of guest `a`'s first disk, as its worker and its transfers have it.
+    fn lock(&self, image: &str) -> OwnedFd {
+        let disk = File::options().write(true).open(self.image(image)).unwrap();
+        let disk = OwnedFd::from(disk);
+        disk_lock::take(&disk, disk_lock::name("/vm/a", XVDA), Earlier::Refuse).unwrap();
+        disk
+    }
+
     fn set_state(&self, domid: u16, key: EntryKey, state: u32) {
         self.store.write(
             &format!("{}/state", libxl::entry_path(domid, key)),
@@ -342,15 +350,29 @@ fn what_was_detached_when_its_worker_died_is_detached_by_the_next() {
     });
 }
 
+/// The worker that has the entry now holds the lock that one closed would be waited for with.
+#[test]
+fn an_entry_that_is_made_again_with_its_disk_outlives_its_worker() {
+    let mut dom0 = Dom0::new();
+    dom0.serving();
+    dom0.store.remove(&libxl::entry_path(3, XVDA));
+    assert!(matches!(dom0.next(0), ToWorker::Detach { key: XVDA }));
+    dom0.add_disk(3, XVDA, "a.img", 1);
+    assert!(matches!(dom0.next(0), ToWorker::AttachDisk { .. }));
+    let _lock = dom0.lock("a.img");
+    dom0.says(0, &FromWorker::Detached { key: XVDA });
+    dom0.says(0, &FromWorker::Attached { key: XVDA });
+    dom0.rest();
+    dom0.kill(0);
+    dom0.begins(1, 3, &[(XVDA, true)]);
+}
+
 /// libxl, told too early, would give the disk to somebody whom an old write then hits.
 #[test]
 fn a_disk_is_not_closed_while_transfers_of_a_killed_worker_are_under_way() {
     let mut dom0 = Dom0::new();
     dom0.serving();
-    let disk = File::options().write(true).open(dom0.image("a.img"));
-    let left_behind = OwnedFd::from(disk.unwrap());
-    let lock = disk_lock::name("/vm/a", XVDA);
-    disk_lock::take(&left_behind, lock, Earlier::Refuse).unwrap();
+    let left_behind = dom0.lock("a.img");
     dom0.kill(0);
     dom0.set_state(3, XVDA, 5);
     assert!(matches!(dom0.next(1), ToWorker::Start { .. }));

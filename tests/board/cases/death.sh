@@ -46,6 +46,7 @@ note "all told to end: longest pause $(longest_pause g) ms"
 # As the OOM killer does, which is to take the worker and not the service.
 wait_for 20 "a worker" has_worker
 worker=$(pids_of "$domid")
+[[ $worker =~ ^[0-9]+$ ]] || fail "the guest has the workers '$worker'"
 echo f >/proc/sysrq-trigger
 taken() { ! kill -0 "$worker" 2>/dev/null; }
 wait_for 10 "the OOM killer to take the worker" taken

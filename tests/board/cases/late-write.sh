@@ -23,9 +23,12 @@ sleep 4
 is_well g
 said g 'guest: writes again' >/dev/null
 sleep 1
-kill -KILL "$(pids_of "$(domid g)")"
-state=backend/virtio_disk/$(domid g)/51712/state
+state=backend/virtio_disk/$(domid g)/51712/state worker=$(pids_of "$(domid g)")
+# The next worker never has the disk: the entry is to be closed when the service sees that this one is dead.
+kill -STOP $DAEMON
+kill -KILL "$worker"
 xenstore-write "$state" 5
+kill -CONT $DAEMON
 wait_for 20 "the disk to be closed" is_closed "$state"
 [ "$(on_disk)" = last ] || fail "the disk was closed before the last write had ended"
 destroy g
