@@ -82,7 +82,7 @@ run_quietly() {
 run_logged() {
     run_quietly "$@" || {
         local kept=$CACHE/logs/failed-${1##*/}
-        mkdir -p "$CACHE/logs" && cp "$1" "$kept"
+        { mkdir -p "$CACHE/logs" && cp "$1" "$kept"; } || kept="(not kept)"
         # Where several jobs run, the end is not where the error is.
         grep -m 10 -E 'error:|\*\*\*' "$1" >&2 || true
         tail -n 20 "$1" >&2

@@ -10,11 +10,11 @@ CROSS=aarch64-linux-gnu-
 cached() {
     local dir=$CACHE/$1-$2 new
     if [ ! -s "$dir/$4" ]; then
-        new=$(scratch)
+        new=$(scratch) || return 1
         "$3" "$new" || return
         [ -s "$new/$4" ] || die "building $1 made no $4"
         as_root rm -rf "$dir"
-        mv "$new" "$dir"
+        mv "$new" "$dir" || return 1
     fi
     echo "$dir"
 }

@@ -11,11 +11,11 @@ build_linux() {
     work=$(scratch)
     fetch_package $LINUX_SUITE $LINUX_SOURCE "$work" || return 1
     dpkg-deb -x "$work"/$LINUX_SOURCE*.deb "$work/deb"
-    tar -xf "$work"/deb/usr/src/linux-source-*.tar.xz -C "$work"
+    tar -xf "$work"/deb/usr/src/linux-source-*.tar.xz -C "$work" || return 1
     local make=(make -C "$work"/$LINUX_SOURCE O="$work/build" ARCH=arm64 CROSS_COMPILE=$CROSS)
     run_logged "$dir/config.log" env KCONFIG_ALLCONFIG="$BOARD/kernel.fragment" "${make[@]}" allnoconfig
     grep -q '^CONFIG_XEN_VIRTIO=y' "$work/build/.config" || die "Linux was configured without XEN_VIRTIO"
     run_logged "$dir/build.log" "${make[@]}" -j"$(nproc)" Image
-    cp "$work/build/arch/arm64/boot/Image" "$dir/Image"
+    cp "$work/build/arch/arm64/boot/Image" "$dir/Image" || return 1
     rm -rf "$work"
 }

@@ -53,12 +53,12 @@ build_xen() {
     work=$(scratch)
     fetch_source "${XEN_SUITE[$XEN_VERSION]}" xen "$work/source" || return $UNDELIVERED
     mkdir "$work/xen"
-    tar -xf "$work"/source/xen_*.orig.tar.* -C "$work/xen" --strip-components=1
+    tar -xf "$work"/source/xen_*.orig.tar.* -C "$work/xen" --strip-components=1 || return 1
     # A compiler newer than this Xen warns of more than its authors saw.
     local make=(make -C "$work/xen/xen" XEN_TARGET_ARCH=arm64 CROSS_COMPILE=$CROSS EXTRA_CFLAGS_XEN_CORE=-Wno-error)
     run_logged "$dir/config.log" "${make[@]}" KCONFIG_ALLCONFIG="$BOARD/xen.config" alldefconfig
     run_logged "$dir/build.log" "${make[@]}" -j"$(nproc)"
     grep -q '^CONFIG_IOREQ_SERVER=y' "$work/xen/xen/.config" || die "Xen was configured without IOREQ_SERVER"
-    cp "$work/xen/xen/xen" "$dir/xen"
+    cp "$work/xen/xen/xen" "$dir/xen" || return 1
     rm -rf "$work"
 }
