@@ -14,6 +14,7 @@ mod ring;
 mod stopwatch;
 
 pub use disk::{Disk, DiskError, SECTOR};
+pub use pipeline::Claim;
 pub use ring::RingStock;
 
 use crate::device::{
@@ -102,6 +103,11 @@ impl Blk {
             arrivals: Arrivals::default(),
             held: 0,
         })
+    }
+
+    /// Has nothing begun before `claim` has taken the disk; registers are answered meanwhile.
+    pub fn claim_first(&mut self, claim: Claim) {
+        self.pipeline.claim_first(claim);
     }
 
     /// How many requests wait in the queues.
@@ -290,8 +296,13 @@ impl Device for Blk {
         }
     }
 
+    fn settle(&mut self) -> bool {
+        self.pipeline.gather_ended();
+        self.pipeline.is_settled()
+    }
+
     fn reset(&mut self) {
-        self.pipeline.forget_lost_writes();
+        self.pipeline.reset();
     }
 
     fn resize(&mut self, bytes: u64) -> bool {

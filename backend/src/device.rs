@@ -164,8 +164,13 @@ pub trait Device {
     /// does by itself.
     fn events(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Forgets a queue, after waiting for what is in flight on it; nothing of it is mapped afterwards.
+    /// Forgets a queue, at once; nothing of it is mapped afterwards. What is under way ends some time, in memory of the
+    /// device's own, and requests that come later wait for that.
     fn stop_queue(&mut self, index: QueueIndex);
+
+    /// Takes up what has ended of what stopped queues have left under way. True when there is no more of it;
+    /// [`Device::events`] tell when to look again.
+    fn settle(&mut self) -> bool;
 
     /// The driver resets the device, whose queues have been stopped.
     fn reset(&mut self);

@@ -3,7 +3,7 @@
 //!
 //! A worker that is killed leaves transfers behind that the kernel still carries out. A write among them that
 //! ended after the next worker's first would undo it. Each worker therefore holds a lock that belongs to its
-//! open file, and so to whatever transfers of it are left.
+//! open file, and so to whatever transfers of it are left, and begins nothing before it has that.
 
 use crate::libxl::EntryKey;
 use nix::errno::Errno;
@@ -23,14 +23,6 @@ pub(crate) fn name(vm: &str, key: EntryKey) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
-}
-
-/// What is done about earlier users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Earlier {
-    Await,
-    /// For a worker that has other devices to serve meanwhile.
-    Refuse,
 }
 
 /// Why a lock was not taken.
@@ -61,14 +53,10 @@ impl LockError {
 ///
 /// # Errors
 ///
-/// [`LockError::Busy`] with [`Earlier::Refuse`] only.
-pub(crate) fn take(disk: &OwnedFd, name: u64, earlier: Earlier) -> Result<(), LockError> {
+/// [`LockError::Busy`] while somebody else has it.
+pub(crate) fn take(disk: &OwnedFd, name: u64) -> Result<(), LockError> {
     let lock = lock(libc::F_WRLCK, byte_of(name));
-    let how = match earlier {
-        Earlier::Await => FcntlArg::F_OFD_SETLKW(&lock),
-        Earlier::Refuse => FcntlArg::F_OFD_SETLK(&lock),
-    };
-    match fcntl(disk, how) {
+    match fcntl(disk, FcntlArg::F_OFD_SETLK(&lock)) {
         Ok(_) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(LockError::Busy),
         Err(errno) => Err(errno.into()),
@@ -172,11 +160,9 @@ pub(crate) fn take_image(image: &OwnedFd, writes: bool) -> Result<(), LockError>
 mod tests {
     use super::*;
     use crate::libxl::Form;
-    use std::sync::mpsc::channel;
-    use std::time::Duration;
 
     #[test]
-    fn an_open_file_waits_for_another_of_the_same_device_only() {
+    fn an_open_file_excludes_others_of_the_same_device_only() {
         let path = tempfile::NamedTempFile::new().unwrap();
         let open = || OwnedFd::from(path.reopen().unwrap());
         let lock = |vm, devid| {
@@ -184,25 +170,19 @@ mod tests {
             name(vm, EntryKey { form, devid })
         };
         let (first, second, other) = (open(), open(), open());
-        take(&first, lock("/vm/a", 7), Earlier::Await).unwrap();
+        take(&first, lock("/vm/a", 7)).unwrap();
         for other_name in [lock("/vm/a", 8), lock("/vm/b", 7)] {
-            take(&other, other_name, Earlier::Refuse).unwrap();
+            take(&other, other_name).unwrap();
         }
-        let refused = take(&second, lock("/vm/a", 7), Earlier::Refuse);
-        assert!(matches!(refused, Err(LockError::Busy)), "{refused:?}");
         let held = |devid| is_held(lock("/vm/a", devid));
         assert_eq!([7, 9].map(held), [true, false]);
         // As a transfer does that is under way.
         let in_use = first.try_clone().unwrap();
-        let (sender, receiver) = channel();
-        std::thread::spawn(move || {
-            take(&second, lock("/vm/a", 7), Earlier::Await).unwrap();
-            sender.send(()).unwrap();
-        });
         drop(first);
-        assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
+        let refused = take(&second, lock("/vm/a", 7));
+        assert!(matches!(refused, Err(LockError::Busy)), "{refused:?}");
         drop(in_use);
-        receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        take(&second, lock("/vm/a", 7)).unwrap();
     }
 
     /// As Linux writes them (`fs/locks.c`, `lock_get_status`).

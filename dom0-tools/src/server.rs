@@ -9,9 +9,9 @@ use nix::sys::time::TimeValLike;
 use rustix::event::{Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
-use xen_virtio_backend::Activity;
+use xen_virtio_backend::{Activity, Device};
 use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_transport::{
     DeviceReport, DeviceState, Hypervisor, Machine, MachineError, MmioDevice, MmioRange, Slot,
@@ -137,17 +137,26 @@ impl<H: Hypervisor> Server<H> {
         device.map(|device| device.resize(bytes)).is_some()
     }
 
-    /// Takes a device away, see [`Machine::remove`].
-    pub fn remove(&mut self, slot: Slot) {
-        if let Some(events) = self.events_of(slot) {
-            // It was registered when the device was added.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&events));
-        }
-        self.machine.remove(slot);
+    /// Takes a device away, see [`Machine::remove`]. It is to be asked with [`Server::has_left`] until nothing of it is
+    /// under way.
+    pub fn remove(&mut self, slot: Slot) -> Option<Box<dyn Device>> {
+        self.machine.remove(slot)
     }
 
-    fn events_of(&self, slot: Slot) -> Option<RawFd> {
-        Some(self.machine.device(slot)?.events()?.as_raw_fd())
+    /// Whether nothing of a device that was taken away is under way any more. If not, [`Server::serve`] returns when it
+    /// is to be asked again.
+    pub fn has_left(&mut self, device: &mut dyn Device) -> bool {
+        if !device.settle() {
+            return false;
+        }
+        if let Some(events) = device.events() {
+            // They were registered when the device was added.
+            let _ = self
+                .poll
+                .registry()
+                .deregister(&mut SourceFd(&events.as_raw_fd()));
+        }
+        true
     }
 
     pub fn device(&self, slot: Slot) -> Option<DeviceReport> {

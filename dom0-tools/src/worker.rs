@@ -1,6 +1,6 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
-use crate::disk_lock::{self, Earlier, LockError};
+use crate::disk_lock::{self, LockError};
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::{EntryKey, MAX_DEVICES};
 use crate::server::Server;
@@ -13,7 +13,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
-use xen_virtio_backend::blk::{Blk, Disk, RingStock, Serial};
+use xen_virtio_backend::Device;
+use xen_virtio_backend::blk::{Blk, Claim, Disk, RingStock, Serial};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
@@ -54,6 +55,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
         state,
         rings,
         slots: BTreeMap::new(),
+        leaving: Vec::new(),
         begun: false,
         supervised: true,
     }
@@ -109,14 +111,14 @@ fn wait_readable(channel: &Channel) -> io::Result<()> {
 }
 
 struct Worker {
-    /// Dropped before `channel`: when the supervisor sees that end, and the worker was not killed, nothing is
-    /// in flight any more.
     server: Server<XenGuest>,
     channel: Channel,
     state: GuestState,
     /// A ring for each device that the guest can have: none can be made in the sandbox.
     rings: RingStock,
     slots: BTreeMap<EntryKey, Slot>,
+    /// Devices that were detached, and of which transfers are under way.
+    leaving: Vec<(EntryKey, Box<dyn Device>)>,
     /// The guest may be answered: whatever device it knows is here.
     begun: bool,
     /// Whether the supervisor is still there. Without it the guest is served on as it is.
@@ -142,6 +144,7 @@ impl Worker {
             // Without a supervisor nobody else would tell that the guest is gone.
             let timeout = (!self.supervised).then_some(ORPHAN_CHECK);
             self.server.serve(timeout)?;
+            self.see_off();
             if !self.supervised && checked.elapsed() >= ORPHAN_CHECK {
                 if !self.server.hypervisor().is_alive() {
                     return Ok(());
@@ -214,7 +217,7 @@ impl Worker {
                             let before = self.slots.insert(key, slot);
                             // Missing at another address, where it will not come back.
                             if let Some(before) = before.filter(|before| *before != slot) {
-                                self.server.remove(before);
+                                drop(self.server.remove(before));
                             }
                             FromWorker::Attached { key }
                         }
@@ -231,11 +234,16 @@ impl Worker {
                     FromWorker::Serving
                 }
                 ToWorker::Detach { key } => {
-                    if let Some(slot) = self.slots.remove(&key) {
-                        self.server.remove(slot);
-                    }
                     self.state.forget(key)?;
-                    FromWorker::Detached { key }
+                    let slot = self.slots.remove(&key);
+                    match slot.and_then(|slot| self.server.remove(slot)) {
+                        Some(device) => {
+                            self.leaving.push((key, device));
+                            self.see_off();
+                            continue;
+                        }
+                        None => FromWorker::Detached { key },
+                    }
                 }
                 ToWorker::Report => FromWorker::Report {
                     server: self.server.report(),
@@ -254,6 +262,29 @@ impl Worker {
             if self.channel.send(&answer, &[]).is_err() {
                 self.lose_supervisor();
                 return Ok(false);
+            }
+        }
+    }
+
+    /// Tells the supervisor which devices have left.
+    fn see_off(&mut self) {
+        let mut left = Vec::new();
+        let server = &mut self.server;
+        self.leaving.retain_mut(|(key, device)| {
+            let has_left = server.has_left(&mut **device);
+            if has_left {
+                left.push(*key);
+            }
+            !has_left
+        });
+        for key in left {
+            if self.supervised
+                && self
+                    .channel
+                    .send(&FromWorker::Detached { key }, &[])
+                    .is_err()
+            {
+                self.lose_supervisor();
             }
         }
     }
@@ -293,14 +324,17 @@ impl Worker {
             .into_iter()
             .next()
             .context("no descriptor came with the disk")?;
+        let mut claim: Option<Claim> = None;
         if !new_disk.read_only {
-            // Without what the guest has had already it is not served; all else can wait.
-            let earlier = if new.served && !self.begun {
-                Earlier::Await
-            } else {
-                Earlier::Refuse
-            };
-            disk_lock::take(&file, new_disk.lock, earlier)?;
+            match disk_lock::take(&file, new_disk.lock) {
+                Ok(()) => {}
+                // What the guest has had is served, and waits; all else can be refused.
+                Err(LockError::Busy) if new.served && !self.begun => {
+                    let (file, lock) = (file.try_clone()?, new_disk.lock);
+                    claim = Some(Box::new(move || Ok(disk_lock::take(&file, lock)?)));
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         if !new_disk.shared
             && let Err(error) = disk_lock::take_image(&file, !new_disk.read_only)
@@ -324,13 +358,16 @@ impl Worker {
         disk.set_bytes(shown);
         let hypervisor = self.server.hypervisor();
         let queues = u16::try_from(hypervisor.vcpus().min(MAX_DISK_QUEUES))?;
-        let blk = Blk::new(
+        let mut blk = Blk::new(
             disk,
             padded(&new_disk.serial),
             queues,
             state.own,
             &self.rings,
         )?;
+        if let Some(claim) = claim {
+            blk.claim_first(claim);
+        }
         let access = hypervisor.guest_access(new.mode);
         let line = hypervisor.interrupt_line(new.irq);
         let mut device = MmioDevice::new(Box::new(blk), new.mode, access, line, state.device)?;

@@ -6,7 +6,7 @@ use crate::mmio_device::MmioDevice;
 use crate::registers::{Location, Register};
 use std::io;
 use std::time::{Duration, Instant};
-use xen_virtio_backend::Activity;
+use xen_virtio_backend::{Activity, Device};
 
 /// Traps answered before the devices have a turn: a guest that does nothing but trap must not starve its
 /// own queues.
@@ -162,9 +162,13 @@ impl<H: Hypervisor> Machine<H> {
         Ok(Slot(self.slots.len() - 1))
     }
 
-    /// Takes a device away. What the driver still reads there is zero: no virtio device.
-    pub fn remove(&mut self, Slot(slot): Slot) {
-        self.slots[slot].1 = Place::Nothing;
+    /// Takes a device away, if there is one: [`MmioDevice::retire`]. What the driver still reads there is zero: no virtio
+    /// device.
+    pub fn remove(&mut self, Slot(slot): Slot) -> Option<Box<dyn Device>> {
+        match std::mem::replace(&mut self.slots[slot].1, Place::Nothing) {
+            Place::Device(device) => Some(device.retire()),
+            Place::Missing(_) | Place::Nothing => None,
+        }
     }
 
     /// A device, unless it was removed.

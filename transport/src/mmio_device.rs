@@ -299,6 +299,13 @@ impl MmioDevice {
         }
     }
 
+    /// The device without its registers, of which transfers may be under way still ([`Device::settle`]). Nothing of the
+    /// guest is mapped for it any more.
+    pub fn retire(mut self) -> Box<dyn Device> {
+        self.stop_queues();
+        self.device
+    }
+
     /// When [`MmioDevice::process`] is to be called though nothing tells of it.
     pub fn try_again_at(&self) -> Option<Instant> {
         [

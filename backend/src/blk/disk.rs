@@ -96,6 +96,17 @@ impl Disk {
         })
     }
 
+    /// What hangs like a disk that does not answer: the end of a pipe.
+    #[cfg(test)]
+    pub(super) fn of_pipe(file: File, sectors: u64) -> Self {
+        Self {
+            file,
+            bytes: sectors * SECTOR,
+            block_size: FILE_BLOCK,
+            read_only: false,
+        }
+    }
+
     /// Whether somebody uses the block device as a whole: a file system that is mounted, another device that is
     /// made of it, a disk of Xen's own back-end. False for a file.
     pub fn is_claimed(&self) -> bool {

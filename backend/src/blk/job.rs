@@ -25,7 +25,8 @@ const _: () = assert!(HEADER < DESK);
 
 /// A request, and how far it has got.
 pub(super) struct Job {
-    pub(super) queue: usize,
+    /// `None` once its queue was stopped: what is under way of it ends, and nothing comes of it.
+    pub(super) queue: Option<usize>,
     request: Request,
     /// Tells this job from others.
     id: u16,
@@ -85,7 +86,7 @@ impl Job {
             return Err(DeviceFailure::NoStatus);
         }
         Ok(Self {
-            queue,
+            queue: Some(queue),
             request,
             id,
             write_through,

@@ -15,6 +15,7 @@ use crate::shortage::Shortage;
 use crate::state::StateArea;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
+use std::error::Error;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -28,6 +29,9 @@ const _: () = assert!(PIECE <= DATA);
 /// has descriptors, each in a page of its own, and the guest's other devices wait meanwhile.
 const MAX_COPIES: usize = 256;
 
+/// Takes the disk from whoever has had it before, or says that transfers of that one are under way still.
+pub type Claim = Box<dyn FnMut() -> Result<(), Box<dyn Error>>>;
+
 /// Requests between the available and the used ring.
 pub(super) struct Pipeline {
     jobs: Slab<Job>,
@@ -37,6 +41,12 @@ pub(super) struct Pipeline {
     ended: Vec<u16>,
     /// Jobs whose last transfer failed for want of something in dom0, and whether it is being made again.
     starved: BTreeMap<u16, bool>,
+    /// Jobs that belong to no queue any more, and whose transfer has not ended.
+    left_behind: usize,
+    /// The disk is to be taken from an earlier process first.
+    claim: Option<Claim>,
+    /// When those that are left behind have ended, the driver has been reset: what it was told of lost writes is forgotten.
+    reset: bool,
     pool: Pool,
     io: DiskIo,
     serial: Serial,
@@ -45,6 +55,8 @@ pub(super) struct Pipeline {
     /// What copies wait for, and what transfers do.
     copy_shortage: Shortage,
     disk_shortage: Shortage,
+    /// The claim that failed.
+    claim_shortage: Shortage,
     /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
     most_copies: usize,
     /// Jobs that were copied in, by `copies_in`, and are to be submitted.
@@ -72,6 +84,9 @@ impl Pipeline {
             waiting: VecDeque::with_capacity(room),
             ended: Vec::with_capacity(room),
             starved: BTreeMap::new(),
+            left_behind: 0,
+            claim: None,
+            reset: false,
             pool: Pool::new(desks..bytes),
             io: DiskIo::new(disk, bytes, kept, rings)?,
             serial,
@@ -79,6 +94,7 @@ impl Pipeline {
             log_limit: LogLimit::default(),
             copy_shortage: Shortage::default(),
             disk_shortage: Shortage::default(),
+            claim_shortage: Shortage::default(),
             most_copies: MAX_COPIES,
             batch: Vec::with_capacity(room),
             copies_in: Vec::with_capacity(2 * room),
@@ -95,8 +111,17 @@ impl Pipeline {
         self.io.resize(bytes);
     }
 
-    pub(super) fn forget_lost_writes(&mut self) {
-        self.io.forget_lost_writes();
+    /// A new driver begins: its flushes answer for its own writes, and not for what the last one was told is lost,
+    /// or would have been told of what is still under way.
+    pub(super) fn reset(&mut self) {
+        self.reset = true;
+        self.end_reset();
+    }
+
+    fn end_reset(&mut self) {
+        if self.left_behind == 0 && std::mem::take(&mut self.reset) {
+            self.io.forget_lost_writes();
+        }
     }
 
     pub(super) fn flush_error(&self) -> Option<(io::Error, bool)> {
@@ -119,9 +144,45 @@ impl Pipeline {
         self.jobs.len()
     }
 
-    /// How many more requests fit in.
+    /// The disk is to be taken by `claim` before anything is begun.
+    pub(super) fn claim_first(&mut self, claim: Claim) {
+        self.claim = Some(claim);
+    }
+
+    /// Takes the disk, if that is still to be done. True if it has just been taken.
+    fn take_disk(&mut self) -> bool {
+        let Some(claim) = &mut self.claim else {
+            return false;
+        };
+        if self.claim_shortage.holds() {
+            return false;
+        }
+        match claim() {
+            Ok(()) => {
+                self.claim = None;
+                self.claim_shortage.end();
+                true
+            }
+            Err(error) => {
+                self.claim_shortage
+                    .note("taking the disk over", &*error, Instant::now());
+                false
+            }
+        }
+    }
+
+    /// How many more requests fit in: none while transfers of an earlier process, or of a queue that was stopped, are
+    /// under way. A write among those that reached the disk after the next driver's first would undo it.
     pub(super) fn room(&self) -> usize {
+        if self.left_behind > 0 || self.claim.is_some() {
+            return 0;
+        }
         usize::from(MAX_JOBS) - self.len()
+    }
+
+    /// Whether nothing is under way that a stop has left.
+    pub(super) fn is_settled(&self) -> bool {
+        self.left_behind == 0
     }
 
     /// Takes a request in, if there is room.
@@ -243,14 +304,19 @@ impl Pipeline {
 
     /// Takes up what the disk has done. True if it has done something.
     pub(super) fn gather_ended(&mut self) -> bool {
-        let any = self.repeat();
-        any | self.take_ended()
+        self.take_disk() | self.repeat() | self.take_ended()
     }
 
     fn take_ended(&mut self) -> bool {
         let mut any = false;
         while let Some((id, result)) = self.io.next_ended() {
             any = true;
+            if self.jobs[usize::from(id)].queue.is_none() {
+                self.remove(id);
+                self.left_behind -= 1;
+                self.end_reset();
+                continue;
+            }
             match result {
                 Err(error) if is_dom0s(&error) => {
                     self.starved.insert(id, false);
@@ -305,13 +371,25 @@ impl Pipeline {
     pub(super) fn try_again_at(&self) -> Option<Instant> {
         let disk = self.starved.values().any(|again| !again);
         let disk = disk.then(|| self.disk_shortage.try_at()).flatten();
-        disk.into_iter().chain(self.copy_shortage.try_at()).min()
+        let others = [&self.copy_shortage, &self.claim_shortage];
+        let others = others.into_iter().filter_map(Shortage::try_at);
+        disk.into_iter().chain(others).min()
     }
 
     /// What dom0 lacks for it to go on.
     pub(super) fn shortage(&self) -> Option<String> {
-        let disk = self.disk_shortage.warning();
-        disk.or_else(|| self.copy_shortage.warning())
+        if self.left_behind > 0 {
+            return Some(format!(
+                "requests wait for {} that the disk has not ended, of a driver or a queue that was stopped",
+                self.left_behind
+            ));
+        }
+        let shortages = [
+            &self.claim_shortage,
+            &self.disk_shortage,
+            &self.copy_shortage,
+        ];
+        shortages.into_iter().find_map(Shortage::warning)
     }
 
     /// Whether the kernel has something to do.
@@ -346,7 +424,8 @@ impl Pipeline {
             }
             if job.is_finished() {
                 let job = self.jobs.remove(id.into());
-                complete(job.queue, job.into_completion())?;
+                let queue = job.queue.expect("what has ended of no queue is removed");
+                complete(queue, job.into_completion())?;
             } else {
                 self.waiting.push_back(id);
             }
@@ -376,7 +455,7 @@ impl Pipeline {
                 continue;
             };
             job.fail(Status::IoError);
-            let queue = job.queue;
+            let queue = job.queue.expect("what has ended of no queue is removed");
             let mut again = Vec::new();
             job.plan_status(&self.io.memory(), &mut again);
             if let Err(fault) = copy(access, &self.io, &mut again) {
@@ -402,26 +481,32 @@ impl Pipeline {
         0
     }
 
-    /// Waits for what is in flight, and forgets what came from queue `queue`.
+    /// Forgets what came from queue `queue`, at once. A transfer that is under way keeps its memory, and ends some time;
+    /// until then no further request is admitted, see [`Pipeline::room`].
     pub(super) fn forget(&mut self, queue: usize) {
-        // A write that reached the disk after the next driver's first would undo it.
-        while self.io.in_flight() > 0 {
-            self.io.wait_all();
-            self.take_ended();
-        }
-        let jobs = &mut self.jobs;
-        let mut keep = |id: &u16| jobs[usize::from(*id)].queue != queue;
-        self.waiting.retain(&mut keep);
-        self.ended.retain(&mut keep);
-        self.starved.retain(|id, _| keep(id));
-        self.batch.retain(&mut keep);
-        jobs.retain(|_, job| {
-            let keep = job.queue != queue;
-            if !keep && let Some(run) = job.piece.run.take() {
-                self.pool.give_back(run);
+        let jobs = &self.jobs;
+        let mut idle = Vec::new();
+        let mut keep = |id: u16, is_under_way: bool| {
+            let keep = jobs[usize::from(id)].queue != Some(queue);
+            if !keep && !is_under_way {
+                idle.push(id);
             }
             keep
-        });
+        };
+        self.waiting.retain(|id| keep(*id, false));
+        self.ended.retain(|id| keep(*id, false));
+        self.batch.retain(|id| keep(*id, false));
+        self.starved
+            .retain(|id, is_under_way| keep(*id, *is_under_way));
+        for id in idle {
+            self.remove(id);
+        }
+        for (_, job) in &mut self.jobs {
+            if job.queue == Some(queue) {
+                job.queue = None;
+                self.left_behind += 1;
+            }
+        }
         if self.starved.is_empty() {
             self.disk_shortage.forget();
         }
@@ -430,7 +515,14 @@ impl Pipeline {
         }
     }
 
-    fn log(&mut self, what: &str, error: &dyn std::error::Error) {
+    /// Removes a job of which nothing is under way.
+    fn remove(&mut self, id: u16) {
+        if let Some(run) = self.jobs.remove(id.into()).piece.run {
+            self.pool.give_back(run);
+        }
+    }
+
+    fn log(&mut self, what: &str, error: &dyn Error) {
         if self.log_limit.allow() {
             tracing::warn!("{what}: {error}; the guest is told of an I/O error");
         }
@@ -474,4 +566,120 @@ fn first_fault(operations: &[CopyOp]) -> Option<CopyFault> {
     operations
         .iter()
         .find_map(|operation| operation.result.err())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blk::SECTOR;
+    use rustix::pipe::pipe;
+    use std::cell::Cell;
+    use std::fs::File;
+    use std::io::Write;
+    use std::rc::Rc;
+    use std::time::Duration;
+    use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
+    use virtio_queue::desc::split::Descriptor;
+    use vm_memory::Bytes;
+    use xen_virtio_guest_mapping::sim::SimMemory;
+    use xen_virtio_guest_mapping::{AddressMode, BusAddress, Gref, GuestAddress, PAGE_SIZE, Page};
+
+    const BLOCK: u32 = 4096;
+    const NEXT: u16 = 1;
+    const WRITE: u16 = 2;
+
+    #[test]
+    fn nothing_is_begun_before_the_disk_is_ones_own() {
+        let Some((mut pipeline, _other_end)) = hanging() else {
+            return;
+        };
+        let is_free = Rc::new(Cell::new(false));
+        let asked = Rc::clone(&is_free);
+        pipeline.claim_first(Box::new(move || match asked.get() {
+            true => Ok(()),
+            false => Err("an earlier worker's transfers".into()),
+        }));
+        assert!(!pipeline.gather_ended());
+        assert_eq!(pipeline.room(), 0);
+        let said = pipeline.shortage().unwrap();
+        assert!(said.contains("an earlier worker's transfers"), "{said}");
+        assert!(pipeline.try_again_at().is_some());
+        is_free.set(true);
+        gather(&mut pipeline, |pipeline| pipeline.room() > 0);
+        assert_eq!((pipeline.shortage(), pipeline.try_again_at()), (None, None));
+    }
+
+    /// A request of a simulated guest for the first block of the disk.
+    fn read(memory: &SimMemory) -> Request {
+        let first = memory.allocate(3).unwrap();
+        let header = memory.memory(first, 16).unwrap();
+        header.write_obj(VIRTIO_BLK_T_IN.to_le(), 0).unwrap();
+        let mut request = Request::new(0);
+        let Gref(gref) = memory.grant(first, 3, true);
+        for (page, len, flags) in [(0, 16, NEXT), (1, BLOCK, NEXT | WRITE), (2, 1, WRITE)] {
+            let page = Page::Grant(Gref(gref + page));
+            let GuestAddress(address) = BusAddress { page, offset: 0 }.into();
+            request
+                .add(Descriptor::new(address, len, flags, 0))
+                .unwrap();
+        }
+        request
+    }
+
+    /// A pipeline whose disk is a pipe: a read of it takes as long as the other end says nothing.
+    fn hanging() -> Option<(Pipeline, File)> {
+        let (disk, other_end) = pipe().unwrap();
+        let disk = Disk::of_pipe(disk.into(), 8 * u64::from(BLOCK) / SECTOR);
+        let rings = RingStock::new(1);
+        if rings.take().map(|ring| rings.give_back(ring)).is_none() {
+            eprintln!("this kernel gives no io_uring with restrictions: no disk can hang");
+            return None;
+        }
+        let kept = StateArea::private(crate::blk::Blk::KEPT).unwrap();
+        let pipeline = Pipeline::new(disk, [0; 20], kept, &rings).unwrap();
+        Some((pipeline, other_end.into()))
+    }
+
+    /// Until `done`, at most for a while.
+    fn gather(pipeline: &mut Pipeline, done: impl Fn(&Pipeline) -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !done(pipeline) {
+            pipeline.gather_ended();
+            assert!(Instant::now() < end, "nothing ended");
+        }
+    }
+
+    #[test]
+    fn a_stop_waits_for_nothing_and_what_it_leaves_holds_back_the_next_driver() {
+        let Some((mut pipeline, mut other_end)) = hanging() else {
+            return;
+        };
+        let memory = SimMemory::new(64).unwrap();
+        let mut access = memory.access(AddressMode::Grants);
+        let free = pipeline.pool.free_pages();
+        for queue in [0, 0, 1] {
+            pipeline.admit(queue, read(&memory), false).unwrap();
+        }
+        assert!(pipeline.copy_in(&mut access) && pipeline.submit());
+        // One that was not begun is forgotten as well.
+        pipeline.admit(0, read(&memory), false).unwrap();
+        pipeline.forget(0);
+        assert_eq!((pipeline.len(), pipeline.room()), (3, 0));
+        assert!(!pipeline.is_settled());
+        pipeline.reset();
+        // The first two reads are of the queue that was stopped, the third of the one that runs.
+        other_end.write_all(&[7; 3 * BLOCK as usize]).unwrap();
+        gather(&mut pipeline, |pipeline| pipeline.is_settled());
+        assert_eq!(pipeline.room(), usize::from(MAX_JOBS) - 1);
+        gather(&mut pipeline, Pipeline::has_ended);
+        let mut completed = Vec::new();
+        let delivered = pipeline.deliver(&mut access, |queue, completion| {
+            completed.push((queue, completion.written));
+            Ok(())
+        });
+        delivered.unwrap();
+        assert_eq!(completed, [(1, BLOCK + 1)]);
+        assert_eq!((pipeline.len(), pipeline.pool.free_pages()), (0, free));
+        assert!(free > 3 * BLOCK as usize / PAGE_SIZE);
+    }
 }

@@ -56,6 +56,11 @@ impl Pool {
         None
     }
 
+    #[cfg(test)]
+    pub(super) fn free_pages(&self) -> usize {
+        self.used.iter().filter(|used| !**used).count()
+    }
+
     pub(super) fn give_back(&mut self, Run { first, pages }: Run) {
         self.used[first..first + pages].fill(false);
     }

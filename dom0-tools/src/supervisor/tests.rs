@@ -5,7 +5,7 @@ use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
 use super::{Supervisor, libxl};
 use crate::config::Config;
-use crate::disk_lock::{self, Earlier};
+use crate::disk_lock;
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::{EntryKey, Form};
 use crate::xenstore::sim::SimStore;
@@ -150,7 +150,7 @@ impl Dom0 {
     fn lock(&self, image: &str) -> OwnedFd {
         let disk = File::options().write(true).open(self.image(image)).unwrap();
         let disk = OwnedFd::from(disk);
-        disk_lock::take(&disk, disk_lock::name("/vm/a", XVDA), Earlier::Refuse).unwrap();
+        disk_lock::take(&disk, disk_lock::name("/vm/a", XVDA)).unwrap();
         disk
     }
 

@@ -10,11 +10,9 @@ said g 'guest: writes' >/dev/null
 sleep 1
 has_said g 'wrote old' && fail "the disk is not slow: what was tested?"
 kill -KILL "$(pids_of "$(domid g)")"
-# The lock that the next worker waits for: a line that begins with an arrow.
-waits() { grep -q -- '-> OFDLCK' /proc/locks; }
+waits() { xen-virtioctl list | grep 'transfers of an earlier worker are under way'; }
 wait_for 2 "the next worker to wait" waits
 has_said g 'wrote old' && fail "it waited for nothing"
-note "$(grep -- '-> OFDLCK' /proc/locks)"
 said g 'guest: wrote old' 20 >/dev/null
 said g 'guest: wrote new' 20 >/dev/null
 on_disk() { tail -c +$((8 * 512 + 1)) /tmp/disk.img | head -c 4 | tr -d ' '; }

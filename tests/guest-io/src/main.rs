@@ -2,6 +2,7 @@
 
 mod bench;
 mod grants;
+mod hung;
 mod registers;
 mod ring;
 mod verify;
@@ -12,7 +13,7 @@ use xen_virtio_guest_io::board::BoardDevice;
 use xen_virtio_guest_io::{Driver, malformed, missteps};
 
 const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
-                     | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME";
+                     | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME | guest-io hung BASE";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +42,7 @@ fn main() -> Result<()> {
         ["misstep", base, name] => {
             missteps::make(&Driver::new(BoardDevice::open(address(base)?)?), name)
         }
+        ["hung", base] => hung::run(&Driver::new(BoardDevice::open(address(base)?)?)),
         _ => bail!(USAGE),
     }
 }
