@@ -226,6 +226,10 @@ impl Guest {
         self.error = None;
         self.worker = Some(worker);
         // First, so that a device that has come back under the same name is not the one given up.
+        // An entry that was made again, and that the worker before had, has nothing to do with the one that it follows.
+        let entries = &self.entries;
+        self.closing
+            .retain(|key, _| !entries.get(key).is_some_and(|known| known.served));
         let mut to_give_up: Vec<_> = self.closing.keys().copied().collect();
         to_give_up.retain(|key| !self.closing[key].given_up);
         for key in to_give_up {

@@ -367,6 +367,21 @@ fn an_entry_that_is_made_again_with_its_disk_outlives_its_worker() {
     dom0.begins(1, 3, &[(XVDA, true)]);
 }
 
+/// The disk of the entry before hangs, so that the worker has not given that up when it dies.
+#[test]
+fn an_entry_that_is_made_again_is_not_given_up_for_the_one_before() {
+    let mut dom0 = Dom0::new();
+    dom0.serving();
+    dom0.store.remove(&libxl::entry_path(3, XVDA));
+    assert!(matches!(dom0.next(0), ToWorker::Detach { key: XVDA }));
+    dom0.add_disk(3, XVDA, "b.img", 1);
+    assert!(matches!(dom0.next(0), ToWorker::AttachDisk { .. }));
+    dom0.says(0, &FromWorker::Attached { key: XVDA });
+    dom0.rest();
+    dom0.kill(0);
+    dom0.begins(1, 3, &[(XVDA, true)]);
+}
+
 /// libxl, told too early, would give the disk to somebody whom an old write then hits.
 #[test]
 fn a_disk_is_not_closed_while_transfers_of_a_killed_worker_are_under_way() {
