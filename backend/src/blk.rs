@@ -1,13 +1,13 @@
 //! The block device (virtio 1.3, 5.2).
 
-mod arrivals;
+mod coalescer;
 mod config;
 mod disk;
 mod header;
 // Hands memory to the kernel for as long as a transfer takes.
+mod blk_request;
 #[allow(unsafe_code)]
 mod io;
-mod job;
 mod pipeline;
 mod pool;
 mod ring;
@@ -18,12 +18,12 @@ pub use pipeline::Claim;
 pub use ring::RingStock;
 
 use crate::device::{
-    Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Turn,
+    Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Step,
 };
 use crate::journal::QueueJournal;
 use crate::queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, VirtQueue};
 use crate::state::StateArea;
-use arrivals::Arrivals;
+use coalescer::Coalescer;
 use pipeline::Pipeline;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -41,7 +41,7 @@ const _: () = assert!(QUEUE_SIZE <= MAX_QUEUE_SIZE);
 pub const MAX_QUEUES: u16 = 16;
 
 /// Requests of a disk that are under way at once, of all its queues; the others wait in theirs.
-const MAX_JOBS: u16 = 128;
+const MAX_REQUESTS: u16 = 128;
 
 /// Requests that are taken at once: enough to share the cost of a call, and no more, so that a guest with a
 /// deep queue prepares the next ones, and handles the last, while these are under way.
@@ -62,7 +62,7 @@ pub struct Blk {
     /// The queue that requests are taken from first, so that none is always last.
     first_queue: usize,
     pipeline: Pipeline,
-    arrivals: Arrivals,
+    coalescer: Coalescer,
     /// Steps for which something that has ended is being held back.
     held: u32,
 }
@@ -100,7 +100,7 @@ impl Blk {
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
             pipeline: Pipeline::new(disk, serial, kept, rings)?,
-            arrivals: Arrivals::default(),
+            coalescer: Coalescer::default(),
             held: 0,
         })
     }
@@ -121,7 +121,10 @@ impl Blk {
 
     /// Takes the next batch of requests off the queues. True if there was any.
     fn gather(&mut self, access: &dyn GuestAccess) -> Result<bool, DeviceError> {
-        let mut room = self.pipeline.room().min(self.arrivals.batch(access.mode()));
+        let mut room = self
+            .pipeline
+            .room()
+            .min(self.coalescer.batch(access.mode()));
         let full = room;
         let count = self.queues.len();
         for step in 0..count {
@@ -160,13 +163,13 @@ impl Blk {
         } = self;
         let delivered = pipeline.deliver(access, |index, completion| {
             let active = queues[index].as_mut();
-            let queue = &mut active.expect("a job outlives not its queue").queue;
+            let queue = &mut active.expect("a request outlives not its queue").queue;
             queue.complete(completion).map_err(of_queue(index))
         });
         let after = pipeline.counters();
         let bytes = |counters: &DeviceCounters| counters.read_bytes + counters.written_bytes;
         let count = usize::try_from(after.requests - before.requests).unwrap_or(usize::MAX);
-        self.arrivals
+        self.coalescer
             .delivered(count, bytes(&after) - bytes(&before));
         // What was completed before a failure is the driver's.
         let mut interrupt = false;
@@ -235,13 +238,13 @@ impl Device for Blk {
         Ok(())
     }
 
-    fn process(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError> {
+    fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let ended = self.pipeline.gather_ended();
         let available = self.available()?;
-        let take = self.arrivals.step(available, self.pipeline.len());
+        let take = self.coalescer.step(available, self.pipeline.len());
         self.held += u32::from(self.pipeline.has_ended());
         if self.pipeline.is_due() || self.held > HELD_STEPS {
-            return Ok(Turn {
+            return Ok(Step {
                 interrupt: self.deliver(access)?,
                 activity: Activity::Working,
             });
@@ -250,7 +253,7 @@ impl Device for Blk {
             || (take && self.gather(access)?) | self.pipeline.copy_in(access);
         // Nothing tells of requests that wait for more, and they do not wait for long.
         let waits = available > 0 && !take && !self.pipeline.is_waiting();
-        Ok(Turn {
+        Ok(Step {
             interrupt: false,
             activity: if ended || begun || waits {
                 Activity::Working
@@ -260,9 +263,9 @@ impl Device for Blk {
         })
     }
 
-    fn rest(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError> {
+    fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         if self.pipeline.has_ended() {
-            return Ok(Turn {
+            return Ok(Step {
                 interrupt: self.deliver(access)?,
                 activity: Activity::Working,
             });
@@ -276,7 +279,7 @@ impl Device for Blk {
             // Those that wait for more do not wait for the disk: nothing else may tell of them.
             more |= self.available()? > 0;
         }
-        Ok(Turn {
+        Ok(Step {
             interrupt: false,
             activity: if more {
                 Activity::Working

@@ -31,13 +31,13 @@ impl QueueSetup {
 /// What one look at a device's queues came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "the driver waits for its interrupt"]
-pub struct Turn {
+pub struct Step {
     /// The driver wants an interrupt.
     pub interrupt: bool,
     pub activity: Activity,
 }
 
-/// How busy somebody is who has just had a turn.
+/// How busy somebody is who has just taken a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Activity {
     /// There is nothing to do until the guest does something.
@@ -137,30 +137,30 @@ pub trait Device {
     ) -> Result<(), QueueError>;
 
     /// Takes a step: takes up some of what the driver made available in the started queues, or delivers
-    /// what has ended. Results may be held back while more are about to come, until [`Device::rest`] at the
+    /// what has ended. Results may be held back while more are about to come, until [`Device::prepare_sleep`] at the
     /// latest.
     ///
     /// # Errors
     ///
     /// [`DeviceError`] if the device cannot go on.
-    fn process(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError>;
+    fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError>;
 
-    /// Prepares for nobody calling [`Device::process`] until the driver kicks or [`Device::events`] is
+    /// Prepares for nobody calling [`Device::step`] until the driver kicks or [`Device::events`] is
     /// readable: delivers what is held back, and asks the driver for kicks. With
     /// [`Activity::Working`] there is something to do after all.
     ///
     /// # Errors
     ///
-    /// As for [`Device::process`].
-    fn rest(&mut self, access: &mut dyn GuestAccess) -> Result<Turn, DeviceError>;
+    /// As for [`Device::step`].
+    fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError>;
 
-    /// When [`Device::process`] is to be called though nothing tells of it: dom0 lacks something, and tells nobody when
+    /// When [`Device::step`] is to be called though nothing tells of it: dom0 lacks something, and tells nobody when
     /// it has it.
     fn try_again_at(&self) -> Option<Instant> {
         None
     }
 
-    /// Readable when something has ended that [`Device::process`] will take up; `None` if nothing ever
+    /// Readable when something has ended that [`Device::step`] will take up; `None` if nothing ever
     /// does by itself.
     fn events(&self) -> Option<BorrowedFd<'_>>;
 

@@ -24,7 +24,7 @@ pub struct QueueJournal {
 
 /// Where a queue stands.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct RecoveredPositions {
     /// The next used element.
     pub(crate) used: u64,
     /// The next available element.
@@ -66,7 +66,7 @@ impl QueueJournal {
     }
 
     /// Where a queue of `size` entries stands.
-    pub(crate) fn standing(&self, size: u16) -> Result<Standing, JournalError> {
+    pub(crate) fn recover(&self, size: u16) -> Result<RecoveredPositions, JournalError> {
         let published = self.area.load(PUBLISHED);
         let mut taken = Vec::new();
         let mut done = 0;
@@ -85,7 +85,7 @@ impl QueueJournal {
         }
         taken.sort_unstable();
         let used = published + done;
-        Ok(Standing {
+        Ok(RecoveredPositions {
             used,
             available: used + taken.len() as u64,
             taken: taken.into_iter().map(|(_, head)| head).collect(),
@@ -127,38 +127,38 @@ fn place(head: u16) -> usize {
 mod tests {
     use super::*;
 
-    fn standing(journal: &QueueJournal) -> (u64, u64, Vec<u16>, bool) {
-        let Standing {
+    fn recovered(journal: &QueueJournal) -> (u64, u64, Vec<u16>, bool) {
+        let RecoveredPositions {
             used,
             available,
             taken,
             unpublished,
-        } = journal.standing(8).unwrap();
+        } = journal.recover(8).unwrap();
         (used, available, taken, unpublished)
     }
 
     #[test]
     fn every_step_of_a_request_can_be_gone_on_from() {
         let journal = QueueJournal::private().unwrap();
-        assert_eq!(standing(&journal), (0, 0, vec![], false));
+        assert_eq!(recovered(&journal), (0, 0, vec![], false));
         journal.take(5, 0);
         journal.take(2, 1);
-        assert_eq!(standing(&journal), (0, 2, vec![5, 2], false));
+        assert_eq!(recovered(&journal), (0, 2, vec![5, 2], false));
         assert!(journal.has(5) && journal.has(2) && !journal.has(0));
         journal.done(2, 0);
-        assert_eq!(standing(&journal), (1, 2, vec![5], true));
+        assert_eq!(recovered(&journal), (1, 2, vec![5], true));
         assert!(journal.has(2), "the driver has not seen it yet");
         journal.publish(1);
-        assert_eq!(standing(&journal), (1, 2, vec![5], false));
+        assert_eq!(recovered(&journal), (1, 2, vec![5], false));
         assert!(!journal.has(2));
         journal.take(2, 2);
         journal.done(5, 1);
         journal.done(2, 2);
-        assert_eq!(standing(&journal), (3, 3, vec![], true));
+        assert_eq!(recovered(&journal), (3, 3, vec![], true));
         journal.publish(3);
-        assert_eq!(standing(&journal), (3, 3, vec![], false));
+        assert_eq!(recovered(&journal), (3, 3, vec![], false));
         journal.clear(8);
-        assert_eq!(standing(&journal), (0, 0, vec![], false));
+        assert_eq!(recovered(&journal), (0, 0, vec![], false));
     }
 
     #[test]
@@ -168,16 +168,16 @@ mod tests {
         journal.publish(65_535);
         journal.take(3, 65_535);
         journal.take(4, 65_536);
-        assert_eq!(standing(&journal), (65_535, 65_537, vec![3, 4], false));
+        assert_eq!(recovered(&journal), (65_535, 65_537, vec![3, 4], false));
     }
 
     #[test]
     fn a_damaged_journal_is_an_error() {
         let journal = QueueJournal::private().unwrap();
         journal.done(1, 9);
-        assert!(journal.standing(8).is_err());
+        assert!(journal.recover(8).is_err());
         journal.clear(8);
         journal.publish(u64::MAX);
-        assert!(journal.standing(8).is_err());
+        assert!(journal.recover(8).is_err());
     }
 }

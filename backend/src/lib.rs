@@ -15,7 +15,7 @@ mod state;
 
 pub use device::{
     Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup,
-    StageTimes, Turn,
+    StageTimes, Step,
 };
 pub use journal::{JournalError, QueueJournal};
 pub use log_limit::LogLimit;

@@ -1,6 +1,6 @@
 //! A split virtqueue (virtio 1.3, 2.7) whose rings are mapped from the guest.
 
-use crate::journal::{JournalError, QueueJournal, Standing};
+use crate::journal::{JournalError, QueueJournal, RecoveredPositions};
 use crate::request::{Completion, Request};
 use std::collections::VecDeque;
 use std::num::Wrapping;
@@ -168,15 +168,15 @@ impl VirtQueue {
         queue.try_set_avail_ring_address(available)?;
         queue.try_set_used_ring_address(used)?;
         queue.set_event_idx(event_idx);
-        let standing = journal.standing(size)?;
-        queue.set_next_avail(ring_index(standing.available));
+        let recovered = journal.recover(size)?;
+        queue.set_next_avail(ring_index(recovered.available));
         queue.set_ready(true);
-        let Standing {
+        let RecoveredPositions {
             used,
             available,
             taken,
             unpublished,
-        } = standing;
+        } = recovered;
         let mut queue = Self {
             queue,
             rings,

@@ -31,7 +31,7 @@ impl Budget {
     }
 
     /// How long to rest, if `used`, the processor time used in all, is more than the share.
-    pub(crate) fn rest(&mut self, now: Instant, used: Duration) -> Option<Duration> {
+    pub(crate) fn throttle_delay(&mut self, now: Instant, used: Duration) -> Option<Duration> {
         let spent = used.saturating_sub(self.used);
         // The time that the share of which is what was spent.
         let wanted = spent * 100 / self.percent;
@@ -63,7 +63,7 @@ mod tests {
             // Always at work, a millisecond at a time.
             now += MS;
             used += MS;
-            if let Some(rest) = budget.rest(now, used) {
+            if let Some(rest) = budget.throttle_delay(now, used) {
                 now += rest;
             }
         }
@@ -76,10 +76,10 @@ mod tests {
         let began = Instant::now();
         let mut budget = Budget::new(10, began, Duration::ZERO);
         let now = began + 60_000 * MS;
-        assert_eq!(budget.rest(now, MS), None);
+        assert_eq!(budget.throttle_delay(now, MS), None);
         // A tenth of what is saved, on top of what the idle time left.
-        assert_eq!(budget.rest(now, 11 * MS), None);
-        assert_eq!(budget.rest(now, 16 * MS), Some(50 * MS));
+        assert_eq!(budget.throttle_delay(now, 11 * MS), None);
+        assert_eq!(budget.throttle_delay(now, 16 * MS), Some(50 * MS));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod transport;
 pub use hal::SimHal;
 pub use transport::SimTransport;
 
-use crate::server::Server;
+use crate::event_loop::EventLoop;
 use anyhow::{Context, Result, ensure};
 use mio::{Token, Waker};
 use std::fmt::Write as _;
@@ -230,7 +230,7 @@ impl SimMachine {
         let (hypervisor, guest) = simulate(GUEST_FRAMES)?;
         let (sender, receiver) = sync_channel(1);
         let thread = std::thread::spawn(move || {
-            let server = Server::new(hypervisor, POLL_LIMIT, 100)?;
+            let server = EventLoop::new(hypervisor, POLL_LIMIT, 100)?;
             // Whoever waits for the waker waits still.
             let _ = sender.send(Waker::new(server.registry(), STOP)?);
             serve(server, devices()?, mode)
@@ -258,7 +258,7 @@ fn join(thread: Thread) -> Result<Vec<DeviceReport>> {
 }
 
 fn serve(
-    mut server: Server<SimHypervisor>,
+    mut server: EventLoop<SimHypervisor>,
     devices: Vec<Box<dyn Device>>,
     mode: AddressMode,
 ) -> std::io::Result<Vec<DeviceReport>> {

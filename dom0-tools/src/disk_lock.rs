@@ -159,14 +159,14 @@ pub(crate) fn take_image(image: &OwnedFd, writes: bool) -> Result<(), LockError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::Form;
+    use crate::libxl::LibxlForm;
 
     #[test]
     fn an_open_file_excludes_others_of_the_same_device_only() {
         let path = tempfile::NamedTempFile::new().unwrap();
         let open = || OwnedFd::from(path.reopen().unwrap());
         let lock = |vm, devid| {
-            let form = Form::Disk;
+            let form = LibxlForm::Disk;
             name(vm, EntryKey { form, devid })
         };
         let (first, second, other) = (open(), open(), open());

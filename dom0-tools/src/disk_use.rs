@@ -240,7 +240,7 @@ impl Uses {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::Form;
+    use crate::libxl::LibxlForm;
 
     const fn device(minor: u64) -> Store {
         Store::Device(minor)
@@ -310,7 +310,7 @@ mod tests {
             vm: Some(format!("/vm/{domid}")),
         };
         let key = |devid| EntryKey {
-            form: Form::Disk,
+            form: LibxlForm::Disk,
             devid,
         };
         let mut uses = Uses::default();

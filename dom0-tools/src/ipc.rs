@@ -1,7 +1,7 @@
 //! What supervisor and worker say to each other: one JSON message a packet, with file descriptors beside.
 
+use crate::event_loop::EventLoopReport;
 use crate::libxl::EntryKey;
-use crate::server::ServerReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -103,7 +103,7 @@ pub enum FromWorker {
         key: EntryKey,
     },
     Report {
-        server: ServerReport,
+        server: EventLoopReport,
         devices: Vec<(EntryKey, DeviceReport)>,
     },
 }

@@ -15,14 +15,14 @@ pub const MAX_DEVICES: usize = 11;
 /// Which of libxl's two forms an entry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Form {
+pub enum LibxlForm {
     /// `disk = [ "specification=virtio, …" ]`
     Disk,
     /// `virtio = [ "type=virtio,device…, …" ]`
     Virtio,
 }
 
-impl Form {
+impl LibxlForm {
     pub const ALL: [Self; 2] = [Self::Disk, Self::Virtio];
 
     /// The name of its directory among the backends.
@@ -37,7 +37,7 @@ impl Form {
 /// Names an entry of one guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EntryKey {
-    pub form: Form,
+    pub form: LibxlForm,
     pub devid: u32,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for EntryKey {
 
 /// `XenbusState` (`xen/io/xenbus.h`), as far as libxl uses it for these devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum XenbusState {
     Initialising = 1,
     InitWait = 2,
     Closing = 5,
@@ -116,7 +116,7 @@ pub fn parse_path(path: &str) -> Option<(u16, EntryKey)> {
         .skip_while(|part| *part != "backend")
         .skip(1);
     let directory = parts.next()?;
-    let form = Form::ALL
+    let form = LibxlForm::ALL
         .into_iter()
         .find(|form| form.directory() == directory)?;
     let domid = parts.next()?.parse().ok()?;
@@ -131,7 +131,7 @@ pub fn parse_path(path: &str) -> Option<(u16, EntryKey)> {
 /// [`XenStoreError`].
 pub fn entries(store: &mut XenStore) -> Result<Vec<(u16, EntryKey)>, XenStoreError> {
     let mut found = Vec::new();
-    for form in Form::ALL {
+    for form in LibxlForm::ALL {
         let directory = format!("backend/{}", form.directory());
         for domid in store.directory(&directory)? {
             for devid in store.directory(&format!("{directory}/{domid}"))? {
@@ -155,7 +155,7 @@ pub fn active_entries(
     for (other, key) in entries(store)? {
         if other == domid
             && let Some(state) = read_state(store, domid, key)?
-            && state < State::Closing as u32
+            && state < XenbusState::Closing as u32
         {
             active.push((key, state));
         }
@@ -183,7 +183,13 @@ pub fn read_state(
 ///
 /// [`XenStoreError`].
 pub fn tell_ready(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<(), XenStoreError> {
-    change_state(store, domid, key, State::Initialising, State::InitWait)
+    change_state(
+        store,
+        domid,
+        key,
+        XenbusState::Initialising,
+        XenbusState::InitWait,
+    )
 }
 
 /// Tells libxl that an entry that it wants closed is closed.
@@ -192,7 +198,7 @@ pub fn tell_ready(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<(),
 ///
 /// [`XenStoreError`].
 pub fn tell_closed(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<(), XenStoreError> {
-    change_state(store, domid, key, State::Closing, State::Closed)
+    change_state(store, domid, key, XenbusState::Closing, XenbusState::Closed)
 }
 
 /// Leaves an entry alone that is in another state than `from`: libxl has removed it, which a write would undo, or
@@ -201,8 +207,8 @@ fn change_state(
     store: &mut XenStore,
     domid: u16,
     key: EntryKey,
-    from: State,
-    to: State,
+    from: XenbusState,
+    to: XenbusState,
 ) -> Result<(), XenStoreError> {
     if read_state(store, domid, key)? == Some(from as u32) {
         let path = format!("{}/state", entry_path(domid, key));
@@ -237,12 +243,12 @@ pub fn read_entry(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<Ent
         Some(_) => return Err(node.wrong("grant_usage", "0 or 1")),
     };
     let kind = match key.form {
-        Form::Disk => EntryKind::Disk {
+        LibxlForm::Disk => EntryKind::Disk {
             path: node.required("params")?.into(),
             read_only: node.required("mode")? != "w",
             vdev: node.optional("dev")?.unwrap_or_default(),
         },
-        Form::Virtio => EntryKind::Virtio {
+        LibxlForm::Virtio => EntryKind::Virtio {
             device_type: node.device_type()?,
         },
     };
@@ -308,7 +314,7 @@ mod tests {
     #[test]
     fn a_path_names_its_entry_whatever_is_before_and_behind() {
         let disk = |devid| EntryKey {
-            form: Form::Disk,
+            form: LibxlForm::Disk,
             devid,
         };
         for (path, expected) in [
@@ -322,7 +328,7 @@ mod tests {
                 Some((
                     7,
                     EntryKey {
-                        form: Form::Virtio,
+                        form: LibxlForm::Virtio,
                         devid: 0,
                     },
                 )),
@@ -344,7 +350,7 @@ mod tests {
 
         #[test]
         fn a_path_made_is_a_path_parsed(domid: u16, devid: u32) {
-            for form in Form::ALL {
+            for form in LibxlForm::ALL {
                 let key = EntryKey { form, devid };
                 prop_assert_eq!(parse_path(&entry_path(domid, key)), Some((domid, key)));
             }

@@ -1,7 +1,7 @@
 //! What `xen-virtioctl list` shows.
 
-use crate::libxl::{EntryKey, Form, entry_path};
-use crate::server::ServerReport;
+use crate::event_loop::EventLoopReport;
+use crate::libxl::{EntryKey, LibxlForm, entry_path};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
 use virtio_bindings::{
@@ -39,7 +39,7 @@ pub struct GuestReport {
     /// Why there is none, or why it does not answer.
     pub error: Option<String>,
     /// What the worker says of itself.
-    pub server: Option<ServerReport>,
+    pub server: Option<EventLoopReport>,
     pub devices: Vec<EntryReport>,
 }
 
@@ -183,8 +183,8 @@ impl EntryReport {
         let device = self.device.as_ref().unwrap_or(&none);
         let kind = match (&self.device, self.key.form) {
             (Some(device), _) => type_name(device.device_type),
-            (None, Form::Disk) => type_name(ids::VIRTIO_ID_BLOCK),
-            (None, Form::Virtio) => "?".to_owned(),
+            (None, LibxlForm::Disk) => type_name(ids::VIRTIO_ID_BLOCK),
+            (None, LibxlForm::Virtio) => "?".to_owned(),
         };
         [
             guest.domid.to_string(),
@@ -260,7 +260,7 @@ mod tests {
 
     fn report(device: Option<DeviceReport>, error: Option<&str>) -> Report {
         let key = EntryKey {
-            form: Form::Disk,
+            form: LibxlForm::Disk,
             devid: 51712,
         };
         let error = error.map(str::to_owned);

@@ -63,7 +63,7 @@ pub(crate) fn report_missing() {
     }
 }
 
-/// Makes this process the prisoner that serves guest `domid`. It must have one thread, and be root.
+/// Makes this process the sandboxed worker that serves guest `domid`. It must have one thread, and be root.
 /// `prepare` makes what the filter lets nobody make. It runs without privilege, before the filter.
 ///
 /// # Errors

@@ -286,13 +286,13 @@ impl GuestState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::Form;
+    use crate::libxl::LibxlForm;
 
     const BASE: u64 = 0x0200_0000;
 
     fn key(devid: u32) -> EntryKey {
         EntryKey {
-            form: Form::Disk,
+            form: LibxlForm::Disk,
             devid,
         }
     }

@@ -111,8 +111,8 @@ fn write_guest(f: &mut Formatter<'_>, guest: &GuestReport) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::{EntryKey, Form};
-    use crate::server::ServerReport;
+    use crate::event_loop::EventLoopReport;
+    use crate::libxl::{EntryKey, LibxlForm};
 
     fn report(requests: u64) -> Report {
         let device = DeviceReport {
@@ -124,7 +124,7 @@ mod tests {
             ..DeviceReport::default()
         };
         let key = EntryKey {
-            form: Form::Disk,
+            form: LibxlForm::Disk,
             devid: 51712,
         };
         Report {
@@ -135,7 +135,7 @@ mod tests {
                 worker: Some(77),
                 restarts: 0,
                 error: None,
-                server: Some(ServerReport {
+                server: Some(EventLoopReport {
                     sleeps: 10,
                     polled_ns: 20_000,
                     cpu_ns: 1_000_000,

@@ -4,9 +4,9 @@
 
 mod clients;
 mod conversation;
-mod earlier;
 mod entry;
 mod guest;
+mod orphan_workers;
 mod restarts;
 mod state_files;
 #[cfg(test)]
@@ -18,13 +18,13 @@ use crate::config::Config;
 use crate::control::Question;
 use crate::disk_use::Uses;
 use crate::ipc::{FromWorker, ToWorker};
-use crate::libxl::{self, State};
+use crate::libxl::{self, XenbusState};
 use crate::report::{Refusal, Report};
 use crate::sandbox;
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result};
 use clients::Clients;
-use guest::{Guest, Tools};
+use guest::{Guest, WorkerContext};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
@@ -151,7 +151,7 @@ impl Supervisor {
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), XENSTORE, Interest::READABLE)?;
-        for form in libxl::Form::ALL {
+        for form in libxl::LibxlForm::ALL {
             self.store
                 .watch(&format!("backend/{}", form.directory()), form.directory())?;
         }
@@ -161,7 +161,7 @@ impl Supervisor {
             let lives = store.is_introduced(domid)?;
             lives.then(|| guest::identify(store, domid)).transpose()
         })?;
-        earlier::end_orphans(|domid| store.is_introduced(domid))?;
+        orphan_workers::end_orphans(|domid| store.is_introduced(domid))?;
         // Also those whose entries libxl has removed meanwhile: what is left of an old program serves them still.
         for domid in served {
             tolerate(self.take_over(domid))?;
@@ -204,7 +204,7 @@ impl Supervisor {
                         self.resize(token, &guest, &device);
                     }
                     None if !self.clients.has(token) => {
-                        tolerate(self.hear_worker(token))?;
+                        tolerate(self.on_worker_readable(token))?;
                     }
                     None => {}
                 },
@@ -277,11 +277,11 @@ impl Supervisor {
     fn try_again(&mut self) -> Result<()> {
         let now = Instant::now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let (guests, store, mut tools) = self.parts();
+        let (guests, store, mut context) = self.parts();
         let mut closing = Vec::new();
         for (domid, guest) in guests {
             if is_due(guest.again_at()) {
-                guest.try_again(store, &mut tools);
+                guest.try_again(store, &mut context);
             }
             if is_due(guest.closing_at()) {
                 closing.push(*domid);
@@ -294,8 +294,8 @@ impl Supervisor {
     }
 
     /// The guests, and what they are served with.
-    fn parts(&mut self) -> (&mut BTreeMap<u16, Guest>, &mut XenStore, Tools<'_>) {
-        let tools = Tools {
+    fn parts(&mut self) -> (&mut BTreeMap<u16, Guest>, &mut XenStore, WorkerContext<'_>) {
+        let context = WorkerContext {
             config: &self.config,
             files: &self.files,
             uses: &mut self.uses,
@@ -303,7 +303,7 @@ impl Supervisor {
             registry: self.poll.registry(),
             next_token: &mut self.next_token,
         };
-        (&mut self.guests, &mut self.store, tools)
+        (&mut self.guests, &mut self.store, context)
     }
 
     fn follow_xenstore(&mut self) -> Result<()> {
@@ -343,22 +343,22 @@ impl Supervisor {
         match state {
             None => {
                 self.note_refusals(domid, Some(key));
-                let (guests, _, mut tools) = self.parts();
+                let (guests, _, mut context) = self.parts();
                 if let Some(guest) = guests.get_mut(&domid) {
-                    guest.forget(key, &mut tools);
+                    guest.forget(key, &mut context);
                 }
             }
-            Some(state) if state == State::Closing as u32 => {
+            Some(state) if state == XenbusState::Closing as u32 => {
                 self.note_refusals(domid, Some(key));
-                let (guests, _, mut tools) = self.parts();
+                let (guests, _, mut context) = self.parts();
                 let detaching = guests
                     .get_mut(&domid)
-                    .is_some_and(|guest| guest.detach(key, &mut tools));
+                    .is_some_and(|guest| guest.detach(key, &mut context));
                 if !detaching {
                     libxl::tell_closed(&mut self.store, domid, key)?;
                 }
             }
-            Some(state) if state == State::Closed as u32 || known => {}
+            Some(state) if state == XenbusState::Closed as u32 || known => {}
             Some(state) => {
                 let guest = match self.guests.entry(domid) {
                     Entry::Occupied(guest) => guest.into_mut(),
@@ -366,7 +366,7 @@ impl Supervisor {
                         place.insert(Guest::read(&mut self.store, &self.files, domid)?)
                     }
                 };
-                if state != State::Initialising as u32 {
+                if state != XenbusState::Initialising as u32 {
                     guest.refuse_served(key);
                     return Ok(());
                 }
@@ -376,10 +376,10 @@ impl Supervisor {
                         stopping.worker.kill(self.poll.registry());
                     }
                 }
-                let (guests, store, mut tools) = self.parts();
+                let (guests, store, mut context) = self.parts();
                 if let Some(guest) = guests.get_mut(&domid) {
-                    guest.attach(key, false, store, &mut tools);
-                    guest.serve_pending(&mut tools);
+                    guest.attach(key, false, store, &mut context);
+                    guest.serve_pending(&mut context);
                 }
             }
         }
@@ -412,13 +412,13 @@ impl Supervisor {
             return Ok(());
         }
         let entries = libxl::active_entries(&mut self.store, domid)?;
-        let (guests, store, mut tools) = self.parts();
+        let (guests, store, mut context) = self.parts();
         if let Some(guest) = guests.get_mut(&domid) {
             for (key, state) in entries {
-                let served = state != State::Initialising as u32;
-                guest.attach(key, served, store, &mut tools);
+                let served = state != XenbusState::Initialising as u32;
+                guest.attach(key, served, store, &mut context);
             }
-            guest.serve_pending(&mut tools);
+            guest.serve_pending(&mut context);
         }
         Ok(())
     }
@@ -468,14 +468,14 @@ impl Supervisor {
 
     /// Has a guest told of what was added to its disk, and `client` of how that went.
     fn resize(&mut self, client: Token, guest: &str, device: &str) {
-        let (guests, store, mut tools) = self.parts();
+        let (guests, store, mut context) = self.parts();
         let mut guests = guests.iter_mut();
         let found =
             guests.find(|(domid, other)| other.name() == guest || domid.to_string() == guest);
         let result = match found {
             None => Err(format!("there is no guest {guest} with a virtio device")),
             Some((_, found)) => found
-                .resize(device, store, &mut tools)
+                .resize(device, store, &mut context)
                 .map(|(before, now)| {
                     format!("guest {guest}, {device}: {before} bytes before, {now} bytes now")
                 })
@@ -489,7 +489,7 @@ impl Supervisor {
         self.clients.answer(client, answer, self.poll.registry());
     }
 
-    fn hear_worker(&mut self, token: Token) -> Result<(), XenStoreError> {
+    fn on_worker_readable(&mut self, token: Token) -> Result<(), XenStoreError> {
         let registry = self.poll.registry();
         let stopping = |stopping: &&mut Stopping| stopping.worker.has(token);
         if let Some(Stopping {
@@ -512,7 +512,7 @@ impl Supervisor {
         };
         guest.relay_log(token, registry);
         let mut told = Ok(());
-        while let Some(message) = guest.hear(registry) {
+        while let Some(message) = guest.on_message(registry) {
             match message {
                 FromWorker::Attached { key } if guest.has_handed(key) => {
                     told = told.and(libxl::tell_ready(&mut self.store, domid, key));
@@ -540,7 +540,7 @@ impl Supervisor {
 
     /// Tells libxl which entries of a guest are closed now.
     fn close_entries(&mut self, domid: u16) -> Result<(), XenStoreError> {
-        let (guests, store, mut tools) = self.parts();
+        let (guests, store, mut context) = self.parts();
         let Some(guest) = guests.get_mut(&domid) else {
             return Ok(());
         };
@@ -548,7 +548,7 @@ impl Supervisor {
         for key in guest.closed() {
             let told = libxl::tell_closed(store, domid, key);
             if told.is_ok() {
-                guest.is_closed(key, &mut tools);
+                guest.is_closed(key, &mut context);
             }
             result = result.and(told);
         }

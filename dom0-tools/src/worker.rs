@@ -1,9 +1,9 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
 use crate::disk_lock::{self, LockError};
+use crate::event_loop::EventLoop;
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::{EntryKey, MAX_DEVICES};
-use crate::server::Server;
 use crate::state::{Backing, GuestState};
 use anyhow::{Context, Result, anyhow, bail};
 use mio::unix::SourceFd;
@@ -35,7 +35,7 @@ const MAX_DISK_QUEUES: usize = 4;
 /// What keeps the guest from being served; the supervisor is told too.
 pub fn run(socket: OwnedFd) -> Result<()> {
     let channel = Channel::new(socket);
-    let (server, state, rings) = match start(&channel) {
+    let (event_loop, state, rings) = match start(&channel) {
         Ok(Some(started)) => started,
         Ok(None) => return Ok(()),
         Err(error) => {
@@ -51,7 +51,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
     };
     Worker {
         channel,
-        server,
+        event_loop,
         state,
         rings,
         slots: BTreeMap::new(),
@@ -64,7 +64,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
 
 /// Takes what the supervisor hands over, and the guest from an earlier worker if there was one. `None` if
 /// there is no supervisor any more.
-fn start(channel: &Channel) -> Result<Option<(Server<XenGuest>, GuestState, RingStock)>> {
+fn start(channel: &Channel) -> Result<Option<(EventLoop<XenGuest>, GuestState, RingStock)>> {
     wait_readable(channel)?;
     let (message, fds) = channel.receive()?.context("the supervisor sent nothing")?;
     let ToWorker::Start {
@@ -97,8 +97,9 @@ fn start(channel: &Channel) -> Result<Option<(Server<XenGuest>, GuestState, Ring
         }
     };
     let guest = XenGuest::open(privcmd, File::from(gntdev), evtchn, server)?;
-    let server = Server::new(guest, Duration::from_micros(poll_limit_us), cpu_percent)?;
-    Ok(Some((server, state, rings)))
+    let limit = Duration::from_micros(poll_limit_us);
+    let event_loop = EventLoop::new(guest, limit, cpu_percent)?;
+    Ok(Some((event_loop, state, rings)))
 }
 
 fn wait_readable(channel: &Channel) -> io::Result<()> {
@@ -111,7 +112,7 @@ fn wait_readable(channel: &Channel) -> io::Result<()> {
 }
 
 struct Worker {
-    server: Server<XenGuest>,
+    event_loop: EventLoop<XenGuest>,
     channel: Channel,
     state: GuestState,
     /// A ring for each device that the guest can have: none can be made in the sandbox.
@@ -129,12 +130,12 @@ impl Worker {
     fn serve(mut self) -> Result<()> {
         while !self.begun {
             wait_readable(&self.channel)?;
-            if self.obey()? || !self.supervised {
+            if self.handle_commands()? || !self.supervised {
                 return Ok(());
             }
         }
         let supervisor = self.channel.as_fd().as_raw_fd();
-        self.server.registry().register(
+        self.event_loop.registry().register(
             &mut SourceFd(&supervisor),
             SUPERVISOR,
             Interest::READABLE,
@@ -143,20 +144,20 @@ impl Worker {
         loop {
             // Without a supervisor nobody else would tell that the guest is gone.
             let timeout = (!self.supervised).then_some(ORPHAN_CHECK);
-            self.server.serve(timeout)?;
+            self.event_loop.serve(timeout)?;
             self.see_off();
             if !self.supervised && checked.elapsed() >= ORPHAN_CHECK {
-                if !self.server.hypervisor().is_alive() {
+                if !self.event_loop.hypervisor().is_alive() {
                     return Ok(());
                 }
                 checked = Instant::now();
             }
-            if self.supervised && self.server.is_ready(SUPERVISOR) {
-                if self.obey()? {
+            if self.supervised && self.event_loop.is_ready(SUPERVISOR) {
+                if self.handle_commands()? {
                     return Ok(());
                 }
                 if !self.supervised {
-                    self.server
+                    self.event_loop
                         .registry()
                         .deregister(&mut SourceFd(&supervisor))?;
                 }
@@ -165,7 +166,7 @@ impl Worker {
     }
 
     /// Does what the supervisor asks. True when it asks to stop.
-    fn obey(&mut self) -> Result<bool> {
+    fn handle_commands(&mut self) -> Result<bool> {
         loop {
             let (message, fds) = match self.channel.receive() {
                 Ok(Some(message)) => message,
@@ -217,7 +218,7 @@ impl Worker {
                             let before = self.slots.insert(key, slot);
                             // Missing at another address, where it will not come back.
                             if let Some(before) = before.filter(|before| *before != slot) {
-                                drop(self.server.remove(before));
+                                drop(self.event_loop.remove(before));
                             }
                             FromWorker::Attached { key }
                         }
@@ -236,7 +237,7 @@ impl Worker {
                 ToWorker::Detach { key } => {
                     self.state.forget(key)?;
                     let slot = self.slots.remove(&key);
-                    match slot.and_then(|slot| self.server.remove(slot)) {
+                    match slot.and_then(|slot| self.event_loop.remove(slot)) {
                         Some(device) => {
                             self.leaving.push((key, device));
                             self.see_off();
@@ -246,11 +247,11 @@ impl Worker {
                     }
                 }
                 ToWorker::Report => FromWorker::Report {
-                    server: self.server.report(),
+                    server: self.event_loop.report(),
                     devices: self
                         .slots
                         .iter()
-                        .filter_map(|(key, slot)| Some((*key, self.server.device(*slot)?)))
+                        .filter_map(|(key, slot)| Some((*key, self.event_loop.device(*slot)?)))
                         .collect(),
                 },
                 ToWorker::Resize { key, bytes } => {
@@ -269,9 +270,9 @@ impl Worker {
     /// Tells the supervisor which devices have left.
     fn see_off(&mut self) {
         let mut left = Vec::new();
-        let server = &mut self.server;
+        let event_loop = &mut self.event_loop;
         self.leaving.retain_mut(|(key, device)| {
-            let has_left = server.has_left(&mut **device);
+            let has_left = event_loop.has_left(&mut **device);
             if has_left {
                 left.push(*key);
             }
@@ -295,7 +296,7 @@ impl Worker {
         let mut lost = Vec::new();
         for (key, range, state) in self.state.devices()? {
             if !self.slots.contains_key(&key) {
-                match self.server.add_missing(range, state) {
+                match self.event_loop.add_missing(range, state) {
                     Ok(slot) => drop(self.slots.insert(key, slot)),
                     Err(error) => lost.push(format!("{key}: {error}")),
                 }
@@ -356,7 +357,7 @@ impl Worker {
             shown => shown,
         };
         disk.set_bytes(shown);
-        let hypervisor = self.server.hypervisor();
+        let hypervisor = self.event_loop.hypervisor();
         let queues = u16::try_from(hypervisor.vcpus().min(MAX_DISK_QUEUES))?;
         let mut blk = Blk::new(
             disk,
@@ -376,12 +377,12 @@ impl Worker {
         }
         // Last: a worker that dies before this has the next one tell the driver once more.
         state.shown.store(0, new_disk.bytes);
-        Ok(self.server.add(new.range, device)?)
+        Ok(self.event_loop.add(new.range, device)?)
     }
 
     fn resize(&mut self, key: EntryKey, bytes: u64) -> Result<()> {
         if let Some(slot) = self.slots.get(&key)
-            && self.server.resize(*slot, bytes)
+            && self.event_loop.resize(*slot, bytes)
         {
             self.state.set_shown(key, bytes)?;
         }

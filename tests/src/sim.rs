@@ -15,7 +15,7 @@ use xen_virtio_guest_mapping::{
 };
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor};
 use xen_virtio_transport::{
-    DeviceState, Hypervisor, InterruptLine, Machine, MmioDevice, MmioRange, Trap, Width,
+    DeviceState, GuestDevices, Hypervisor, InterruptLine, MmioDevice, MmioRange, Trap, Width,
 };
 
 /// A simulated guest whose traps come as a test has it.
@@ -88,14 +88,14 @@ pub fn disk_device(hypervisor: &mut SimHypervisor, disk: Disk, state: DeviceStat
 
 /// Has the driver of the guest's first device do `what` while `machine` serves it.
 pub fn drive<T: Send + 'static>(
-    machine: &mut Machine<SimHypervisor>,
+    machine: &mut GuestDevices<SimHypervisor>,
     guest: &SimGuest,
     what: impl FnOnce(&Driver) -> T + Send + 'static,
 ) -> T {
     let guest = guest.clone();
     let driving = std::thread::spawn(move || what(&driver(&guest, 0)));
     while !driving.is_finished() {
-        machine.turn();
+        machine.step();
     }
     driving.join().expect("a driver that does not panic")
 }

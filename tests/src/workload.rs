@@ -12,7 +12,7 @@ use xen_virtio_backend::{
 use xen_virtio_guest_io::{BlkRequest, Buffer, Driver, RawQueue};
 use xen_virtio_guest_mapping::{AddressMode, CopyOp, Direction, GuestAccess, GuestAddress};
 use xen_virtio_transport::sim::{SimGuest, simulate};
-use xen_virtio_transport::{Offer, Register, RegisterFile};
+use xen_virtio_transport::{Identity, Register, RegisterFile};
 
 /// One operation, ready to be repeated.
 pub type Operation = Box<dyn FnMut()>;
@@ -54,7 +54,7 @@ fn layout(queue: &RawQueue) -> QueueLayout {
 
 /// The register accesses of a request: the kick, and those of its interrupt.
 fn register_file() -> Operation {
-    let mut registers = RegisterFile::new(Offer {
+    let mut registers = RegisterFile::new(Identity {
         device_type: DeviceType::BLOCK,
         features: 1 << VIRTIO_F_VERSION_1,
         required_features: 1 << VIRTIO_F_VERSION_1,
@@ -143,7 +143,7 @@ fn blk_batch() -> Operation {
             raw.offer(index * 3);
         }
         while raw.used_index() != before.wrapping_add(BATCH) {
-            let _ = blk.process(&mut access).expect("good requests");
+            let _ = blk.step(&mut access).expect("good requests");
         }
     })
 }

@@ -389,7 +389,7 @@ fn queues_have_their_turns() {
             seen < 2000,
             "the busy queue was served {seen} times, the other never"
         );
-        let _ = blk.process(&mut access).unwrap();
+        let _ = blk.step(&mut access).unwrap();
         while busy.used_index() != seen {
             busy.offer(u16::try_from(busy.used(seen).0).unwrap());
             seen += 1;

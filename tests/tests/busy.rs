@@ -3,13 +3,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use xen_virtio_dom0_tools::server::Server;
+use xen_virtio_dom0_tools::event_loop::EventLoop;
 use xen_virtio_tests::Staged;
 use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{Hypervisor, Trap, TrapRequest};
 
 /// Serves a guest that does nothing but trap, each of which takes long to answer; and how many were answered.
-fn storm(cpu_percent: u32) -> (Server<impl Hypervisor>, Rc<Cell<u64>>) {
+fn storm(cpu_percent: u32) -> (EventLoop<impl Hypervisor>, Rc<Cell<u64>>) {
     let (hypervisor, _) = simulate(1).unwrap();
     let answered = Rc::new(Cell::new(0));
     let count = Rc::clone(&answered);
@@ -19,7 +19,7 @@ fn storm(cpu_percent: u32) -> (Server<impl Hypervisor>, Rc<Cell<u64>>) {
         count.set(count.get() + 1);
         Some(Trap::new(TrapRequest::Unknown, 0, hypervisor))
     });
-    let server = Server::new(staged, Duration::ZERO, cpu_percent).unwrap();
+    let server = EventLoop::new(staged, Duration::ZERO, cpu_percent).unwrap();
     (server, answered)
 }
 

@@ -15,8 +15,8 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{StateArea, StateMemory};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
-use xen_virtio_dom0_tools::libxl::{EntryKey, Form};
-use xen_virtio_dom0_tools::server::Server;
+use xen_virtio_dom0_tools::event_loop::EventLoop;
+use xen_virtio_dom0_tools::libxl::{EntryKey, LibxlForm};
 use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
@@ -57,7 +57,7 @@ fn serve(
     };
     let state = GuestState::new(StateArea::new(Rc::new(memory), BYTES)).unwrap();
     let key = EntryKey {
-        form: Form::Disk,
+        form: LibxlForm::Disk,
         devid: 51712,
     };
     let disk = Disk::open(disk, false).unwrap();
@@ -68,7 +68,7 @@ fn serve(
     let line = hypervisor.interrupt_line(FIRST_IRQ);
     let mode = AddressMode::Grants;
     let device = MmioDevice::new(Box::new(blk), mode, access, line, slot.device).unwrap();
-    let mut server = Server::new(hypervisor, Duration::from_micros(20), 100).unwrap();
+    let mut server = EventLoop::new(hypervisor, Duration::from_micros(20), 100).unwrap();
     server.add(FIRST_DEVICE, device).unwrap();
     while !over.load(Ordering::SeqCst) {
         server.serve(Some(Duration::from_millis(1))).unwrap();

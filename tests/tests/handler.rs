@@ -14,10 +14,10 @@ use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_tests::{BlkRequest, Staged, driver};
 use xen_virtio_transport::sim::simulate;
-use xen_virtio_transport::{DeviceState, Hypervisor, Machine, MmioDevice, Register};
+use xen_virtio_transport::{DeviceState, GuestDevices, Hypervisor, MmioDevice, Register};
 
 /// A guest's machine with one disk.
-fn machine<H: Hypervisor>(hypervisor: H) -> Machine<H> {
+fn machine<H: Hypervisor>(hypervisor: H) -> GuestDevices<H> {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let kept = StateArea::private(Blk::KEPT).unwrap();
@@ -30,7 +30,7 @@ fn machine<H: Hypervisor>(hypervisor: H) -> Machine<H> {
     );
     let state = DeviceState::private().unwrap();
     let device = MmioDevice::new(Box::new(blk), mode, access, line, state).unwrap();
-    let mut machine = Machine::new(hypervisor);
+    let mut machine = GuestDevices::new(hypervisor);
     machine.add(FIRST_DEVICE, device).unwrap();
     machine
 }
@@ -67,14 +67,14 @@ fn a_handler_is_waited_for_a_moment_and_no_longer() {
         })
     };
     while guest.interrupts(FIRST_IRQ) == 0 {
-        machine.turn();
+        machine.step();
     }
     // The handler comes a little later than the worker looks.
-    let late_access = |machine: &mut Machine<_>| {
+    let late_access = |machine: &mut GuestDevices<_>| {
         go.send(()).unwrap();
         thread::sleep(Duration::from_millis(50));
         hidden.set(1);
-        machine.turn()
+        machine.step()
     };
     assert_eq!(
         late_access(&mut machine),
@@ -83,13 +83,13 @@ fn a_handler_is_waited_for_a_moment_and_no_longer() {
     );
     // It has read why it was called, and does not acknowledge it.
     hidden.set(u32::MAX);
-    assert_eq!(machine.turn(), Activity::Idle);
+    assert_eq!(machine.step(), Activity::Idle);
     assert_eq!(
         late_access(&mut machine),
         Activity::Idle,
         "it is not waited for any more"
     );
-    assert_eq!(machine.turn(), Activity::Working);
+    assert_eq!(machine.step(), Activity::Working);
     drop(go);
     handler.join().unwrap();
 }

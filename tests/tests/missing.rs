@@ -10,14 +10,14 @@ use xen_virtio_backend::blk::Disk;
 use xen_virtio_dom0_tools::demo::FIRST_DEVICE;
 use xen_virtio_tests::{Driver, Negotiated, disk_device, drive};
 use xen_virtio_transport::sim::{SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceState, Machine, MmioDevice, Register};
+use xen_virtio_transport::{DeviceState, GuestDevices, MmioDevice, Register};
 
 const RUNNING: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
     | VIRTIO_CONFIG_S_FEATURES_OK
     | VIRTIO_CONFIG_S_DRIVER_OK;
 
-fn disk(machine: &mut Machine<SimHypervisor>, state: DeviceState) -> MmioDevice {
+fn disk(machine: &mut GuestDevices<SimHypervisor>, state: DeviceState) -> MmioDevice {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let disk = Disk::open(file.path(), false).unwrap();
@@ -27,7 +27,7 @@ fn disk(machine: &mut Machine<SimHypervisor>, state: DeviceState) -> MmioDevice 
 /// The status of a running device that was missing for a while, in which its driver did `meanwhile`.
 fn status_after(meanwhile: impl FnOnce(&Driver) + Send + 'static) -> u32 {
     let (hypervisor, guest) = simulate(64).unwrap();
-    let mut machine = Machine::new(hypervisor);
+    let mut machine = GuestDevices::new(hypervisor);
     let area = StateArea::private(DeviceState::BYTES).unwrap();
     let device = disk(&mut machine, DeviceState::new(&area));
     let slot = machine.add(FIRST_DEVICE, device).unwrap();

@@ -11,7 +11,7 @@ use xen_virtio_tests::{
     BlkRequest, Driver, RawQueue, disk_device, disk_of, drive, driver, numbered_disk,
 };
 use xen_virtio_transport::sim::{SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceState, Machine, MmioDevice, Register};
+use xen_virtio_transport::{DeviceState, GuestDevices, MmioDevice, Register};
 
 const SECTORS: u64 = 4096;
 const SIZE: u16 = 64;
@@ -80,7 +80,7 @@ fn a_queue_that_cannot_be_mapped_for_want_of_memory_is_mapped_later() {
 fn a_reset_ends_the_wait() {
     let file = numbered_disk(SECTORS);
     let (hypervisor, guest) = simulate(256).unwrap();
-    let mut machine = Machine::new(hypervisor);
+    let mut machine = GuestDevices::new(hypervisor);
     let kept = StateArea::private(DeviceState::BYTES).unwrap();
     let device = device(&mut machine, &file, &kept);
     machine.add(FIRST_DEVICE, device).unwrap();
@@ -109,7 +109,7 @@ fn a_reset_ends_the_wait() {
 fn a_takeover_waits_for_memory() {
     let file = numbered_disk(SECTORS);
     let (hypervisor, guest) = simulate(256).unwrap();
-    let mut machine = Machine::new(hypervisor);
+    let mut machine = GuestDevices::new(hypervisor);
     let kept = StateArea::private(DeviceState::BYTES).unwrap();
     let device = device(&mut machine, &file, &kept);
     let slot = machine.add(FIRST_DEVICE, device).unwrap();
@@ -128,7 +128,7 @@ fn a_takeover_waits_for_memory() {
 }
 
 fn device(
-    machine: &mut Machine<SimHypervisor>,
+    machine: &mut GuestDevices<SimHypervisor>,
     file: &NamedTempFile,
     kept: &StateArea,
 ) -> MmioDevice {

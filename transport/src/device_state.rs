@@ -1,6 +1,6 @@
 //! What of a device outlives the process that serves it.
 
-use crate::register_file::{RegisterSet, RestoreError};
+use crate::register_file::{RestoreError, SavedRegisters};
 use std::io;
 use xen_virtio_backend::{QueueIndex, QueueJournal, StateArea, StateCell, StateError};
 
@@ -61,7 +61,7 @@ impl DeviceState {
     }
 
     /// What was saved last, if anything was.
-    pub(crate) fn load(&self, queues: usize) -> Result<Option<RegisterSet>, DeviceStateError> {
+    pub(crate) fn load(&self, queues: usize) -> Result<Option<SavedRegisters>, DeviceStateError> {
         if queues > QUEUES {
             return Err(DeviceStateError::Queues(queues));
         }
@@ -72,7 +72,7 @@ impl DeviceState {
         Ok(Some(serde_json::from_slice(&bytes)?))
     }
 
-    pub(crate) fn save(&self, registers: &RegisterSet) {
+    pub(crate) fn save(&self, registers: &SavedRegisters) {
         let bytes = serde_json::to_vec(registers).expect("numbers and lists of numbers");
         self.registers
             .store(&bytes)

@@ -3,7 +3,7 @@
 use crate::device_state::{DeviceState, DeviceStateError};
 use crate::hypervisor::{InterruptLine, Width};
 use crate::interrupt::{Cause, Interrupt};
-use crate::register_file::{Effect, Offer, RegisterFile};
+use crate::register_file::{Effect, Identity, RegisterFile};
 use crate::registers::{Location, Register, TrapCounters};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
     Activity, Device, DeviceError, DeviceFailure, LogLimit, QueueError, QueueIndex, QueueSetup,
-    Shortage, Turn,
+    Shortage, Step,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -103,15 +103,15 @@ impl MmioDevice {
             AddressMode::Grants => 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM,
             AddressMode::Frames => 1 << VIRTIO_F_VERSION_1,
         };
-        let offer = Offer {
+        let identity = Identity {
             device_type: device.device_type(),
             features: device.features() | required_features,
             required_features,
             queue_sizes: device.queue_sizes().to_vec(),
         };
-        let known = state.load(offer.queue_sizes.len())?;
+        let known = state.load(identity.queue_sizes.len())?;
         let mut this = Self {
-            registers: RegisterFile::new(offer.clone()),
+            registers: RegisterFile::new(identity.clone()),
             state,
             device,
             access,
@@ -127,7 +127,7 @@ impl MmioDevice {
             access_log: LogLimit::default(),
         };
         if let Some(set) = known {
-            this.registers = RegisterFile::restore(offer, set)?;
+            this.registers = RegisterFile::restore(identity, set)?;
             this.go_on();
         }
         Ok(this)
@@ -216,7 +216,7 @@ impl MmioDevice {
             self.state.save(self.registers.set());
         }
         match effect {
-            // After a kick, or when the driver is ready, the queues have their turn: `process`.
+            // After a kick, or when the driver is ready, the queues are looked at: `step`.
             Effect::Nothing | Effect::Refused | Effect::Notify(_) => {}
             Effect::DriverOk => {
                 self.tell_failure();
@@ -306,7 +306,7 @@ impl MmioDevice {
         self.device
     }
 
-    /// When [`MmioDevice::process`] is to be called though nothing tells of it.
+    /// When [`MmioDevice::step`] is to be called though nothing tells of it.
     pub fn try_again_at(&self) -> Option<Instant> {
         [
             self.shortage.try_at(),
@@ -318,30 +318,30 @@ impl MmioDevice {
         .min()
     }
 
-    /// Gives the queues a turn.
-    pub fn process(&mut self) -> Activity {
+    /// Takes a step with the queues.
+    pub fn step(&mut self) -> Activity {
         self.interrupt.retry();
         self.start_missed_queues();
         if !self.registers.is_live() {
             return Activity::Idle;
         }
-        let turn = self.device.process(&mut *self.access);
-        self.take(turn)
+        let step = self.device.step(&mut *self.access);
+        self.take(step)
     }
 
-    /// Prepares for nobody calling [`MmioDevice::process`] until there is a trap or [`MmioDevice::events`]
+    /// Prepares for nobody calling [`MmioDevice::step`] until there is a trap or [`MmioDevice::events`]
     /// are there.
-    pub fn rest(&mut self) -> Activity {
+    pub fn prepare_sleep(&mut self) -> Activity {
         if !self.registers.is_live() {
             return Activity::Idle;
         }
-        let turn = self.device.rest(&mut *self.access);
-        self.take(turn)
+        let step = self.device.prepare_sleep(&mut *self.access);
+        self.take(step)
     }
 
-    fn take(&mut self, turn: Result<Turn, DeviceError>) -> Activity {
-        match turn {
-            Ok(Turn {
+    fn take(&mut self, step: Result<Step, DeviceError>) -> Activity {
+        match step {
+            Ok(Step {
                 interrupt,
                 activity,
             }) => {
@@ -376,7 +376,7 @@ impl MmioDevice {
         self.registers.interrupt_pending()
     }
 
-    /// Readable when [`MmioDevice::process`] has something to do that no trap tells of.
+    /// Readable when [`MmioDevice::step`] has something to do that no trap tells of.
     pub fn events(&self) -> Option<BorrowedFd<'_>> {
         self.device.events()
     }

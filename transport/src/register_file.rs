@@ -27,7 +27,7 @@ const DRIVER_STATUS: [u32; 4] = [
 
 /// What a device shows its driver, fixed for its life.
 #[derive(Clone, Debug)]
-pub struct Offer {
+pub struct Identity {
     pub device_type: DeviceType,
     pub features: u64,
     /// Of the offered features, those that the driver must accept.
@@ -56,8 +56,8 @@ pub enum Effect {
 /// The registers of one virtio-mmio device.
 #[derive(Clone, Debug)]
 pub struct RegisterFile {
-    offer: Offer,
-    set: RegisterSet,
+    identity: Identity,
+    set: SavedRegisters,
     interrupt_status: u32,
     /// The causes among them that the driver has not read since they came up.
     interrupt_unread: u32,
@@ -93,7 +93,7 @@ pub enum Misstep {
 
 /// What the driver has set, and must find again whichever process serves it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegisterSet {
+pub struct SavedRegisters {
     status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -110,7 +110,7 @@ pub struct RegisterSet {
 pub enum RestoreError {
     #[error("the driver knows {known} queues, and this device has {offered}")]
     Queues { known: usize, offered: usize },
-    #[error("the driver accepted the features {0:#x}, which this device does not offer")]
+    #[error("the driver accepted the features {0:#x}, which this device does not identity")]
     Features(u64),
 }
 
@@ -124,13 +124,13 @@ struct QueueRegisters {
 }
 
 impl RegisterFile {
-    pub fn new(offer: Offer) -> Self {
-        let set = RegisterSet {
-            queues: vec![QueueRegisters::default(); offer.queue_sizes.len()],
-            ..RegisterSet::default()
+    pub fn new(identity: Identity) -> Self {
+        let set = SavedRegisters {
+            queues: vec![QueueRegisters::default(); identity.queue_sizes.len()],
+            ..SavedRegisters::default()
         };
         Self {
-            offer,
+            identity,
             set,
             interrupt_status: 0,
             interrupt_unread: 0,
@@ -144,19 +144,19 @@ impl RegisterFile {
     /// # Errors
     ///
     /// [`RestoreError`] if the driver settled on something that this device does not have.
-    pub fn restore(offer: Offer, set: RegisterSet) -> Result<Self, RestoreError> {
-        let (known, offered) = (set.queues.len(), offer.queue_sizes.len());
+    pub fn restore(identity: Identity, set: SavedRegisters) -> Result<Self, RestoreError> {
+        let (known, offered) = (set.queues.len(), identity.queue_sizes.len());
         if known != offered {
             return Err(RestoreError::Queues { known, offered });
         }
         let restored = Self {
-            offer,
+            identity,
             set,
             interrupt_status: 0,
             interrupt_unread: 0,
             misstep: None,
         };
-        let beyond = restored.negotiated_features() & !restored.offer.features;
+        let beyond = restored.negotiated_features() & !restored.identity.features;
         if beyond != 0 {
             return Err(RestoreError::Features(beyond));
         }
@@ -164,20 +164,20 @@ impl RegisterFile {
     }
 
     /// What [`RegisterFile::restore`] goes on from.
-    pub fn set(&self) -> &RegisterSet {
+    pub fn set(&self) -> &SavedRegisters {
         &self.set
     }
 
     fn reset(&mut self) {
         let Self {
-            offer: _,
+            identity: _,
             set,
             interrupt_status,
             interrupt_unread,
             // It is what a driver that starts anew is most likely to come to again.
             misstep: _,
         } = self;
-        let RegisterSet {
+        let SavedRegisters {
             status,
             device_features_sel,
             driver_features_sel,
@@ -204,17 +204,17 @@ impl RegisterFile {
         match register {
             Register::MagicValue => MAGIC,
             Register::Version => VERSION,
-            Register::DeviceId => self.offer.device_type.0,
+            Register::DeviceId => self.identity.device_type.0,
             Register::VendorId => VENDOR,
             Register::DeviceFeatures => match self.set.device_features_sel {
-                0 => low(self.offer.features),
-                1 => high(self.offer.features),
+                0 => low(self.identity.features),
+                1 => high(self.identity.features),
                 _ => 0,
             },
             // Zero: not available (virtio 1.3, 4.2.2.2).
             Register::QueueSizeMax => self
                 .selected()
-                .map_or(0, |index| self.offer.queue_sizes[index.get()].into()),
+                .map_or(0, |index| self.identity.queue_sizes[index.get()].into()),
             Register::QueueReady => self
                 .selected()
                 .map_or(0, |index| self.set.queues[index.get()].ready.into()),
@@ -365,11 +365,11 @@ impl RegisterFile {
 
     /// What is wrong with the features that the driver accepted, if it has not settled on them.
     fn unacceptable_features(&self) -> Option<Misstep> {
-        let Offer {
+        let Identity {
             features,
             required_features,
             ..
-        } = self.offer;
+        } = self.identity;
         let accepted = self.set.driver_features;
         let missing = required_features & !accepted;
         if self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) {
@@ -421,7 +421,7 @@ impl RegisterFile {
     /// What a queue is to start with.
     fn setup(&self, index: QueueIndex) -> QueueSetup {
         let queue = self.set.queues[index.get()];
-        let max = self.offer.queue_sizes[index.get()];
+        let max = self.identity.queue_sizes[index.get()];
         let layout = QueueLayout {
             // A size that was never written, or is too large, is no queue's: let it be found invalid.
             size: u16::try_from(queue.size)

@@ -12,7 +12,7 @@ const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const REQUIRED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM;
 
 fn register_file() -> RegisterFile {
-    RegisterFile::new(Offer {
+    RegisterFile::new(Identity {
         device_type: DeviceType::BLOCK,
         features: REQUIRED | 0b101,
         required_features: REQUIRED,
@@ -21,7 +21,7 @@ fn register_file() -> RegisterFile {
 }
 
 /// Registers that take the most room to write down.
-pub(crate) fn widest_registers(queues: usize) -> RegisterSet {
+pub(crate) fn widest_registers(queues: usize) -> SavedRegisters {
     let queue = QueueRegisters {
         size: u32::MAX,
         ready: false,
@@ -29,7 +29,7 @@ pub(crate) fn widest_registers(queues: usize) -> RegisterSet {
         available: u64::MAX,
         used: u64::MAX,
     };
-    RegisterSet {
+    SavedRegisters {
         status: u32::MAX,
         device_features_sel: u32::MAX,
         driver_features_sel: u32::MAX,
@@ -256,10 +256,10 @@ fn status_zero_forgets_everything_but_the_generation() {
 #[test]
 fn registers_of_another_device_are_not_gone_on_from() {
     let registers = negotiated();
-    let offer = registers.offer.clone();
-    let fewer = Offer {
+    let identity = registers.identity.clone();
+    let fewer = Identity {
         queue_sizes: vec![256],
-        ..offer.clone()
+        ..identity.clone()
     };
     let restored = RegisterFile::restore(fewer, registers.set().clone());
     assert!(matches!(
@@ -269,9 +269,9 @@ fn registers_of_another_device_are_not_gone_on_from() {
             offered: 1
         })
     ));
-    let poorer = Offer {
+    let poorer = Identity {
         features: REQUIRED & !(1 << VIRTIO_F_ACCESS_PLATFORM),
-        ..offer
+        ..identity
     };
     let restored = RegisterFile::restore(poorer, registers.set().clone());
     assert!(matches!(restored, Err(RestoreError::Features(_))));
@@ -405,13 +405,13 @@ proptest! {
             if let Effect::StartQueue(index, setup) = effect {
                 prop_assert!(index.get() < 2);
                 prop_assert!(setup.layout.size <= [256, 64][index.get()]);
-                prop_assert_eq!(setup.features & !registers.offer.features, 0);
+                prop_assert_eq!(setup.features & !registers.identity.features, 0);
             }
             registers.misstep = None;
             registers.interrupt_unread = 0;
             let saved = serde_json::to_string(registers.set()).unwrap();
             let restored = RegisterFile::restore(
-                registers.offer.clone(),
+                registers.identity.clone(),
                 serde_json::from_str(&saved).unwrap(),
             );
             prop_assert_eq!(format!("{:?}", restored.unwrap()), format!("{registers:?}"));

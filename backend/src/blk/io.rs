@@ -1,6 +1,6 @@
 //! Where a disk's transfers are carried out: io_uring, or one call each where the kernel has none for us.
 
-use super::MAX_JOBS;
+use super::MAX_REQUESTS;
 use super::disk::Disk;
 use super::ring::RingStock;
 use crate::state::StateArea;
@@ -75,7 +75,7 @@ enum Engine {
 }
 
 impl DiskIo {
-    /// `bytes` of memory, and room for [`MAX_JOBS`] transfers at once. They go through a ring of `rings`, if
+    /// `bytes` of memory, and room for [`MAX_REQUESTS`] transfers at once. They go through a ring of `rings`, if
     /// one is left.
     ///
     /// # Errors
@@ -93,12 +93,12 @@ impl DiskIo {
                 ring: Box::new(ring),
                 unsubmitted: 0,
             },
-            None => Engine::Blocking(Vec::with_capacity(MAX_JOBS.into())),
+            None => Engine::Blocking(Vec::with_capacity(MAX_REQUESTS.into())),
         };
         Ok(Self {
             engine,
             rings: rings.clone(),
-            ended: VecDeque::with_capacity(MAX_JOBS.into()),
+            ended: VecDeque::with_capacity(MAX_REQUESTS.into()),
             in_flight: 0,
             submissions: 0,
             flushing: Vec::new(),

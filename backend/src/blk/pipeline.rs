@@ -1,13 +1,13 @@
 //! The stages that requests go through, each stage for as many of them at once as there are.
 
 use super::Serial;
+use super::blk_request::{BlkRequest, CHUNK, Failure, HEADER_SLOT, Next};
 use super::header::Status;
 use super::io::DiskIo;
-use super::job::{DESK, Failure, Job, Next, PIECE};
 use super::pool::Pool;
 use super::ring::RingStock;
 use super::stopwatch::Stopwatch;
-use super::{Disk, MAX_JOBS};
+use super::{Disk, MAX_REQUESTS};
 use crate::device::{DeviceCounters, DeviceError, DeviceFailure};
 use crate::log_limit::LogLimit;
 use crate::request::{Completion, Request};
@@ -23,7 +23,7 @@ use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
 
 /// Bytes of memory for data: all that a guest's requests can make us hold, a disk.
 const DATA: usize = 1 << 20;
-const _: () = assert!(PIECE <= DATA);
+const _: () = assert!(CHUNK <= DATA);
 
 /// Copies after which a batch takes no further request in, or out: those of one may be as many as its queue
 /// has descriptors, each in a page of its own, and the guest's other devices wait meanwhile.
@@ -34,14 +34,14 @@ pub type Claim = Box<dyn FnMut() -> Result<(), Box<dyn Error>>>;
 
 /// Requests between the available and the used ring.
 pub(super) struct Pipeline {
-    jobs: Slab<Job>,
-    /// Jobs that need memory for their next piece, in the order in which they came.
+    requests: Slab<BlkRequest>,
+    /// Requests that need memory for their next chunk, in the order in which they came.
     waiting: VecDeque<u16>,
-    /// Jobs whose piece is done, held back until they are delivered together.
+    /// Requests whose chunk is done, held back until they are delivered together.
     ended: Vec<u16>,
-    /// Jobs whose last transfer failed for want of something in dom0, and whether it is being made again.
+    /// Requests whose last transfer failed for want of something in dom0, and whether it is being made again.
     starved: BTreeMap<u16, bool>,
-    /// Jobs that belong to no queue any more, and whose transfer has not ended.
+    /// Requests that belong to no queue any more, and whose transfer has not ended.
     left_behind: usize,
     /// The disk is to be taken from an earlier process first.
     claim: Option<Claim>,
@@ -59,7 +59,7 @@ pub(super) struct Pipeline {
     claim_shortage: Shortage,
     /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
     most_copies: usize,
-    /// Jobs that were copied in, by `copies_in`, and are to be submitted.
+    /// Requests that were copied in, by `copies_in`, and are to be submitted.
     batch: Vec<u16>,
     copies_in: Vec<CopyOp>,
     /// Scratch space of [`Pipeline::deliver`].
@@ -76,18 +76,18 @@ impl Pipeline {
         kept: StateArea,
         rings: &RingStock,
     ) -> io::Result<Self> {
-        let desks = usize::from(MAX_JOBS) * DESK;
-        let bytes = desks + DATA;
-        let room = usize::from(MAX_JOBS);
+        let header_slots = usize::from(MAX_REQUESTS) * HEADER_SLOT;
+        let bytes = header_slots + DATA;
+        let room = usize::from(MAX_REQUESTS);
         Ok(Self {
-            jobs: Slab::with_capacity(room),
+            requests: Slab::with_capacity(room),
             waiting: VecDeque::with_capacity(room),
             ended: Vec::with_capacity(room),
             starved: BTreeMap::new(),
             left_behind: 0,
             claim: None,
             reset: false,
-            pool: Pool::new(desks..bytes),
+            pool: Pool::new(header_slots..bytes),
             io: DiskIo::new(disk, bytes, kept, rings)?,
             serial,
             counters: DeviceCounters::default(),
@@ -141,7 +141,7 @@ impl Pipeline {
 
     /// Requests that were taken and not given back.
     pub(super) fn len(&self) -> usize {
-        self.jobs.len()
+        self.requests.len()
     }
 
     /// The disk is to be taken by `claim` before anything is begun.
@@ -177,7 +177,7 @@ impl Pipeline {
         if self.left_behind > 0 || self.claim.is_some() {
             return 0;
         }
-        usize::from(MAX_JOBS) - self.len()
+        usize::from(MAX_REQUESTS) - self.len()
     }
 
     /// Whether nothing is under way that a stop has left.
@@ -196,14 +196,14 @@ impl Pipeline {
         request: Request,
         write_through: bool,
     ) -> Result<(), DeviceFailure> {
-        let entry = self.jobs.vacant_entry();
-        let id = u16::try_from(entry.key()).expect("fewer than MAX_JOBS");
-        entry.insert(Job::new(queue, request, id, write_through)?);
+        let entry = self.requests.vacant_entry();
+        let id = u16::try_from(entry.key()).expect("fewer than MAX_REQUESTS");
+        entry.insert(BlkRequest::new(queue, request, id, write_through)?);
         self.waiting.push_back(id);
         Ok(())
     }
 
-    /// Copies in a batch: as many of the waiting pieces as there is memory for, and as take not too many
+    /// Copies in a batch: as many of the waiting chunks as there is memory for, and as take not too many
     /// copies. True if there were any.
     pub(super) fn copy_in(&mut self, access: &mut dyn GuestAccess) -> bool {
         if self.copy_shortage.holds() {
@@ -213,16 +213,16 @@ impl Pipeline {
         while let Some(&id) = self.waiting.front()
             && self.copies_in.len() < self.most_copies
         {
-            let job = &mut self.jobs[usize::from(id)];
-            let run = match job.room() {
+            let request = &mut self.requests[usize::from(id)];
+            let run = match request.room() {
                 0 => None,
                 room => match self.pool.take(room) {
                     None => break,
                     run => run,
                 },
             };
-            job.begin_piece(run);
-            job.plan_copies_in(&mut self.copies_in);
+            request.begin_chunk(run);
+            request.plan_copies_in(&mut self.copies_in);
             self.batch.push(id);
             self.waiting.pop_front();
         }
@@ -252,7 +252,7 @@ impl Pipeline {
     /// The batch waits again, in its order.
     fn put_back(&mut self) {
         while let Some(id) = self.batch.pop() {
-            if let Some(run) = self.jobs[usize::from(id)].piece.run.take() {
+            if let Some(run) = self.requests[usize::from(id)].chunk.run.take() {
                 self.pool.give_back(run);
             }
             self.waiting.push_front(id);
@@ -267,9 +267,9 @@ impl Pipeline {
         let mut stopwatch = Stopwatch::start(&mut self.counters.time.submissions);
         let batch = std::mem::take(&mut self.batch);
         for &id in &batch {
-            let job = &mut self.jobs[usize::from(id)];
-            let next = match first_fault(&self.copies_in[job.piece.copies.clone()]) {
-                None => job.execute(&self.io.memory(), self.io.disk(), &self.serial),
+            let request = &mut self.requests[usize::from(id)];
+            let next = match first_fault(&self.copies_in[request.chunk.copies.clone()]) {
+                None => request.execute(&self.io.memory(), self.io.disk(), &self.serial),
                 Some(fault) => {
                     self.log("a request's data cannot be read from the guest", &fault);
                     Err(Failure::Guest(Status::IoError))
@@ -296,7 +296,7 @@ impl Pipeline {
                         Status::IoError
                     }
                 };
-                self.jobs[usize::from(id)].fail(status);
+                self.requests[usize::from(id)].fail(status);
                 self.ended.push(id);
             }
         }
@@ -311,7 +311,7 @@ impl Pipeline {
         let mut any = false;
         while let Some((id, result)) = self.io.next_ended() {
             any = true;
-            if self.jobs[usize::from(id)].queue.is_none() {
+            if self.requests[usize::from(id)].queue.is_none() {
                 self.remove(id);
                 self.left_behind -= 1;
                 self.end_reset();
@@ -327,7 +327,7 @@ impl Pipeline {
                     if self.starved.remove(&id).is_some() && self.starved.is_empty() {
                         self.disk_shortage.end();
                     }
-                    let next = self.jobs[usize::from(id)].moved(result);
+                    let next = self.requests[usize::from(id)].moved(result);
                     self.go_on(id, next);
                 }
             }
@@ -350,7 +350,7 @@ impl Pipeline {
             .collect();
         for &id in &ids {
             // As one that was interrupted: nothing was moved.
-            let next = self.jobs[usize::from(id)].moved(Err(io::ErrorKind::Interrupted.into()));
+            let next = self.requests[usize::from(id)].moved(Err(io::ErrorKind::Interrupted.into()));
             self.go_on(id, next);
         }
         !ids.is_empty()
@@ -417,15 +417,17 @@ impl Pipeline {
         let count = self.copy_out(access)?;
         stopwatch.stop(&mut self.counters.time.copy_out);
         for id in self.ended.drain(..count) {
-            let job = &mut self.jobs[usize::from(id)];
-            job.advance(&mut self.counters);
-            if let Some(run) = job.piece.run.take() {
+            let request = &mut self.requests[usize::from(id)];
+            request.advance(&mut self.counters);
+            if let Some(run) = request.chunk.run.take() {
                 self.pool.give_back(run);
             }
-            if job.is_finished() {
-                let job = self.jobs.remove(id.into());
-                let queue = job.queue.expect("what has ended of no queue is removed");
-                complete(queue, job.into_completion())?;
+            if request.is_finished() {
+                let request = self.requests.remove(id.into());
+                let queue = request
+                    .queue
+                    .expect("what has ended of no queue is removed");
+                complete(queue, request.into_completion())?;
             } else {
                 self.waiting.push_back(id);
             }
@@ -441,8 +443,8 @@ impl Pipeline {
             if self.copies_out.len() >= self.most_copies {
                 break;
             }
-            let job = &mut self.jobs[usize::from(id)];
-            job.plan_copies_out(&self.io.memory(), &mut self.copies_out);
+            let request = &mut self.requests[usize::from(id)];
+            request.plan_copies_out(&self.io.memory(), &mut self.copies_out);
             count += 1;
         }
         if let Err(fault) = copy(access, &self.io, &mut self.copies_out) {
@@ -450,14 +452,16 @@ impl Pipeline {
         }
         // A request whose data could not be delivered failed, and is told so in a copy of its own.
         for index in 0..count {
-            let job = &mut self.jobs[usize::from(self.ended[index])];
-            let Some(fault) = first_fault(&self.copies_out[job.piece.copies.clone()]) else {
+            let request = &mut self.requests[usize::from(self.ended[index])];
+            let Some(fault) = first_fault(&self.copies_out[request.chunk.copies.clone()]) else {
                 continue;
             };
-            job.fail(Status::IoError);
-            let queue = job.queue.expect("what has ended of no queue is removed");
+            request.fail(Status::IoError);
+            let queue = request
+                .queue
+                .expect("what has ended of no queue is removed");
             let mut again = Vec::new();
-            job.plan_status(&self.io.memory(), &mut again);
+            request.plan_status(&self.io.memory(), &mut again);
             if let Err(fault) = copy(access, &self.io, &mut again) {
                 return Ok(self.postpone(fault));
             }
@@ -484,10 +488,10 @@ impl Pipeline {
     /// Forgets what came from queue `queue`, at once. A transfer that is under way keeps its memory, and ends some time;
     /// until then no further request is admitted, see [`Pipeline::room`].
     pub(super) fn forget(&mut self, queue: usize) {
-        let jobs = &self.jobs;
+        let requests = &self.requests;
         let mut idle = Vec::new();
         let mut keep = |id: u16, is_under_way: bool| {
-            let keep = jobs[usize::from(id)].queue != Some(queue);
+            let keep = requests[usize::from(id)].queue != Some(queue);
             if !keep && !is_under_way {
                 idle.push(id);
             }
@@ -501,9 +505,9 @@ impl Pipeline {
         for id in idle {
             self.remove(id);
         }
-        for (_, job) in &mut self.jobs {
-            if job.queue == Some(queue) {
-                job.queue = None;
+        for (_, request) in &mut self.requests {
+            if request.queue == Some(queue) {
+                request.queue = None;
                 self.left_behind += 1;
             }
         }
@@ -515,9 +519,9 @@ impl Pipeline {
         }
     }
 
-    /// Removes a job of which nothing is under way.
+    /// Removes a request of which nothing is under way.
     fn remove(&mut self, id: u16) {
-        if let Some(run) = self.jobs.remove(id.into()).piece.run {
+        if let Some(run) = self.requests.remove(id.into()).chunk.run {
             self.pool.give_back(run);
         }
     }
@@ -670,7 +674,7 @@ mod tests {
         // The first two reads are of the queue that was stopped, the third of the one that runs.
         other_end.write_all(&[7; 3 * BLOCK as usize]).unwrap();
         gather(&mut pipeline, |pipeline| pipeline.is_settled());
-        assert_eq!(pipeline.room(), usize::from(MAX_JOBS) - 1);
+        assert_eq!(pipeline.room(), usize::from(MAX_REQUESTS) - 1);
         gather(&mut pipeline, Pipeline::has_ended);
         let mut completed = Vec::new();
         let delivered = pipeline.deliver(&mut access, |queue, completion| {

@@ -14,12 +14,12 @@ pub(super) struct Pool {
 /// Pages that belong to one request until they are given back.
 #[derive(Debug)]
 #[must_use = "pages that are not given back are lost"]
-pub(super) struct Run {
+pub(super) struct PageRun {
     first: usize,
     pages: usize,
 }
 
-impl Run {
+impl PageRun {
     /// The byte of the memory at which the run begins.
     pub(super) fn start(&self) -> usize {
         self.first * PAGE_SIZE
@@ -35,14 +35,14 @@ impl Pool {
     }
 
     /// Room for `bytes`, at least one, side by side; `None` until enough has been given back.
-    pub(super) fn take(&mut self, bytes: usize) -> Option<Run> {
+    pub(super) fn take(&mut self, bytes: usize) -> Option<PageRun> {
         let pages = bytes.div_ceil(PAGE_SIZE);
         let first = self
             .find(self.next..self.used.len(), pages)
             .or_else(|| self.find(0..self.used.len(), pages))?;
         self.used[first..first + pages].fill(true);
         self.next = first + pages;
-        Some(Run { first, pages })
+        Some(PageRun { first, pages })
     }
 
     fn find(&self, range: Range<usize>, pages: usize) -> Option<usize> {
@@ -61,7 +61,7 @@ impl Pool {
         self.used.iter().filter(|used| !**used).count()
     }
 
-    pub(super) fn give_back(&mut self, Run { first, pages }: Run) {
+    pub(super) fn give_back(&mut self, PageRun { first, pages }: PageRun) {
         self.used[first..first + pages].fill(false);
     }
 }
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn runs_do_not_overlap_and_come_back() {
         let mut pool = Pool::new(PAGE_SIZE..9 * PAGE_SIZE);
-        let runs: Vec<Run> = [1, PAGE_SIZE, 3 * PAGE_SIZE, 2 * PAGE_SIZE + 1]
+        let runs: Vec<PageRun> = [1, PAGE_SIZE, 3 * PAGE_SIZE, 2 * PAGE_SIZE + 1]
             .into_iter()
             .map(|bytes| pool.take(bytes).unwrap())
             .collect();

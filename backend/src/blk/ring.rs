@@ -3,7 +3,7 @@
 //! The kernel checks no entry of a ring against a system call filter. A ring of the stock refuses by itself
 //! what is not listed here (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10), and that cannot be taken back.
 
-use super::MAX_JOBS;
+use super::MAX_REQUESTS;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
 use std::cell::RefCell;
@@ -87,7 +87,7 @@ fn failure(unregistered: io::Result<()>) -> Option<io::Error> {
 fn restricted() -> io::Result<IoUring> {
     let ring: IoUring = IoUring::builder()
         .setup_r_disabled()
-        .build(MAX_JOBS.into())?;
+        .build(MAX_REQUESTS.into())?;
     let mut allowed = vec![
         Restriction::sqe_op(opcode::ReadFixed::CODE),
         Restriction::sqe_op(opcode::WriteFixed::CODE),

@@ -105,7 +105,7 @@ fn readable(message: FromWorker) -> FromWorker {
     }
 }
 
-/// The beginning of `text`, without what a terminal would obey.
+/// The beginning of `text`, without what a terminal would handle_commands.
 fn on_a_line(text: &str) -> String {
     without_controls(text.chars().take(MAX_TEXT))
 }
@@ -119,12 +119,12 @@ impl AsFd for Conversation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::{EntryKey, Form};
-    use crate::server::ServerReport;
+    use crate::event_loop::EventLoopReport;
+    use crate::libxl::{EntryKey, LibxlForm};
     use xen_virtio_transport::DeviceReport;
 
     const KEY: EntryKey = EntryKey {
-        form: Form::Disk,
+        form: LibxlForm::Disk,
         devid: 51712,
     };
 
@@ -186,7 +186,7 @@ mod tests {
             ..DeviceReport::default()
         };
         let report = FromWorker::Report {
-            server: ServerReport::default(),
+            server: EventLoopReport::default(),
             devices: vec![(KEY, device)],
         };
         conversation.send(&ToWorker::Report, &[]).unwrap();

@@ -1,6 +1,6 @@
 //! One entry of libxl's: what it takes to serve it, and how far that is.
 
-use super::guest::Tools;
+use super::guest::WorkerContext;
 use super::state_files::{Binding, Identity};
 use crate::config::CONFIG_PATH;
 use crate::disk_use::{Stores, Wanted};
@@ -27,7 +27,7 @@ pub(super) const TRY_BUSY_AGAIN: Duration = Duration::from_secs(1);
 const DRIVER_LIMIT: Duration = Duration::from_secs(120);
 
 /// What we have of an entry.
-pub(super) struct Known {
+pub(super) struct DeviceEntry {
     pub(super) detail: String,
     pub(super) status: Status,
     /// The guest has had it, from this worker or an earlier one.
@@ -54,7 +54,7 @@ pub(super) enum Status {
     /// Not looked at yet.
     New,
     /// Opened, and to be handed to the worker.
-    Pending(Box<Attachment>),
+    Pending(Box<OpenedDevice>),
     /// With the worker, which may not have claimed its page yet.
     Handed,
     Failed(String),
@@ -65,7 +65,7 @@ pub(super) enum Status {
 }
 
 /// A device to be.
-pub(super) struct Attachment {
+pub(super) struct OpenedDevice {
     entry: Entry,
     disk: Disk,
     shared: bool,
@@ -118,7 +118,7 @@ fn configured<'a>(
     kind: &'a EntryKind,
     guest: &str,
     key: EntryKey,
-    tools: &Tools<'a>,
+    context: &WorkerContext<'a>,
 ) -> Result<(&'a Path, bool)> {
     match kind {
         EntryKind::Disk {
@@ -127,7 +127,7 @@ fn configured<'a>(
         EntryKind::Virtio {
             device_type: VIRTIO_ID_BLOCK,
         } => {
-            let device = tools.config.device(guest, key.devid).with_context(|| {
+            let device = context.config.device(guest, key.devid).with_context(|| {
                 format!(
                     "nothing says which disk this is: add to {CONFIG_PATH} [[virtio]] guest = {guest:?}, \
                      index = {}, path = \"…\", and restart xen-virtiod",
@@ -142,7 +142,7 @@ fn configured<'a>(
     }
 }
 
-impl Known {
+impl DeviceEntry {
     pub(super) fn new(served: bool) -> Self {
         Self {
             detail: String::new(),
@@ -264,7 +264,7 @@ impl Known {
     }
 }
 
-impl Attachment {
+impl OpenedDevice {
     /// Reads the entry at `key` of the guest, and opens what it names, or what the guest has had by that name.
     ///
     /// # Errors
@@ -273,14 +273,14 @@ impl Attachment {
     pub(super) fn open(
         (guest, name): (&Identity, &str),
         key: EntryKey,
-        known: &mut Known,
+        known: &mut DeviceEntry,
         store: &mut XenStore,
-        tools: &mut Tools<'_>,
+        context: &mut WorkerContext<'_>,
     ) -> Result<Self> {
         let entry = libxl::read_entry(store, guest.domid, key)?;
         known.grants = entry.grant_usage;
         let bound = if known.served {
-            tools.files.binding(guest, key)?
+            context.files.binding(guest, key)?
         } else {
             None
         };
@@ -292,10 +292,10 @@ impl Attachment {
             Some(Binding {
                 path, read_only, ..
             }) => (path.as_path(), *read_only),
-            None => configured(&entry.kind, name, key, tools)?,
+            None => configured(&entry.kind, name, key, context)?,
         };
         known.detail = describe(path, read_only);
-        let shared = tools.config.is_shared(path);
+        let shared = context.config.is_shared(path);
         let opened = if known.served {
             Disk::open_again(path, read_only)
         } else {
@@ -322,7 +322,7 @@ impl Attachment {
             stores,
             writes,
         };
-        if !shared && let Some(user) = tools.uses.conflict(&wanted) {
+        if !shared && let Some(user) = context.uses.conflict(&wanted) {
             let in_use = InUse::of(path, &user);
             if !known.served {
                 return Err(in_use.into());
@@ -335,7 +335,7 @@ impl Attachment {
             read_only,
             bytes: disk.bytes(),
         };
-        if let Err(error) = tools.files.bind(guest, key, Some(binding)) {
+        if let Err(error) = context.files.bind(guest, key, Some(binding)) {
             if !known.served {
                 return Err(error);
             }
@@ -343,7 +343,7 @@ impl Attachment {
         }
         known.backing = Some(Backing::of(disk.file())?);
         if !shared {
-            tools.uses.add(wanted);
+            context.uses.add(wanted);
         }
         Ok(Self {
             disk,
@@ -389,7 +389,7 @@ fn describe(path: &Path, read_only: bool) -> String {
 /// # Errors
 ///
 /// Why it cannot.
-pub(super) fn new_size(known: &Known, bound: &Binding) -> Result<u64> {
+pub(super) fn new_size(known: &DeviceEntry, bound: &Binding) -> Result<u64> {
     let disk = Disk::open_again(&bound.path, true)?;
     let path = bound.path.display();
     if known.backing != Some(Backing::of(disk.file())?) {

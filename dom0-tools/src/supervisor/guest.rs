@@ -1,17 +1,17 @@
 //! One guest: its entries in xenstore, and its worker.
 
-use super::earlier;
-use super::entry::{Attachment, InUse, Known, Status, TRY_AGAIN, TRY_BUSY_AGAIN, new_size};
+use super::entry::{DeviceEntry, InUse, OpenedDevice, Status, TRY_AGAIN, TRY_BUSY_AGAIN, new_size};
+use super::orphan_workers;
 use super::restarts::Restarts;
 use super::state_files::{Binding, Identity, StateFiles};
 use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
 use crate::disk_lock;
 use crate::disk_use::Uses;
+use crate::event_loop::EventLoopReport;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{EntryKey, entry_path};
 use crate::report::{GuestReport, Refusal};
-use crate::server::ServerReport;
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
@@ -38,14 +38,14 @@ pub(super) struct Guest {
     /// When a worker is to be started again, or a device to be opened again.
     again_at: Option<Instant>,
     error: Option<String>,
-    entries: BTreeMap<EntryKey, Known>,
+    entries: BTreeMap<EntryKey, DeviceEntry>,
     /// Entries that are to be closed, and when to look again whether they are.
     closing: BTreeMap<EntryKey, Closing>,
     closing_at: Option<Instant>,
     /// The worker that has been asked for a report and has not answered.
     report_asked: Option<Token>,
     /// The worker's newest report of itself, until it is shown.
-    server: Option<ServerReport>,
+    server: Option<EventLoopReport>,
     /// Of lines that a worker can cause.
     log_limit: LogLimit,
     /// Of lines that workers write.
@@ -62,7 +62,7 @@ struct Closing {
 }
 
 /// What a guest's worker is started with.
-pub(super) struct Tools<'a> {
+pub(super) struct WorkerContext<'a> {
     pub(super) config: &'a Config,
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
@@ -138,24 +138,24 @@ impl Guest {
         key: EntryKey,
         served: bool,
         store: &mut XenStore,
-        tools: &mut Tools<'_>,
+        context: &mut WorkerContext<'_>,
     ) {
-        let mut known = Known::new(served);
-        self.open(key, &mut known, store, tools);
+        let mut known = DeviceEntry::new(served);
+        self.open(key, &mut known, store, context);
         self.entries.insert(key, known);
     }
 
     fn open(
         &mut self,
         key: EntryKey,
-        known: &mut Known,
+        known: &mut DeviceEntry,
         store: &mut XenStore,
-        tools: &mut Tools<'_>,
+        context: &mut WorkerContext<'_>,
     ) {
         let guest = (&self.identity, self.name.as_str());
         // A guest of which we serve no device gets no state file: it would count as served.
-        let opened = Attachment::open(guest, key, known, store, tools).and_then(|attachment| {
-            tools.files.reserve(&self.identity)?;
+        let opened = OpenedDevice::open(guest, key, known, store, context).and_then(|attachment| {
+            context.files.reserve(&self.identity)?;
             Ok(attachment)
         });
         match opened {
@@ -176,18 +176,18 @@ impl Guest {
         let error = "was served by an earlier xen-virtiod, of whose state nothing is left; \
                      destroy and create the guest to have it served by this one";
         self.log_error(key, error);
-        let mut known = Known::new(true);
+        let mut known = DeviceEntry::new(true);
         known.status = Status::Lost(error.to_owned());
         self.entries.insert(key, known);
     }
 
     /// Hands to the worker what waits for it; starts the worker, if there is none.
-    pub(super) fn serve_pending(&mut self, tools: &mut Tools<'_>) {
+    pub(super) fn serve_pending(&mut self, context: &mut WorkerContext<'_>) {
         if self.worker.is_some() {
-            self.send_pending(tools.registry);
+            self.send_pending(context.registry);
         } else if self.wants_worker() {
-            match self.start_worker(tools) {
-                Ok(worker) => self.begin(worker, tools.registry),
+            match self.start_worker(context) {
+                Ok(worker) => self.begin(worker, context.registry),
                 Err(error) => {
                     self.fail(&format!("{error:#}"));
                     self.again_at = Some(Instant::now() + TRY_AGAIN);
@@ -200,7 +200,10 @@ impl Guest {
 
     /// Sees to it that what has failed is tried again, if that may help.
     fn plan_next_try(&mut self) {
-        let after = self.entries.values().filter_map(Known::try_again_after);
+        let after = self
+            .entries
+            .values()
+            .filter_map(DeviceEntry::try_again_after);
         if let Some(after) = after.min() {
             let at = Instant::now() + after;
             self.again_at = Some(self.again_at.map_or(at, |planned| planned.min(at)));
@@ -208,7 +211,7 @@ impl Guest {
     }
 
     fn wants_worker(&self) -> bool {
-        let waiting = |known: &Known| matches!(known.status, Status::Pending(_));
+        let waiting = |known: &DeviceEntry| matches!(known.status, Status::Pending(_));
         let wanted = self.served || self.entries.values().any(waiting);
         wanted && self.dying.is_none() && self.again_at.is_none()
     }
@@ -239,29 +242,29 @@ impl Guest {
         self.send(registry, &ToWorker::Serve);
     }
 
-    fn start_worker(&mut self, tools: &mut Tools<'_>) -> Result<WorkerProcess> {
-        let state = tools.files.open(&self.identity)?;
+    fn start_worker(&mut self, context: &mut WorkerContext<'_>) -> Result<WorkerProcess> {
+        let state = context.files.open(&self.identity)?;
         if self.served_earlier {
             // A worker that serves all its devices is better than one that cannot.
             let missed = self.entries.iter().find(|(_, known)| known.is_missed());
             if let Some((key, _)) = missed
-                && earlier::has_workers(self.domid())?
+                && orphan_workers::has_workers(self.domid())?
             {
                 bail!("is left to its earlier worker, which has {key}, until that can be opened");
             }
         }
         if self.served_earlier || !self.served {
             // Also one of a guest that had this domid before, if no supervisor was there to end it.
-            earlier::end_workers(self.domid())?;
+            orphan_workers::end_workers(self.domid())?;
         }
-        let token = Token(*tools.next_token);
-        *tools.next_token += WorkerProcess::TOKENS;
+        let token = Token(*context.next_token);
+        *context.next_token += WorkerProcess::TOKENS;
         WorkerProcess::start(
-            tools.launcher,
+            context.launcher,
             self.domid(),
             &state,
-            tools.config,
-            tools.registry,
+            context.config,
+            context.registry,
             token,
         )
     }
@@ -304,7 +307,7 @@ impl Guest {
 
     /// Starts a worker in place of one that has died, which is given what that one had; and opens those
     /// devices that could not be.
-    pub(super) fn try_again(&mut self, store: &mut XenStore, tools: &mut Tools<'_>) {
+    pub(super) fn try_again(&mut self, store: &mut XenStore, context: &mut WorkerContext<'_>) {
         self.again_at = None;
         let mut entries = std::mem::take(&mut self.entries);
         for (key, known) in &mut entries {
@@ -314,30 +317,30 @@ impl Guest {
                 Status::New | Status::Lost(_) => false,
             };
             if again {
-                self.open(*key, known, store, tools);
+                self.open(*key, known, store, context);
             }
         }
         self.entries = entries;
-        self.serve_pending(tools);
+        self.serve_pending(context);
     }
 
     /// libxl wants the entry closed. True if a worker will say when it is.
-    pub(super) fn detach(&mut self, key: EntryKey, tools: &mut Tools<'_>) -> bool {
+    pub(super) fn detach(&mut self, key: EntryKey, context: &mut WorkerContext<'_>) -> bool {
         self.entries.remove(&key);
         if !self.served {
-            self.release(key, tools);
+            self.release(key, context);
             return false;
         }
         // The next worker is told too, if this one dies before it says so.
         self.closing.insert(key, Closing::default());
-        self.send(tools.registry, &ToWorker::Detach { key });
+        self.send(context.registry, &ToWorker::Detach { key });
         true
     }
 
     /// Nobody has the disk of entry `key` any more.
-    fn release(&self, key: EntryKey, tools: &mut Tools<'_>) {
-        tools.uses.remove(&self.identity, key);
-        if let Err(error) = tools.files.bind(&self.identity, key, None) {
+    fn release(&self, key: EntryKey, context: &mut WorkerContext<'_>) {
+        context.uses.remove(&self.identity, key);
+        if let Err(error) = context.files.bind(&self.identity, key, None) {
             tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
         }
     }
@@ -383,15 +386,15 @@ impl Guest {
     }
 
     /// libxl has been told that entry `key` is closed.
-    pub(super) fn is_closed(&mut self, key: EntryKey, tools: &mut Tools<'_>) {
+    pub(super) fn is_closed(&mut self, key: EntryKey, context: &mut WorkerContext<'_>) {
         self.closing.remove(&key);
-        self.release(key, tools);
+        self.release(key, context);
     }
 
     /// The entry is gone from xenstore.
-    pub(super) fn forget(&mut self, key: EntryKey, tools: &mut Tools<'_>) {
+    pub(super) fn forget(&mut self, key: EntryKey, context: &mut WorkerContext<'_>) {
         if self.knows(key) {
-            self.detach(key, tools);
+            self.detach(key, context);
         }
     }
 
@@ -414,7 +417,7 @@ impl Guest {
     /// When the worker is to be asked whether drivers have begun.
     pub(super) fn drivers_due(&self) -> Option<Instant> {
         let entries = self.entries.values();
-        let due = entries.filter_map(Known::driver_due).min();
+        let due = entries.filter_map(DeviceEntry::driver_due).min();
         due.filter(|_| self.worker.is_some())
     }
 
@@ -428,7 +431,7 @@ impl Guest {
         &mut self,
         device: &str,
         store: &mut XenStore,
-        tools: &mut Tools<'_>,
+        context: &mut WorkerContext<'_>,
     ) -> Result<(u64, u64)> {
         let domid = self.domid();
         let mut found = None;
@@ -445,15 +448,15 @@ impl Guest {
         if !known.served || !matches!(known.status, Status::Handed) {
             bail!("{key} is not served now");
         }
-        let bound = tools.files.binding(&self.identity, key)?;
+        let bound = context.files.binding(&self.identity, key)?;
         let bound = bound.with_context(|| format!("nothing is recorded of {key}"))?;
         let bytes = new_size(known, &bound)?;
         let before = bound.bytes;
-        tools
+        context
             .files
             .bind(&self.identity, key, Some(Binding { bytes, ..bound }))?;
         // A worker that dies before it is told is followed by one that is told this size.
-        self.send(tools.registry, &ToWorker::Resize { key, bytes });
+        self.send(context.registry, &ToWorker::Resize { key, bytes });
         Ok((before, bytes))
     }
 
@@ -489,7 +492,7 @@ impl Guest {
     /// Ends the worker of an earlier supervisor, if this one has not got to that.
     pub(super) fn end_earlier_workers(&mut self) {
         if std::mem::take(&mut self.served_earlier)
-            && let Err(error) = earlier::end_workers(self.domid())
+            && let Err(error) = orphan_workers::end_workers(self.domid())
         {
             tracing::error!("guest {} ({}): {error:#}", self.name, self.domid());
         }
@@ -504,8 +507,8 @@ impl Guest {
     }
 
     /// Takes in the worker's next message. The end of the worker is the end of its messages.
-    pub(super) fn hear(&mut self, registry: &Registry) -> Option<FromWorker> {
-        self.bury();
+    pub(super) fn on_message(&mut self, registry: &Registry) -> Option<FromWorker> {
+        self.reap();
         let message = match self.worker.as_mut()?.conversation.receive() {
             Ok(message) => message?,
             Err(error) => {
@@ -561,7 +564,7 @@ impl Guest {
     }
 
     /// The entry at `key`, if it is with the worker: one that was refused a worker cannot have.
-    fn handed(&mut self, key: EntryKey) -> Option<&mut Known> {
+    fn handed(&mut self, key: EntryKey) -> Option<&mut DeviceEntry> {
         let known = self.entries.get_mut(&key)?;
         matches!(known.status, Status::Handed).then_some(known)
     }
@@ -580,11 +583,11 @@ impl Guest {
         };
         worker.kill(registry);
         self.dying = Some((worker, why));
-        self.bury();
+        self.reap();
     }
 
     /// Goes on when the worker that was given up has died: until then it may use what the next one needs.
-    fn bury(&mut self) {
+    fn reap(&mut self) {
         let Some((worker, why)) = &mut self.dying else {
             return;
         };

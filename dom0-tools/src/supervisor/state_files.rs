@@ -255,7 +255,7 @@ mod tests {
         let files = StateFiles::new(directory.path()).unwrap();
         let (first, second) = (guest(1, "a"), guest(1, "b"));
         let key = |devid| EntryKey {
-            form: crate::libxl::Form::Disk,
+            form: crate::libxl::LibxlForm::Disk,
             devid,
         };
         let binding = |bytes| Binding {

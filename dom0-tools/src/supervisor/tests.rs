@@ -7,7 +7,7 @@ use super::{Supervisor, libxl};
 use crate::config::Config;
 use crate::disk_lock;
 use crate::ipc::{Channel, FromWorker, ToWorker};
-use crate::libxl::{EntryKey, Form};
+use crate::libxl::{EntryKey, LibxlForm};
 use crate::xenstore::sim::SimStore;
 use anyhow::Result;
 use mio::Events;
@@ -70,7 +70,7 @@ struct Dom0 {
 
 const fn key(devid: u32) -> EntryKey {
     EntryKey {
-        form: Form::Disk,
+        form: LibxlForm::Disk,
         devid,
     }
 }
@@ -713,11 +713,11 @@ fn a_disk_grows_on_request_and_never_shrinks() {
             .unwrap()
             .set_len(sectors * SECTOR)
             .unwrap();
-        let (guests, store, mut tools) = dom0.supervisor.parts();
+        let (guests, store, mut context) = dom0.supervisor.parts();
         let resized = guests
             .get_mut(&3)
             .unwrap()
-            .resize(device, store, &mut tools);
+            .resize(device, store, &mut context);
         resized.map_err(|error| error.to_string())
     };
     assert!(

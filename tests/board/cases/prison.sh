@@ -29,10 +29,10 @@ guest other idle "disk = [ $(disk /tmp/other.img) ]"
 create other
 own=$(domid g) other=$(domid other)
 said other 'guest: done' >/dev/null
-# outcome ACTION: what the prisoner says of it, or what killed it.
+# outcome ACTION: what the probe says of it, or what killed it.
 outcome() {
     local status=0 text
-    text=$(prisoner "$own" "$other" "$1" 2>&1) || status=$?
+    text=$(sandbox-probe "$own" "$other" "$1" 2>&1) || status=$?
     case $status in
         0) echo "$text" ;;
         159) echo "killed by SIGSYS" ;;

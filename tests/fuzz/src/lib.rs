@@ -5,7 +5,7 @@ use std::rc::Rc;
 use vm_memory::MmapRegion;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, StateArea};
-use xen_virtio_dom0_tools::libxl::{EntryKey, Form};
+use xen_virtio_dom0_tools::libxl::{EntryKey, LibxlForm};
 use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::AddressMode;
@@ -22,7 +22,7 @@ pub static HYPERCALL_PAGE: [u8; 4096] = [0; 4096];
 
 /// The device's key and page, as libxl would give them.
 pub const KEY: EntryKey = EntryKey {
-    form: Form::Disk,
+    form: LibxlForm::Disk,
     devid: 51712,
 };
 pub const BASE: u64 = 0x0200_0000;
@@ -97,8 +97,8 @@ pub fn make_device(area: StateArea) -> bool {
 pub fn run_device() {
     let mut turns = 0;
     while turns < MAX_TURNS {
-        let activity = with_device(|device| match device.process() {
-            Activity::Idle => device.rest(),
+        let activity = with_device(|device| match device.step() {
+            Activity::Idle => device.prepare_sleep(),
             activity => activity,
         });
         match activity {

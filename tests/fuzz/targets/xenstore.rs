@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use xen_virtio_dom0_tools::libxl::{self, EntryKey, Form};
+use xen_virtio_dom0_tools::libxl::{self, EntryKey, LibxlForm};
 use xen_virtio_dom0_tools::xenstore::XenStore;
 // For what the linker wants to find in it.
 use xen_virtio_fuzz as _;
@@ -49,9 +49,9 @@ fuzz_target!(|input: &[u8]| {
         .expect("a socket");
     let mut store = XenStore::over(File::from(OwnedFd::from(ours)));
     let form = if first & 2 == 0 {
-        Form::Disk
+        LibxlForm::Disk
     } else {
-        Form::Virtio
+        LibxlForm::Virtio
     };
     let key = EntryKey { form, devid: 51712 };
     match first >> 2 & 3 {

@@ -1,6 +1,6 @@
 //! Tries, as a worker in its sandbox, what a worker must not be able to do: for the board's case `prison`.
 //!
-//! `prisoner DOMID OTHER ACTION`: a worker of guest DOMID. It is killed, or says `refused` and why, or `done`
+//! `sandbox-probe DOMID OTHER ACTION`: a worker of guest DOMID. It is killed, or says `refused` and why, or `done`
 //! and what it has read.
 
 use anyhow::{Context, Result, bail};
@@ -45,7 +45,7 @@ struct Belongings {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [domid, other, action] = &arguments[..] else {
-        bail!("usage: prisoner DOMID OTHER ACTION")
+        bail!("usage: sandbox-probe DOMID OTHER ACTION")
     };
     let (domid, other): (u16, u16) = (domid.parse()?, other.parse()?);
     let open = |path| OpenOptions::new().read(true).write(true).open(path);

@@ -1,10 +1,10 @@
-//! One request on its way: copied in, carried out, copied out, in pieces if it is large.
+//! One request on its way: copied in, carried out, copied out, in chunks if it is large.
 
 use super::Serial;
 use super::disk::Disk;
 use super::header::{Command, HEADER, Status};
 use super::io::{Kind, Transfer};
-use super::pool::Run;
+use super::pool::PageRun;
 use crate::device::{DeviceCounters, DeviceFailure};
 use crate::request::{Completion, Request};
 use std::io;
@@ -12,39 +12,39 @@ use std::ops::Range;
 use vm_memory::{Bytes, VolatileSlice};
 use xen_virtio_guest_mapping::{CopyOp, Direction};
 
-/// Bytes of data that are under way at once for one request. A larger one takes several pieces, so that
+/// Bytes of data that are under way at once for one request. A larger one takes several chunks, so that
 /// it leaves room for others.
-pub(super) const PIECE: usize = 256 << 10;
+pub(super) const CHUNK: usize = 256 << 10;
 
 /// Bytes of what `VIRTIO_BLK_T_GET_ID` returns.
 const SERIAL: usize = size_of::<Serial>();
 
-/// Bytes of memory that each job has for its header and status.
-pub(super) const DESK: usize = 32;
-const _: () = assert!(HEADER < DESK);
+/// Bytes of memory that each request has for its header and status.
+pub(super) const HEADER_SLOT: usize = 32;
+const _: () = assert!(HEADER < HEADER_SLOT);
 
 /// A request, and how far it has got.
-pub(super) struct Job {
+pub(super) struct BlkRequest {
     /// `None` once its queue was stopped: what is under way of it ends, and nothing comes of it.
     pub(super) queue: Option<usize>,
     request: Request,
-    /// Tells this job from others.
+    /// Tells this request from others.
     id: u16,
     /// A write is stable before it is done.
     write_through: bool,
     /// Known once the header has been copied and parsed.
     command: Option<Command>,
-    /// Bytes of data done in earlier pieces.
+    /// Bytes of data done in earlier chunks.
     done: usize,
     pub(super) status: Option<Status>,
-    pub(super) piece: Piece,
+    pub(super) chunk: Chunk,
 }
 
-/// What of a job's data is under way.
+/// What of a request's data is under way.
 #[derive(Default)]
-pub(super) struct Piece {
+pub(super) struct Chunk {
     /// The memory that it is in.
-    pub(super) run: Option<Run>,
+    pub(super) run: Option<PageRun>,
     /// Where data from the driver goes, and data for the driver.
     readable: Range<usize>,
     writable: Range<usize>,
@@ -56,11 +56,11 @@ pub(super) struct Piece {
     pub(super) copies: Range<usize>,
 }
 
-/// What comes next for a job.
+/// What comes next for a request.
 #[derive(Debug)]
 pub(super) enum Next {
     Disk(Transfer),
-    /// The piece is done, or failed.
+    /// The chunk is done, or failed.
     CopyOut,
 }
 
@@ -72,7 +72,7 @@ pub(super) enum Failure {
     Disk(io::Error),
 }
 
-impl Job {
+impl BlkRequest {
     /// # Errors
     ///
     /// [`DeviceFailure::NoStatus`] for a request that could not even be told that it failed.
@@ -93,16 +93,16 @@ impl Job {
             command: None,
             done: 0,
             status: None,
-            piece: Piece::default(),
+            chunk: Chunk::default(),
         })
     }
 
-    fn desk(&self) -> usize {
-        usize::from(self.id) * DESK
+    fn header_slot(&self) -> usize {
+        usize::from(self.id) * HEADER_SLOT
     }
 
     fn status_place(&self) -> usize {
-        self.desk() + HEADER
+        self.header_slot() + HEADER
     }
 
     fn readable_data(&self) -> usize {
@@ -126,40 +126,40 @@ impl Job {
         }
     }
 
-    /// Bytes of memory for the next piece; it may be none.
+    /// Bytes of memory for the next chunk; it may be none.
     pub(super) fn room(&self) -> usize {
         let (readable, writable) = self.data_left();
-        readable.saturating_add(writable).min(PIECE)
+        readable.saturating_add(writable).min(CHUNK)
     }
 
-    /// Begins the next piece, in a run of [`Job::room`] bytes unless that is none.
-    pub(super) fn begin_piece(&mut self, run: Option<Run>) {
-        let start = run.as_ref().map_or(0, Run::start);
+    /// Begins the next chunk, in a run of [`BlkRequest::room`] bytes unless that is none.
+    pub(super) fn begin_chunk(&mut self, run: Option<PageRun>) {
+        let start = run.as_ref().map_or(0, PageRun::start);
         let end = start + self.room();
         let (readable, writable) = self.data_left();
         let middle = start.saturating_add(readable).min(end);
-        self.piece = Piece {
+        self.chunk = Chunk {
             run,
             readable: start..middle,
             writable: middle..middle.saturating_add(writable).min(end),
-            ..Piece::default()
+            ..Chunk::default()
         };
     }
 
-    /// Brings the header, if it is not known, and the piece's data.
+    /// Brings the header, if it is not known, and the chunk's data.
     pub(super) fn plan_copies_in(&mut self, operations: &mut Vec<CopyOp>) {
         let first = operations.len();
         let from = Direction::FromGuest;
         let readable = &self.request.readable;
         if self.command.is_none() {
-            readable.copies(from, 0, HEADER, self.desk(), operations);
+            readable.copies(from, 0, HEADER, self.header_slot(), operations);
         }
-        let Range { start, end } = self.piece.readable;
+        let Range { start, end } = self.chunk.readable;
         readable.copies(from, HEADER + self.done, end - start, start, operations);
-        self.piece.copies = first..operations.len();
+        self.chunk.copies = first..operations.len();
     }
 
-    /// What is to be done with the piece now that it is here.
+    /// What is to be done with the chunk now that it is here.
     pub(super) fn execute(
         &mut self,
         memory: &VolatileSlice<'_>,
@@ -171,29 +171,29 @@ impl Job {
             None => self.parse(memory, disk)?,
         };
         let place = match command {
-            Command::Read { .. } => self.piece.writable.clone(),
+            Command::Read { .. } => self.chunk.writable.clone(),
             Command::Write { .. } => {
-                self.piece.writable.end = self.piece.writable.start;
-                self.piece.readable.clone()
+                self.chunk.writable.end = self.chunk.writable.start;
+                self.chunk.readable.clone()
             }
             Command::Flush => {
-                self.piece.writable.end = self.piece.writable.start;
+                self.chunk.writable.end = self.chunk.writable.start;
                 0..0
             }
             Command::GetId => {
                 let left = self.writable_data().min(SERIAL) - self.done;
-                let range = &mut self.piece.writable;
+                let range = &mut self.chunk.writable;
                 range.end = range.start + range.len().min(left);
                 let bytes = &serial[self.done..self.done + range.len()];
                 memory
                     .write_slice(bytes, range.start)
-                    .expect("the piece is in the memory");
-                self.piece.moved = range.len();
-                return Ok(self.end_piece());
+                    .expect("the chunk is in the memory");
+                self.chunk.moved = range.len();
+                return Ok(self.end_chunk());
             }
         };
         if place.is_empty() && command != Command::Flush {
-            return Ok(self.end_piece());
+            return Ok(self.end_chunk());
         }
         Ok(Next::Disk(self.transfer(command, place)))
     }
@@ -203,8 +203,8 @@ impl Job {
             return Err(Failure::Guest(Status::IoError));
         }
         let header = memory
-            .read_obj(self.desk())
-            .expect("every job has a desk in the memory");
+            .read_obj(self.header_slot())
+            .expect("every request has a header slot in the memory");
         let command = Command::parse(header, self.readable_data(), self.writable_data(), disk)
             .map_err(Failure::Guest)?;
         self.command = Some(command);
@@ -214,13 +214,13 @@ impl Job {
     fn transfer(&self, command: Command, place: Range<usize>) -> Transfer {
         let (kind, offset) = match command {
             Command::Read { offset } => (Kind::Read, offset),
-            Command::Write { offset } if !self.piece.flushing => (Kind::Write, offset),
+            Command::Write { offset } if !self.chunk.flushing => (Kind::Write, offset),
             Command::Write { .. } | Command::Flush | Command::GetId => (Kind::Flush, 0),
         };
         Transfer {
             id: self.id,
             kind,
-            offset: offset + (self.done + self.piece.moved) as u64,
+            offset: offset + (self.done + self.chunk.moved) as u64,
             place,
         }
     }
@@ -228,58 +228,58 @@ impl Job {
     /// Takes note of what the disk has moved. What it left over it is given again.
     pub(super) fn moved(&mut self, result: io::Result<usize>) -> Result<Next, Failure> {
         let (command, place) = match self.command {
-            _ if self.piece.flushing => {
-                return result.map(|_| self.end_piece()).map_err(Failure::Disk);
+            _ if self.chunk.flushing => {
+                return result.map(|_| self.end_chunk()).map_err(Failure::Disk);
             }
-            Some(command @ Command::Read { .. }) => (command, &self.piece.writable),
-            Some(command @ Command::Write { .. }) => (command, &self.piece.readable),
-            _ => return result.map(|_| self.end_piece()).map_err(Failure::Disk),
+            Some(command @ Command::Read { .. }) => (command, &self.chunk.writable),
+            Some(command @ Command::Write { .. }) => (command, &self.chunk.readable),
+            _ => return result.map(|_| self.end_chunk()).map_err(Failure::Disk),
         };
-        self.piece.moved += match result {
+        self.chunk.moved += match result {
             Ok(0) => return Err(Failure::Disk(io::ErrorKind::UnexpectedEof.into())),
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(Failure::Disk(error)),
         };
-        let rest = place.start + self.piece.moved..place.end;
+        let rest = place.start + self.chunk.moved..place.end;
         if rest.is_empty() && self.write_through && matches!(command, Command::Write { .. }) {
-            self.piece.flushing = true;
+            self.chunk.flushing = true;
             Ok(Next::Disk(self.transfer(command, 0..0)))
         } else if rest.is_empty() {
-            Ok(self.end_piece())
+            Ok(self.end_chunk())
         } else {
             Ok(Next::Disk(self.transfer(command, rest)))
         }
     }
 
-    /// The piece's data is where it belongs. After the last piece the request is done.
-    fn end_piece(&mut self) -> Next {
+    /// The chunk's data is where it belongs. After the last chunk the request is done.
+    fn end_chunk(&mut self) -> Next {
         let wanted = match self.command {
             Some(Command::Read { .. }) => self.writable_data(),
             Some(Command::Write { .. }) => self.readable_data(),
             Some(Command::GetId) => self.writable_data().min(SERIAL),
             Some(Command::Flush) | None => 0,
         };
-        if self.done + self.piece.moved >= wanted {
+        if self.done + self.chunk.moved >= wanted {
             self.status = Some(Status::Ok);
         }
         Next::CopyOut
     }
 
-    /// Ends the request with an error: nothing of its piece reaches the driver.
+    /// Ends the request with an error: nothing of its chunk reaches the driver.
     pub(super) fn fail(&mut self, status: Status) {
-        self.piece.writable = 0..0;
+        self.chunk.writable = 0..0;
         self.status = Some(status);
     }
 
-    /// Takes the piece's data out, and the status if there is one.
+    /// Takes the chunk's data out, and the status if there is one.
     pub(super) fn plan_copies_out(
         &mut self,
         memory: &VolatileSlice<'_>,
         operations: &mut Vec<CopyOp>,
     ) {
         let first = operations.len();
-        let Range { start, end } = self.piece.writable;
+        let Range { start, end } = self.chunk.writable;
         self.request.writable.copies(
             Direction::ToGuest,
             self.done,
@@ -288,7 +288,7 @@ impl Job {
             operations,
         );
         self.plan_status(memory, operations);
-        self.piece.copies = first..operations.len();
+        self.chunk.copies = first..operations.len();
     }
 
     pub(super) fn plan_status(&self, memory: &VolatileSlice<'_>, operations: &mut Vec<CopyOp>) {
@@ -296,20 +296,20 @@ impl Job {
         let place = self.status_place();
         memory
             .write_obj(status.byte(), place)
-            .expect("every job has a desk in the memory");
+            .expect("every request has a header slot in the memory");
         let last = self.writable_data();
         self.request
             .writable
             .copies(Direction::ToGuest, last, 1, place, operations);
     }
 
-    /// Counts the piece's work, which has reached the driver.
+    /// Counts the chunk's work, which has reached the driver.
     pub(super) fn advance(&mut self, counters: &mut DeviceCounters) {
         let failed = !matches!(self.status, None | Some(Status::Ok));
         if !failed {
             let (read, written) = match self.command {
-                Some(Command::Read { .. } | Command::GetId) => (self.piece.writable.len(), 0),
-                Some(Command::Write { .. }) => (0, self.piece.readable.len()),
+                Some(Command::Read { .. } | Command::GetId) => (self.chunk.writable.len(), 0),
+                Some(Command::Write { .. }) => (0, self.chunk.readable.len()),
                 Some(Command::Flush) | None => (0, 0),
             };
             self.done += read + written;

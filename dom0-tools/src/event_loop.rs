@@ -1,4 +1,4 @@
-//! The loop that serves a machine: looks for work while that pays, and sleeps when it does not.
+//! The loop that serves a guest: looks for work while that pays, and sleeps when it does not.
 
 use crate::budget::Budget;
 use crate::polling::Polling;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use xen_virtio_backend::{Activity, Device};
 use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_transport::{
-    DeviceReport, DeviceState, Hypervisor, Machine, MachineError, MmioDevice, MmioRange, Slot,
+    DeviceReport, DeviceState, DevicesError, GuestDevices, Hypervisor, MmioDevice, MmioRange, Slot,
 };
 
 /// Tokens from here on are the server's own.
@@ -22,38 +22,38 @@ const OWN_TOKENS: usize = 1 << 16;
 const TRAPS: Token = Token(OWN_TOKENS);
 const DEVICE: Token = Token(OWN_TOKENS + 1);
 
-/// The longest time without a look at what else is readable, but for that of a few turns. So many turns take
+/// The longest time without a look at what else is readable, but for that of a few steps. So many steps take
 /// less, as a rule.
 const BUSY_LIMIT: Duration = Duration::from_millis(10);
-const BUSY_TURNS: u32 = 256;
-/// Turns without a look at the time, and at the guest's share of the processor: what it can have in advance.
-const TURNS_PER_CHECK: u32 = 8;
+const BUSY_STEPS: u32 = 256;
+/// Steps without a look at the time, and at the guest's share of the processor: what it can have in advance.
+const STEPS_PER_CHECK: u32 = 8;
 /// The longest rest without a look at what else is readable.
-const LONGEST_REST: Duration = Duration::from_millis(50);
-/// Turns that find nothing without a look at the clock, and at who else wants the processor.
-const TURNS_PER_LOOK: u32 = 32;
-/// Looks for a trap between turns that find nothing: traps hold the guest up, and rings do not.
+const LONGEST_THROTTLE: Duration = Duration::from_millis(50);
+/// Steps that find nothing without a look at the clock, and at who else wants the processor.
+const STEPS_PER_LOOK: u32 = 32;
+/// Looks for a trap between steps that find nothing: traps hold the guest up, and rings do not.
 const WATCHES: u32 = 32;
 
 /// The shortest sleep when something is to be tried again: what cannot be tried now costs next to nothing.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
-/// Serves one guest's machine.
-pub struct Server<H> {
-    machine: Machine<H>,
+/// Serves one guest and its devices.
+pub struct EventLoop<H> {
+    devices: GuestDevices<H>,
     poll: Poll,
     events: Events,
     polling: Polling,
     budget: Budget,
-    /// Turns since the last one that found something to do.
-    idle_turns: u32,
+    /// Steps since the last one that found something to do.
+    idle_steps: u32,
     sleeps: u64,
 }
 
 /// What serving has cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct ServerReport {
+pub struct EventLoopReport {
     /// How often there was nothing to do, and then something again.
     pub sleeps: u64,
     /// Nanoseconds of looking for work before it came, or before giving up, and of waiting for interrupt handlers.
@@ -64,7 +64,7 @@ pub struct ServerReport {
     pub syscalls: u64,
 }
 
-impl<H: Hypervisor> Server<H> {
+impl<H: Hypervisor> EventLoop<H> {
     /// A server that looks for work for at most `limit` before it sleeps, and uses at most `cpu_percent` of
     /// one processor.
     ///
@@ -77,30 +77,30 @@ impl<H: Hypervisor> Server<H> {
         poll.registry()
             .register(&mut SourceFd(&traps), TRAPS, Interest::READABLE)?;
         Ok(Self {
-            machine: Machine::new(hypervisor),
+            devices: GuestDevices::new(hypervisor),
             poll,
             events: Events::with_capacity(16),
             polling: Polling::new(limit, Instant::now()),
             budget: Budget::new(cpu_percent, Instant::now(), cpu_time()),
-            idle_turns: 0,
+            idle_steps: 0,
             sleeps: 0,
         })
     }
 
     pub fn hypervisor(&mut self) -> &mut H {
-        self.machine.hypervisor()
+        self.devices.hypervisor()
     }
 
-    /// For what else [`Server::serve`] is to return for.
+    /// For what else [`EventLoop::serve`] is to return for.
     pub fn registry(&self) -> &Registry {
         self.poll.registry()
     }
 
-    /// Adds a device, see [`Machine::add`].
+    /// Adds a device, see [`GuestDevices::add`].
     ///
     /// # Errors
     ///
-    /// [`MachineError`], or the system's.
+    /// [`DevicesError`], or the system's.
     pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, AddError> {
         // First, for what was in the device's place stays there if this fails.
         let events = device.events().map(|events| events.as_raw_fd());
@@ -108,7 +108,7 @@ impl<H: Hypervisor> Server<H> {
             let registry = self.poll.registry();
             registry.register(&mut SourceFd(&events), DEVICE, Interest::READABLE)?;
         }
-        let added = self.machine.add(range, device);
+        let added = self.devices.add(range, device);
         if added.is_err()
             && let Some(events) = events
         {
@@ -118,32 +118,32 @@ impl<H: Hypervisor> Server<H> {
         Ok(added?)
     }
 
-    /// Keeps the place of a device that cannot be served now, see [`Machine::add_missing`].
+    /// Keeps the place of a device that cannot be served now, see [`GuestDevices::add_missing`].
     ///
     /// # Errors
     ///
-    /// [`MachineError`].
+    /// [`DevicesError`].
     pub fn add_missing(
         &mut self,
         range: MmioRange,
         state: DeviceState,
-    ) -> Result<Slot, MachineError> {
-        self.machine.add_missing(range, state)
+    ) -> Result<Slot, DevicesError> {
+        self.devices.add_missing(range, state)
     }
 
     /// Has a device show `bytes`, see [`MmioDevice::resize`]. False if it is not there now.
     pub fn resize(&mut self, slot: Slot, bytes: u64) -> bool {
-        let device = self.machine.device_mut(slot);
+        let device = self.devices.device_mut(slot);
         device.map(|device| device.resize(bytes)).is_some()
     }
 
-    /// Takes a device away, see [`Machine::remove`]. It is to be asked with [`Server::has_left`] until nothing of it is
+    /// Takes a device away, see [`GuestDevices::remove`]. It is to be asked with [`EventLoop::has_left`] until nothing of it is
     /// under way.
     pub fn remove(&mut self, slot: Slot) -> Option<Box<dyn Device>> {
-        self.machine.remove(slot)
+        self.devices.remove(slot)
     }
 
-    /// Whether nothing of a device that was taken away is under way any more. If not, [`Server::serve`] returns when it
+    /// Whether nothing of a device that was taken away is under way any more. If not, [`EventLoop::serve`] returns when it
     /// is to be asked again.
     pub fn has_left(&mut self, device: &mut dyn Device) -> bool {
         if !device.settle() {
@@ -160,7 +160,7 @@ impl<H: Hypervisor> Server<H> {
     }
 
     pub fn device(&self, slot: Slot) -> Option<DeviceReport> {
-        self.machine.device(slot).map(MmioDevice::report)
+        self.devices.device(slot).map(MmioDevice::report)
     }
 
     /// Serves until something else that was registered may be readable, or for `timeout`.
@@ -171,15 +171,15 @@ impl<H: Hypervisor> Server<H> {
     pub fn serve(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let began = Instant::now();
         let mut worked: u32 = 0;
-        for turn in 0..BUSY_TURNS {
-            if turn.is_multiple_of(TURNS_PER_CHECK) && self.has_rested()? {
+        for step in 0..BUSY_STEPS {
+            if step.is_multiple_of(STEPS_PER_CHECK) && self.has_throttled()? {
                 break;
             }
-            match self.machine.turn() {
+            match self.devices.step() {
                 Activity::Working => {
                     self.found_work();
                     worked += 1;
-                    if worked.is_multiple_of(TURNS_PER_CHECK) && began.elapsed() >= BUSY_LIMIT {
+                    if worked.is_multiple_of(STEPS_PER_CHECK) && began.elapsed() >= BUSY_LIMIT {
                         break;
                     }
                     continue;
@@ -187,59 +187,59 @@ impl<H: Hypervisor> Server<H> {
                 // A kernel thread that carries out our transfers may wait for this processor.
                 Activity::Waiting => yield_now(),
                 Activity::Idle => {
-                    if self.polling.is_on() && self.machine.watch(WATCHES) {
+                    if self.polling.is_on() && self.devices.watch(WATCHES) {
                         self.found_work();
                         continue;
                     }
                 }
             }
-            if self.idle_turns.is_multiple_of(TURNS_PER_LOOK) {
+            if self.idle_steps.is_multiple_of(STEPS_PER_LOOK) {
                 let now = Instant::now();
-                if self.idle_turns == 0 {
+                if self.idle_steps == 0 {
                     self.polling.worked(now);
                 }
-                if !self.polling.goes_on(now) && self.machine.rest()? < Activity::Working {
+                if !self.polling.goes_on(now) && self.devices.prepare_sleep()? < Activity::Working {
                     return self.sleep(timeout);
                 }
                 // Others may have work, whatever we hope for.
                 yield_now();
             }
-            self.idle_turns = self.idle_turns.wrapping_add(1);
+            self.idle_steps = self.idle_steps.wrapping_add(1);
         }
         self.wait(Some(Duration::ZERO))
     }
 
     /// Leaves the processor to others for a moment, if the guest has had its share of it. Its vCPUs wait
     /// meanwhile. False if it may be served.
-    fn has_rested(&mut self) -> io::Result<bool> {
+    fn has_throttled(&mut self) -> io::Result<bool> {
         if !self.budget.is_limited() {
             return Ok(false);
         }
-        let Some(rest) = self.budget.rest(Instant::now(), cpu_time()) else {
+        let Some(rest) = self.budget.throttle_delay(Instant::now(), cpu_time()) else {
             return Ok(false);
         };
-        let moment = Timespec::try_from(rest.min(LONGEST_REST)).map_err(io::Error::other)?;
+        let moment = Timespec::try_from(rest.min(LONGEST_THROTTLE)).map_err(io::Error::other)?;
         syscalls::count();
         poll(&mut [], Some(&moment))?;
         Ok(true)
     }
 
     fn found_work(&mut self) {
-        if self.idle_turns >= TURNS_PER_LOOK {
+        if self.idle_steps >= STEPS_PER_LOOK {
             self.polling.stopped(Instant::now());
         }
-        self.idle_turns = 0;
+        self.idle_steps = 0;
     }
 
     fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let asleep = Instant::now();
         self.polling.stopped(asleep);
-        let again = self.machine.try_again_at();
+        let again = self.devices.try_again_at();
         let again = again.map(|at| at.saturating_duration_since(asleep).max(SHORTEST_SLEEP));
         self.wait(again.into_iter().chain(timeout).min())?;
         let awake = Instant::now();
         self.polling.slept(awake - asleep);
-        self.idle_turns = 0;
+        self.idle_steps = 0;
         self.sleeps += 1;
         Ok(())
     }
@@ -257,10 +257,10 @@ impl<H: Hypervisor> Server<H> {
         self.events.iter().any(|event| event.token() == token)
     }
 
-    pub fn report(&self) -> ServerReport {
-        ServerReport {
+    pub fn report(&self) -> EventLoopReport {
+        EventLoopReport {
             sleeps: self.sleeps,
-            polled_ns: nanoseconds(self.polling.looked() + self.machine.waited()),
+            polled_ns: nanoseconds(self.polling.looked() + self.devices.waited()),
             cpu_ns: nanoseconds(cpu_time()),
             syscalls: syscalls::made(),
         }
@@ -290,7 +290,7 @@ fn nanoseconds(time: Duration) -> u64 {
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
     #[error(transparent)]
-    Machine(#[from] MachineError),
+    GuestDevices(#[from] DevicesError),
     #[error("its events cannot be waited for")]
     Events(#[from] io::Error),
 }

@@ -8,9 +8,9 @@ use std::io;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::{Activity, Device};
 
-/// Traps answered before the devices have a turn: a guest that does nothing but trap must not starve its
+/// Traps answered before the devices take a step: a guest that does nothing but trap must not starve its
 /// own queues.
-const TRAPS_PER_TURN: usize = 64;
+const TRAPS_PER_STEP: usize = 64;
 
 /// The longest wait for an access of an interrupt handler: what a guest that does not come costs in vain.
 const HANDLER_LIMIT: Duration = Duration::from_micros(200);
@@ -21,7 +21,7 @@ const LOOKS: u32 = 64;
 
 /// Why a device cannot be given to a guest.
 #[derive(Debug, thiserror::Error)]
-pub enum MachineError {
+pub enum DevicesError {
     #[error(
         "the pages {base:#x}+{len:#x} of the device overlap those of another device of the guest"
     )]
@@ -34,13 +34,13 @@ pub enum MachineError {
     },
 }
 
-/// Names a device of a [`Machine`].
+/// Names a device of a [`GuestDevices`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(usize);
 
 /// What answers for a claimed range. Claims outlive their devices: an access that nobody answers would end in
 /// a data abort in the guest.
-enum Place {
+enum RangeOwner {
     Device(Box<MmioDevice>),
     /// The guest has a device here that cannot be served now, with these registers: the driver goes on from
     /// there whenever the device is back. Reads are zero. A driver that resets the device, stops a queue or
@@ -50,7 +50,7 @@ enum Place {
     Nothing,
 }
 
-impl Place {
+impl RangeOwner {
     fn device(&self) -> Option<&MmioDevice> {
         match self {
             Self::Device(device) => Some(device),
@@ -100,15 +100,15 @@ fn is_at(register: Register, offset: u64, width: Width) -> bool {
 }
 
 /// A guest and its devices.
-pub struct Machine<H> {
+pub struct GuestDevices<H> {
     hypervisor: H,
-    slots: Vec<(MmioRange, Place)>,
+    slots: Vec<(MmioRange, RangeOwner)>,
     /// A handler is to be waited for: its interrupt was raised, or it has begun.
     handler_expected: bool,
     waited: Duration,
 }
 
-impl<H: Hypervisor> Machine<H> {
+impl<H: Hypervisor> GuestDevices<H> {
     pub fn new(hypervisor: H) -> Self {
         Self {
             hypervisor,
@@ -126,48 +126,48 @@ impl<H: Hypervisor> Machine<H> {
     ///
     /// # Errors
     ///
-    /// [`MachineError`], with nothing changed.
-    pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, MachineError> {
-        self.put(range, Place::Device(Box::new(device)))
+    /// [`DevicesError`], with nothing changed.
+    pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, DevicesError> {
+        self.put(range, RangeOwner::Device(Box::new(device)))
     }
 
     /// Claims `range` for a device that the guest knows, and that has to wait with its registers in `state`.
     ///
     /// # Errors
     ///
-    /// [`MachineError`], with nothing changed.
+    /// [`DevicesError`], with nothing changed.
     pub fn add_missing(
         &mut self,
         range: MmioRange,
         state: DeviceState,
-    ) -> Result<Slot, MachineError> {
-        self.put(range, Place::Missing(state))
+    ) -> Result<Slot, DevicesError> {
+        self.put(range, RangeOwner::Missing(state))
     }
 
-    fn put(&mut self, range: MmioRange, place: Place) -> Result<Slot, MachineError> {
+    fn put(&mut self, range: MmioRange, owner: RangeOwner) -> Result<Slot, DevicesError> {
         let MmioRange { base, len } = range;
-        let vacant = |(other, place): &(_, Place)| *other == range && place.device().is_none();
+        let vacant = |(other, owner): &(_, RangeOwner)| *other == range && owner.device().is_none();
         if let Some(slot) = self.slots.iter().position(vacant) {
             // Claimed for the device that was here before.
-            self.slots[slot].1 = place;
+            self.slots[slot].1 = owner;
             return Ok(Slot(slot));
         }
         if self.slots.iter().any(|(other, _)| other.overlaps(&range)) {
-            return Err(MachineError::Overlap { base, len });
+            return Err(DevicesError::Overlap { base, len });
         }
         self.hypervisor
             .claim(range)
-            .map_err(|source| MachineError::Claim { base, len, source })?;
-        self.slots.push((range, place));
+            .map_err(|source| DevicesError::Claim { base, len, source })?;
+        self.slots.push((range, owner));
         Ok(Slot(self.slots.len() - 1))
     }
 
     /// Takes a device away, if there is one: [`MmioDevice::retire`]. What the driver still reads there is zero: no virtio
     /// device.
     pub fn remove(&mut self, Slot(slot): Slot) -> Option<Box<dyn Device>> {
-        match std::mem::replace(&mut self.slots[slot].1, Place::Nothing) {
-            Place::Device(device) => Some(device.retire()),
-            Place::Missing(_) | Place::Nothing => None,
+        match std::mem::replace(&mut self.slots[slot].1, RangeOwner::Nothing) {
+            RangeOwner::Device(device) => Some(device.retire()),
+            RangeOwner::Missing(_) | RangeOwner::Nothing => None,
         }
     }
 
@@ -176,17 +176,17 @@ impl<H: Hypervisor> Machine<H> {
         self.slots[slot].1.device()
     }
 
-    /// As [`Machine::device`], to be changed.
+    /// As [`GuestDevices::device`], to be changed.
     pub fn device_mut(&mut self, Slot(slot): Slot) -> Option<&mut MmioDevice> {
         self.slots[slot].1.device_mut()
     }
 
     /// Answers the traps that wait, and those of an interrupt handler that is about to come; then gives each
-    /// device a turn.
-    pub fn turn(&mut self) -> Activity {
+    /// device a step.
+    pub fn step(&mut self) -> Activity {
         let mut activity = Activity::Idle;
         let mut waits = 0;
-        for _ in 0..TRAPS_PER_TURN {
+        for _ in 0..TRAPS_PER_STEP {
             if !self.answer_trap() {
                 if waits == HANDLER_ACCESSES || !self.answer_handler() {
                     break;
@@ -197,7 +197,7 @@ impl<H: Hypervisor> Machine<H> {
         }
         let interrupted = self.awaits_handler();
         for device in devices(&mut self.slots) {
-            activity = activity.max(device.process());
+            activity = activity.max(device.step());
         }
         self.handler_expected |= !interrupted && self.awaits_handler();
         activity
@@ -245,31 +245,31 @@ impl<H: Hypervisor> Machine<H> {
     fn awaits_handler(&self) -> bool {
         self.slots
             .iter()
-            .filter_map(|(_, place)| place.device())
+            .filter_map(|(_, owner)| owner.device())
             .any(MmioDevice::awaits_handler)
     }
 
-    /// Prepares for nobody calling [`Machine::turn`] until the hypervisor's or a device's events are there.
+    /// Prepares for nobody calling [`GuestDevices::step`] until the hypervisor's or a device's events are there.
     /// [`Activity::Working`] if something is to be done after all.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn rest(&mut self) -> io::Result<Activity> {
-        // From here on a trap is an event again; one that came before is found by the turn.
+    pub fn prepare_sleep(&mut self) -> io::Result<Activity> {
+        // From here on a trap is an event again; one that came before is found by the step.
         self.hypervisor.clear_events()?;
-        let mut activity = self.turn();
+        let mut activity = self.step();
         if activity < Activity::Working {
             for device in devices(&mut self.slots) {
-                activity = activity.max(device.rest());
+                activity = activity.max(device.prepare_sleep());
             }
         }
         Ok(activity)
     }
 
-    /// When [`Machine::turn`] is to be called though no event tells of it: dom0 lacks what a device waits for.
+    /// When [`GuestDevices::step`] is to be called though no event tells of it: dom0 lacks what a device waits for.
     pub fn try_again_at(&self) -> Option<Instant> {
-        let devices = self.slots.iter().filter_map(|(_, place)| place.device());
+        let devices = self.slots.iter().filter_map(|(_, owner)| owner.device());
         devices.filter_map(MmioDevice::try_again_at).min()
     }
 
@@ -280,11 +280,11 @@ impl<H: Hypervisor> Machine<H> {
         let slots = &mut self.slots;
         match trap.request() {
             TrapRequest::Read { address, width } => {
-                let Some((place, offset)) = find(slots, address) else {
+                let Some((owner, offset)) = find(slots, address) else {
                     trap.answer(0);
                     return true;
                 };
-                trap.answer(place.read(offset, width));
+                trap.answer(owner.read(offset, width));
                 if is_at(Register::InterruptStatus, offset, width) {
                     self.handler_expected = true;
                 }
@@ -294,8 +294,8 @@ impl<H: Hypervisor> Machine<H> {
                 width,
                 value,
             } => {
-                if let Some((place, offset)) = find(slots, address) {
-                    place.write(offset, width, value);
+                if let Some((owner, offset)) = find(slots, address) {
+                    owner.write(offset, width, value);
                 }
                 trap.done();
             }
@@ -311,14 +311,14 @@ impl<H: Hypervisor> Machine<H> {
     }
 }
 
-fn devices(slots: &mut [(MmioRange, Place)]) -> impl Iterator<Item = &mut MmioDevice> {
-    slots.iter_mut().filter_map(|(_, place)| place.device_mut())
+fn devices(slots: &mut [(MmioRange, RangeOwner)]) -> impl Iterator<Item = &mut MmioDevice> {
+    slots.iter_mut().filter_map(|(_, owner)| owner.device_mut())
 }
 
 /// What answers for `address`, and the offset in its page.
-fn find(slots: &mut [(MmioRange, Place)], address: u64) -> Option<(&mut Place, u64)> {
-    slots.iter_mut().find_map(|(range, place)| {
+fn find(slots: &mut [(MmioRange, RangeOwner)], address: u64) -> Option<(&mut RangeOwner, u64)> {
+    slots.iter_mut().find_map(|(range, owner)| {
         let offset = range.offset_of(address)?;
-        Some((place, offset))
+        Some((owner, offset))
     })
 }

@@ -18,7 +18,7 @@ const SMALLEST_HALF: usize = 8;
 
 /// What has been seen of a driver's habits.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals {
+pub(super) struct Coalescer {
     /// As many are waited for, if any.
     wanted: usize,
     /// The most requests that the driver had with us, available or under way: since the last delivery, in
@@ -33,7 +33,7 @@ pub(super) struct Arrivals {
     unchanged: u32,
 }
 
-impl Arrivals {
+impl Coalescer {
     /// A step in which `available` requests wait in the queues, and `under_way` have been taken. True if
     /// those that wait are to be taken.
     pub(super) fn step(&mut self, available: usize, under_way: usize) -> bool {
@@ -96,7 +96,7 @@ mod tests {
     /// How many of a driver's requests are taken at a time, in the end. It keeps `depth` of them with us, and
     /// makes two available in the time that one takes us, or one with `slow`.
     fn batches(depth: usize, slow: bool) -> Vec<usize> {
-        let mut arrivals = Arrivals::default();
+        let mut coalescer = Coalescer::default();
         let mut batches = Vec::new();
         let (mut available, mut batch, mut left) = (0, 0, 0);
         for step in 0..4000 {
@@ -104,13 +104,13 @@ mod tests {
                 available += 1;
             }
             if batch > 0 {
-                arrivals.step(available, batch);
+                coalescer.step(available, batch);
                 left -= 1;
                 if left == 0 {
-                    arrivals.delivered(batch, batch as u64 * 4096);
+                    coalescer.delivered(batch, batch as u64 * 4096);
                     batch = 0;
                 }
-            } else if arrivals.step(available, 0) {
+            } else if coalescer.step(available, 0) {
                 batch = available.min(BATCH);
                 left = 2 * batch + 4;
                 available -= batch;
@@ -122,12 +122,12 @@ mod tests {
 
     #[test]
     fn one_request_never_waits() {
-        let mut arrivals = Arrivals::default();
+        let mut coalescer = Coalescer::default();
         for _ in 0..10 {
-            assert!(!arrivals.step(0, 0));
-            assert!(arrivals.step(1, 0));
-            assert!(!arrivals.step(0, 1));
-            arrivals.delivered(1, 4096);
+            assert!(!coalescer.step(0, 0));
+            assert!(coalescer.step(1, 0));
+            assert!(!coalescer.step(0, 1));
+            coalescer.delivered(1, 4096);
         }
     }
 
@@ -152,26 +152,26 @@ mod tests {
     #[test]
     fn large_requests_are_taken_as_they_come() {
         for (bytes, waits) in [(4096, true), (16384, true), (65536, false)] {
-            let mut arrivals = Arrivals::default();
+            let mut coalescer = Coalescer::default();
             for _ in 0..100 {
-                arrivals.step(0, 16);
-                arrivals.delivered(16, 16 * bytes);
+                coalescer.step(0, 16);
+                coalescer.delivered(16, 16 * bytes);
             }
-            assert_eq!(!arrivals.step(1, 0), waits, "{bytes} bytes");
+            assert_eq!(!coalescer.step(1, 0), waits, "{bytes} bytes");
         }
     }
 
     #[test]
     fn what_does_not_come_is_not_waited_for_long() {
-        let mut arrivals = Arrivals::default();
+        let mut coalescer = Coalescer::default();
         for _ in 0..100 {
-            arrivals.step(0, 16);
-            arrivals.delivered(16, 16 * 4096);
+            coalescer.step(0, 16);
+            coalescer.delivered(16, 16 * 4096);
         }
         let waited = [(); 6].map(|()| {
-            let steps = (0..).take_while(|_| !arrivals.step(1, 0)).count();
-            arrivals.step(0, 1);
-            arrivals.delivered(1, 4096);
+            let steps = (0..).take_while(|_| !coalescer.step(1, 0)).count();
+            coalescer.step(0, 1);
+            coalescer.delivered(1, 4096);
             steps
         });
         let patience = PATIENCE as usize;
@@ -181,29 +181,29 @@ mod tests {
     #[test]
     fn half_is_copied_by_grant_at_a_time() {
         for (depth, batch) in [(1, 8), (16, 8), (24, 12), (64, 32), (500, 32)] {
-            let mut arrivals = Arrivals::default();
-            arrivals.step(0, depth);
-            arrivals.delivered(depth, depth as u64 * 4096);
-            assert_eq!(arrivals.batch(AddressMode::Grants), batch, "{depth}");
-            assert_eq!(arrivals.batch(AddressMode::Frames), BATCH, "{depth}");
+            let mut coalescer = Coalescer::default();
+            coalescer.step(0, depth);
+            coalescer.delivered(depth, depth as u64 * 4096);
+            assert_eq!(coalescer.batch(AddressMode::Grants), batch, "{depth}");
+            assert_eq!(coalescer.batch(AddressMode::Frames), BATCH, "{depth}");
         }
     }
 
     #[test]
     fn a_driver_that_handles_much_itself_is_remembered_for_its_most() {
-        let mut arrivals = Arrivals::default();
-        arrivals.step(0, 64);
+        let mut coalescer = Coalescer::default();
+        coalescer.step(0, 64);
         for _ in 0..100 {
-            arrivals.step(0, 40);
-            arrivals.delivered(16, 16 * 4096);
+            coalescer.step(0, 40);
+            coalescer.delivered(16, 16 * 4096);
         }
-        assert!(!arrivals.step(31, 0));
-        assert!(arrivals.step(32, 0));
+        assert!(!coalescer.step(31, 0));
+        assert!(coalescer.step(32, 0));
         // It has become another.
         for _ in 0..3 * PERIOD {
-            arrivals.step(1, 0);
-            arrivals.delivered(1, 4096);
+            coalescer.step(1, 0);
+            coalescer.delivered(1, 4096);
         }
-        assert!(arrivals.step(1, 0));
+        assert!(coalescer.step(1, 0));
     }
 }
