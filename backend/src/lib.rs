@@ -2,7 +2,6 @@
 //!
 //! A device pops [`Request`]s off its [`VirtQueue`]s, copies what it needs of them through
 //! [`GuestAccess`](xen_virtio_guest_mapping::GuestAccess), and gives back [`Completion`]s.
-#![deny(unsafe_code)]
 
 pub mod blk;
 mod device;

@@ -2,6 +2,7 @@
 //!
 //! `sandbox-probe DOMID OTHER ACTION`: a worker of guest DOMID. It is killed, or says `refused` and why, or `done`
 //! and what it has read.
+#![allow(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
 use io_uring::squeue::{Entry, Flags};

@@ -2,8 +2,12 @@
 
 pub mod abi;
 mod frame_cache;
+// The system calls of Xen's devices, and the memory that they map.
+#[allow(unsafe_code)]
 mod gntdev;
+#[allow(unsafe_code)]
 mod mapping;
+#[allow(unsafe_code)]
 mod privcmd;
 
 pub use frame_cache::FrameCache;

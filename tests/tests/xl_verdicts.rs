@@ -8,6 +8,8 @@ mod corpus;
 #[path = "xl_verdicts/generated.rs"]
 mod generated;
 #[path = "xl_verdicts/library.rs"]
+// Calls libxlutil.
+#[allow(unsafe_code)]
 mod library;
 
 use generated::Random;

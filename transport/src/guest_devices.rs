@@ -181,8 +181,8 @@ impl<H: Hypervisor> GuestDevices<H> {
         self.slots[slot].1.device_mut()
     }
 
-    /// Answers the traps that wait, and those of an interrupt handler that is about to come; then gives each
-    /// device a step.
+    /// Answers the traps that wait, and those of an interrupt handler that is about to come; then has
+    /// each device take a step.
     pub fn step(&mut self) -> Activity {
         let mut activity = Activity::Idle;
         let mut waits = 0;

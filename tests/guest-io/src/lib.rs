@@ -2,8 +2,11 @@
 //! tests, fuzz seeds and benches.
 
 mod blk;
+// The kernel's devices in a guest, mapped.
+#[allow(unsafe_code)]
 pub mod board;
 mod driver;
+#[allow(unsafe_code)]
 pub mod gntalloc;
 pub mod malformed;
 pub mod missteps;
