@@ -94,7 +94,7 @@ run_logged() {
 RUST_VERSION=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$TOP/Cargo.toml")
 rust_is_recent() {
     local version
-    version=$("${1:-rustc}" --version 2>/dev/null | cut -d' ' -f2) || return 1
+    version=$(rustc --version 2>/dev/null | cut -d' ' -f2) || return 1
     [ "$(printf '%s\n%s\n' "$RUST_VERSION" "$version" | sort -V | sed 1q)" = "$RUST_VERSION" ]
 }
 

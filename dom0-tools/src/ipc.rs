@@ -52,7 +52,7 @@ pub enum ToWorker {
         serial: String,
         /// The guest has had it from an earlier worker.
         served: bool,
-        /// Names the device of the guest, also after a reboot, see [`disk_lock`](crate::disk_lock).
+        /// Names the device of the guest, also after a reboot, see `disk_lock.rs`.
         lock: u64,
     },
     /// The devices that the guest has had from an earlier worker have been handed over, as far as they can be:

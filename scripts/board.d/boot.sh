@@ -5,7 +5,7 @@
 XEN_ARGS='sched=credit dom0_mem=768M dom0_max_vcpus=1 console=dtuart dtuart=/pl011@9000000 loglvl=warning guest_loglvl=warning'
 DOM0_ARGS='root=/dev/vda rw init=/init console=hvc0 quiet loglevel=4'
 KERNEL_ADDRESS=0x50000000
-MACHINE=(-machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -smp 2 -m 2048)
+MACHINE=(-machine "virt,virtualization=on,gic-version=3" -cpu cortex-a57 -smp 2 -m 2048)
 # The longest silence, in seconds, of a console that is watched: until dom0 is up (as a rule that takes five seconds
 # in all), and from then on where BOARD_HEARTBEAT says that dom0's payload says BOARD-ALIVE now and then.
 SILENCE=${BOARD_SILENCE:-90}
