@@ -299,6 +299,10 @@ impl Device for Blk {
         }
     }
 
+    fn retire(&mut self) {
+        self.pipeline.retire();
+    }
+
     fn settle(&mut self) -> bool {
         self.pipeline.gather_ended();
         self.pipeline.is_settled()

@@ -168,6 +168,9 @@ pub trait Device {
     /// device's own, and requests that come later wait for that.
     fn stop_queue(&mut self, index: QueueIndex);
 
+    /// The device is taken away, with its queues stopped: what it keeps beyond this process is not its own from now on.
+    fn retire(&mut self);
+
     /// Takes up what has ended of what stopped queues have left under way. True when there is no more of it;
     /// [`Device::events`] tell when to look again.
     fn settle(&mut self) -> bool;

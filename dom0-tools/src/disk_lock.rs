@@ -66,11 +66,11 @@ pub(crate) fn take(disk: &OwnedFd, name: u64) -> Result<(), LockError> {
 /// The locks of all files (proc_locks(5)).
 const LOCKS: &str = "/proc/locks";
 
-/// Whether somebody has lock `name`: a worker, or what one that was killed has left under way. The disk is not asked,
-/// which may hang.
-pub(crate) fn is_held(name: u64) -> bool {
+/// Whether somebody has lock `name`, of the file or device node `inode` if that is given: a worker, or what one that was
+/// killed has left under way. The disk is not asked, which may hang.
+pub(crate) fn is_held(name: u64, inode: Option<u64>) -> bool {
     match std::fs::read_to_string(LOCKS) {
-        Ok(locks) => lists(&locks, name),
+        Ok(locks) => lists(&locks, name, inode),
         Err(error) => {
             tracing::error!(
                 "{LOCKS} cannot be read, and a disk that is to be closed waits for that: {error}"
@@ -81,14 +81,13 @@ pub(crate) fn is_held(name: u64) -> bool {
 }
 
 /// Whether `locks` has the one that is named `name`, and not only somebody who waits for it.
-fn lists(locks: &str, name: u64) -> bool {
+fn lists(locks: &str, name: u64, inode: Option<u64>) -> bool {
     let byte = byte_of(name).to_string();
     locks.lines().any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        // OFDLCK ADVISORY WRITE -1 major:minor:inode start end
-        fields.next() == Some("OFDLCK")
-            && fields.nth(1) == Some("WRITE")
-            && fields.nth(2) == Some(&byte)
+        let fields: Vec<_> = line.split_whitespace().skip(1).collect();
+        // The device's number is not compared: some file systems have another one here than stat tells.
+        let is_of = |file: &str| inode.is_none_or(|inode| file.ends_with(&format!(":{inode}")));
+        matches!(fields[..], ["OFDLCK", _, "WRITE", _, file, start, _] if start == byte && is_of(file))
     })
 }
 
@@ -174,7 +173,7 @@ mod tests {
         for other_name in [lock("/vm/a", 8), lock("/vm/b", 7)] {
             take(&other, other_name).unwrap();
         }
-        let held = |devid| is_held(lock("/vm/a", devid));
+        let held = |devid| is_held(lock("/vm/a", devid), None);
         assert_eq!([7, 9].map(held), [true, false]);
         // As a transfer does that is under way.
         let in_use = first.try_clone().unwrap();
@@ -193,8 +192,10 @@ mod tests {
                      2: POSIX  ADVISORY  WRITE 612 00:19:847 4611686018427387908 4611686018427387908\n\
                      3: OFDLCK ADVISORY  READ  -1 fd:00:17 4611686018427387909 4611686018427387909\n\
                      4: -> OFDLCK ADVISORY  WRITE -1 fd:00:17 4611686018427387910 4611686018427387910\n";
-        let held = |name| lists(locks, name);
+        let held = |name| lists(locks, name, None);
         assert_eq!([3, 4, 5, 6].map(held), [true, false, false, false]);
+        let held_of = |inode| lists(locks, 3, Some(inode));
+        assert_eq!([17, 7, 18].map(held_of), [true, false, false]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! As Xen's own block script does, a second user of a disk is refused, unless nobody writes it. What a disk is kept
 //! in is told by device and inode numbers, through loop devices and partitions, and not by its path.
 
+use crate::disk_lock;
 use crate::libxl::EntryKey;
 use crate::supervisor::Identity;
 use std::collections::BTreeSet;
@@ -181,6 +182,17 @@ struct Use {
     path: PathBuf,
     stores: Stores,
     writes: bool,
+    lock: DeviceLock,
+    /// The guest has it no more. What a worker has left of it may be under way still.
+    is_over: bool,
+}
+
+/// The lock that a worker has on a disk, and transfers that it has left, see [`disk_lock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceLock {
+    pub(crate) name: u64,
+    /// Of the file or the device node.
+    pub(crate) inode: u64,
 }
 
 /// What a guest is to use.
@@ -192,11 +204,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) path: &'a Path,
     pub(crate) stores: Stores,
     pub(crate) writes: bool,
+    pub(crate) lock: DeviceLock,
 }
 
 impl Uses {
     /// Who has what is wanted, so that nobody else may: on one line.
-    pub(crate) fn conflict(&self, wanted: &Wanted<'_>) -> Option<String> {
+    pub(crate) fn conflict(&mut self, wanted: &Wanted<'_>) -> Option<String> {
+        self.uses.retain(|other| {
+            !other.is_over || disk_lock::is_held(other.lock.name, Some(other.lock.inode))
+        });
         let conflicts = |other: &&Use| {
             let is_itself = other.guest == *wanted.guest && other.key == wanted.key;
             !is_itself && (other.writes || wanted.writes) && other.stores.overlaps(&wanted.stores)
@@ -208,8 +224,13 @@ impl Uses {
         } else {
             format!(" as {}", other.path.display())
         };
+        let (has, why) = if other.is_over {
+            ("had", "; what was under way then has not ended")
+        } else {
+            ("has", "")
+        };
         Some(format!(
-            "guest {} ({}) has it{path}: {}",
+            "guest {} ({}) {has} it{path}: {}{why}",
             other.name, other.guest.domid, other.key
         ))
     }
@@ -223,17 +244,22 @@ impl Uses {
             path: wanted.path.to_owned(),
             stores: wanted.stores,
             writes: wanted.writes,
+            lock: wanted.lock,
+            is_over: false,
         });
     }
 
     pub(crate) fn remove(&mut self, guest: &Identity, key: EntryKey) {
-        self.uses
-            .retain(|other| other.guest != *guest || other.key != key);
+        for other in &mut self.uses {
+            other.is_over |= other.guest == *guest && other.key == key;
+        }
     }
 
     /// The guest, and whoever served it, is gone.
     pub(crate) fn remove_guest(&mut self, guest: &Identity) {
-        self.uses.retain(|other| other.guest != *guest);
+        for other in &mut self.uses {
+            other.is_over |= other.guest == *guest;
+        }
     }
 }
 
@@ -313,6 +339,11 @@ mod tests {
             form: LibxlForm::Disk,
             devid,
         };
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let lock = DeviceLock {
+            name: disk_lock::name("/vm/1", key(51712)),
+            inode: image.as_file().metadata().unwrap().ino(),
+        };
         let mut uses = Uses::default();
         let guests = [guest(1), guest(2)];
         let wanted = |index: usize, devid, path: &'static str, writes| Wanted {
@@ -322,6 +353,7 @@ mod tests {
             path: Path::new(path),
             stores: stores(&[device(7)], None),
             writes,
+            lock,
         };
         uses.add(wanted(0, 51712, "/dev/vg/a", false));
         assert_eq!(uses.conflict(&wanted(1, 51712, "/dev/vg/a", false)), None);
@@ -342,7 +374,15 @@ mod tests {
         uses.remove(&guests[0], key(51712));
         assert_eq!(uses.conflict(&wanted(1, 51712, "/dev/dm-3", true)), None);
         uses.add(wanted(0, 51712, "/dev/vg/a", true));
+        // A worker was killed, and a transfer that it has begun hangs.
+        let left = image.reopen().unwrap().into();
+        disk_lock::take(&left, lock.name).unwrap();
         uses.remove_guest(&guests[0]);
+        assert_eq!(
+            uses.conflict(&wanted(1, 51712, "/dev/dm-3", true)).unwrap(),
+            "guest ivi (1) had it as /dev/vg/a: virtio_disk/51712; what was under way then has not ended"
+        );
+        drop(left);
         assert_eq!(uses.conflict(&wanted(1, 51712, "/dev/dm-3", true)), None);
     }
 }

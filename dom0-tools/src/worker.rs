@@ -22,7 +22,7 @@ use xen_virtio_transport::{Hypervisor, MmioDevice, MmioRange, Slot};
 
 const SUPERVISOR: Token = Token(0);
 
-/// How often a worker without a supervisor looks whether its guest still lives.
+/// How often a worker without a supervisor looks whether its guest still lives, and one with leaving devices at those.
 const ORPHAN_CHECK: Duration = Duration::from_secs(1);
 
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
@@ -142,8 +142,9 @@ impl Worker {
         )?;
         let mut checked = Instant::now();
         loop {
-            // Without a supervisor nobody else would tell that the guest is gone.
-            let timeout = (!self.supervised).then_some(ORPHAN_CHECK);
+            // Without a supervisor nobody else would tell that the guest is gone, nor may a device that is leaving.
+            let looks = !self.supervised || !self.leaving.is_empty();
+            let timeout = looks.then_some(ORPHAN_CHECK);
             self.event_loop.serve(timeout)?;
             self.see_off();
             if !self.supervised && checked.elapsed() >= ORPHAN_CHECK {
@@ -224,7 +225,8 @@ impl Worker {
                         }
                         Err(error) => FromWorker::AttachFailed {
                             key,
-                            busy: error.downcast_ref().is_some_and(LockError::is_busy),
+                            busy: error.is::<NoRing>()
+                                || error.downcast_ref().is_some_and(LockError::is_busy),
                             error: format!("{error:#}"),
                         },
                     }
@@ -325,26 +327,26 @@ impl Worker {
             .into_iter()
             .next()
             .context("no descriptor came with the disk")?;
-        let mut claim: Option<Claim> = None;
-        if !new_disk.read_only {
-            match disk_lock::take(&file, new_disk.lock) {
-                Ok(()) => {}
-                // What the guest has had is served, and waits; all else can be refused.
-                Err(LockError::Busy) if new.served && !self.begun => {
-                    let (file, lock) = (file.try_clone()?, new_disk.lock);
-                    claim = Some(Box::new(move || Ok(disk_lock::take(&file, lock)?)));
-                }
-                Err(error) => return Err(error.into()),
-            }
+        if self.rings.is_empty() && !self.leaving.is_empty() {
+            return Err(NoRing.into());
         }
-        if !new_disk.shared
-            && let Err(error) = disk_lock::take_image(&file, !new_disk.read_only)
-        {
-            if !new.served {
-                return Err(error.into());
+        let mut claim: Option<Claim> = None;
+        let taken = if new_disk.read_only {
+            Ok(())
+        } else {
+            disk_lock::take(&file, new_disk.lock)
+        };
+        match taken {
+            Ok(()) => new_disk.take_image(&file, new)?,
+            // What the guest has had is served, and waits; all else can be refused.
+            Err(LockError::Busy) if new.served && !self.begun => {
+                let (file, new, new_disk) = (file.try_clone()?, new.clone(), new_disk.clone());
+                claim = Some(Box::new(move || {
+                    disk_lock::take(&file, new_disk.lock)?;
+                    Ok(new_disk.take_image(&file, &new)?)
+                }));
             }
-            // What the guest has had it keeps: it may be that the other program came meanwhile.
-            tracing::warn!("{}: {error}", new.key);
+            Err(error) => return Err(error.into()),
         }
         let mut disk = Disk::from_file(file.into(), new_disk.read_only)?;
         let backing = Backing::of(disk.file())?;
@@ -390,7 +392,13 @@ impl Worker {
     }
 }
 
+/// Without a ring a disk would hold up all of its guest.
+#[derive(Debug, thiserror::Error)]
+#[error("no io_uring is left for it while a disk that was detached hangs")]
+struct NoRing;
+
 /// What the supervisor says of any device.
+#[derive(Clone)]
 struct NewDevice {
     key: EntryKey,
     range: MmioRange,
@@ -400,12 +408,31 @@ struct NewDevice {
 }
 
 /// What it says of a disk besides.
+#[derive(Clone)]
 struct NewDisk {
     read_only: bool,
     bytes: u64,
     shared: bool,
     serial: String,
     lock: u64,
+}
+
+impl NewDisk {
+    /// Tells other programs that the image is in use.
+    fn take_image(&self, file: &OwnedFd, device: &NewDevice) -> Result<(), LockError> {
+        if self.shared {
+            return Ok(());
+        }
+        let taken = disk_lock::take_image(file, !self.read_only);
+        if let Err(error) = &taken
+            && device.served
+        {
+            // What the guest has had it keeps: it may be that the other program came meanwhile.
+            tracing::warn!("{}: {error}", device.key);
+            return Ok(());
+        }
+        taken
+    }
 }
 
 /// The first bytes of `text`, as many as a serial number has.

@@ -303,6 +303,7 @@ impl MmioDevice {
     /// guest is mapped for it any more.
     pub fn retire(mut self) -> Box<dyn Device> {
         self.stop_queues();
+        self.device.retire();
         self.device
     }
 
@@ -323,6 +324,8 @@ impl MmioDevice {
         self.interrupt.retry();
         self.start_missed_queues();
         if !self.registers.is_live() {
+            // What an earlier driver has left is none of the next one's.
+            self.device.settle();
             return Activity::Idle;
         }
         let step = self.device.step(&mut *self.access);

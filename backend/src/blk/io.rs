@@ -60,7 +60,8 @@ pub(super) struct DiskIo {
     /// lost pages once, so two at the same time could not both know.
     flushing: Vec<u16>,
     flush_next: Vec<u16>,
-    kept: StateArea,
+    /// `None` once the device was taken away: the words are another one's.
+    kept: Option<StateArea>,
     disk: Disk,
     memory: MmapRegion<()>,
 }
@@ -103,7 +104,7 @@ impl DiskIo {
             submissions: 0,
             flushing: Vec::new(),
             flush_next: Vec::new(),
-            kept,
+            kept: Some(kept),
             disk,
             memory,
         })
@@ -164,7 +165,7 @@ impl DiskIo {
             return;
         }
         std::mem::swap(&mut self.flushing, &mut self.flush_next);
-        if self.kept.load(LOST_WRITES) != 0 {
+        if self.has_lost_writes() {
             self.end_flush(Err(io::Error::other(
                 "an earlier flush failed, and what it lost is gone",
             )));
@@ -180,13 +181,14 @@ impl DiskIo {
 
     /// Ends all the flushes that one stood for, and begins the next.
     fn end_flush(&mut self, result: io::Result<usize>) {
-        if let Err(error) = &result {
-            if self.kept.load(LOST_WRITES) == 0 {
+        if let Err(error) = &result
+            && let Some(kept) = &self.kept
+        {
+            if !self.has_lost_writes() {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.kept
-                    .store(FLUSH_ERROR, u64::from(errno.unsigned_abs()));
+                kept.store(FLUSH_ERROR, u64::from(errno.unsigned_abs()));
             }
-            self.kept.store(LOST_WRITES, 1);
+            kept.store(LOST_WRITES, 1);
         }
         let message = result.err().map(|error| error.to_string());
         for id in self.flushing.drain(..) {
@@ -201,13 +203,25 @@ impl DiskIo {
 
     /// A new driver begins: its flushes answer for its own writes, and not for what the last one was told is lost.
     pub(super) fn forget_lost_writes(&mut self) {
-        self.kept.store(LOST_WRITES, 0);
+        if let Some(kept) = &self.kept {
+            kept.store(LOST_WRITES, 0);
+        }
+    }
+
+    /// The device was taken away: what it keeps beyond this process is not its own any more.
+    pub(super) fn retire(&mut self) {
+        self.kept = None;
+    }
+
+    fn has_lost_writes(&self) -> bool {
+        let kept = self.kept.as_ref();
+        kept.is_some_and(|kept| kept.load(LOST_WRITES) != 0)
     }
 
     /// The error of the last flush that failed, whichever process it failed in, and whether flushes fail still.
     pub(super) fn flush_error(&self) -> Option<(io::Error, bool)> {
-        let holds = self.kept.load(LOST_WRITES) != 0;
-        let errno = match i32::try_from(self.kept.load(FLUSH_ERROR)).ok()? {
+        let holds = self.has_lost_writes();
+        let errno = match i32::try_from(self.kept.as_ref()?.load(FLUSH_ERROR)).ok()? {
             // An earlier version has not noted which.
             0 if holds => libc::EIO,
             errno => errno,
@@ -587,6 +601,19 @@ mod tests {
         unsafe { ring.submission().push(&opcode::Fsync::new(DISK).build()) }.unwrap();
         rings.give_back(ring);
         assert!(rings.take().is_none());
+    }
+
+    /// They may be another device's by then.
+    #[test]
+    fn a_disk_that_was_taken_away_leaves_its_words_alone() {
+        let (_file, mut io) = disk_io(&[0; 4096], false);
+        let kept = io.kept.clone().unwrap();
+        io.retire();
+        io.end_flush(Err(io::Error::from_raw_os_error(libc::EIO)));
+        assert_eq!(kept.load(LOST_WRITES), 0);
+        kept.store(LOST_WRITES, 1);
+        io.forget_lost_writes();
+        assert_eq!(kept.load(LOST_WRITES), 1);
     }
 
     #[test]

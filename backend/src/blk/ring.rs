@@ -57,6 +57,11 @@ impl RingStock {
         self.rings.borrow_mut().pop()
     }
 
+    /// Whether none is left.
+    pub fn is_empty(&self) -> bool {
+        self.rings.borrow().is_empty()
+    }
+
     /// Takes back a ring on which nothing is in flight. The kernel lets go of its file and its buffer before
     /// this returns; of those of a ring that is dropped it does some time later.
     pub(super) fn give_back(&self, mut ring: IoUring) {

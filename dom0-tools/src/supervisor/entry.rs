@@ -3,7 +3,8 @@
 use super::guest::WorkerContext;
 use super::state_files::{Binding, Identity};
 use crate::config::CONFIG_PATH;
-use crate::disk_use::{Stores, Wanted};
+use crate::disk_lock;
+use crate::disk_use::{DeviceLock, Stores, Wanted};
 use crate::ipc::ToWorker;
 use crate::libxl::{self, Entry, EntryKey, EntryKind};
 use crate::report::EntryReport;
@@ -12,6 +13,7 @@ use crate::xenstore::XenStore;
 use anyhow::{Context, Result, bail};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -321,6 +323,10 @@ impl OpenedDevice {
             path,
             stores,
             writes,
+            lock: DeviceLock {
+                name: disk_lock::name(guest.vm.as_deref().unwrap_or_default(), key),
+                inode: disk.file().metadata()?.ino(),
+            },
         };
         if !shared && let Some(user) = context.uses.conflict(&wanted) {
             let in_use = InUse::of(path, &user);

@@ -370,7 +370,7 @@ impl Guest {
             .iter_mut()
             .filter(|(_, closing)| closing.given_up)
         {
-            if !disk_lock::is_held(disk_lock::name(vm, *key)) {
+            if !disk_lock::is_held(disk_lock::name(vm, *key), None) {
                 closed.push(*key);
             } else if !std::mem::replace(&mut closing.logged, true) {
                 tracing::warn!(

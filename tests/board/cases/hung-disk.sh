@@ -31,6 +31,8 @@ wait_for 4 "list to say that an earlier worker's transfers are waited for" waits
 verifies_on g 4
 has_said g 'hung: third ended' && fail "the write did not hang"
 note "worker killed: the other disk's longest pause $(longest_pause g) ms; $(said g 'hung: third ended' 30)"
+# QEMU's lock against other writers, which the dead worker's transfers had until then (byte 201, for reading).
+grep -q "OFDLCK .* READ .*:$(stat -c %i /dev/dm-0) 201 201" /proc/locks || fail "the disk is not locked against QEMU any more"
 
 said g 'hung: last is under way' >/dev/null
 sleep 1
