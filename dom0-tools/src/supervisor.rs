@@ -3,6 +3,7 @@
 //! It parses nothing that a guest wrote to memory.
 
 mod clients;
+mod closing;
 mod conversation;
 mod entry;
 mod guest;

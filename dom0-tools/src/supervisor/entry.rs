@@ -23,7 +23,7 @@ use xen_virtio_transport::DeviceReport;
 /// How long after its failure something is tried again.
 pub(super) const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// … if somebody has a lock who may let go of it: libxl waits ten seconds for a new device.
-pub(super) const TRY_BUSY_AGAIN: Duration = Duration::from_secs(1);
+const TRY_BUSY_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a guest may take from having a device to beginning with it, before that is worth a word.
 const DRIVER_LIMIT: Duration = Duration::from_secs(120);

@@ -1,6 +1,7 @@
 //! One guest: its entries in xenstore, and its worker.
 
-use super::entry::{DeviceEntry, InUse, OpenedDevice, Status, TRY_AGAIN, TRY_BUSY_AGAIN, new_size};
+use super::closing::ClosingEntries;
+use super::entry::{DeviceEntry, InUse, OpenedDevice, Status, TRY_AGAIN, new_size};
 use super::orphan_workers;
 use super::restarts::Restarts;
 use super::state_files::{Binding, Identity, StateFiles};
@@ -39,9 +40,7 @@ pub(super) struct Guest {
     again_at: Option<Instant>,
     error: Option<String>,
     entries: BTreeMap<EntryKey, DeviceEntry>,
-    /// Entries that are to be closed, and when to look again whether they are.
-    closing: BTreeMap<EntryKey, Closing>,
-    closing_at: Option<Instant>,
+    closing: ClosingEntries,
     /// The worker that has been asked for a report and has not answered.
     report_asked: Option<Token>,
     /// The worker's newest report of itself, until it is shown.
@@ -50,15 +49,6 @@ pub(super) struct Guest {
     log_limit: LogLimit,
     /// Of lines that workers write.
     worker_lines: LogLimit,
-}
-
-/// An entry on its way to being closed.
-#[derive(Default)]
-struct Closing {
-    /// Its worker has given it up. What a worker that was killed before has left may be under way still.
-    given_up: bool,
-    /// That something is under way has been logged.
-    logged: bool,
 }
 
 /// What a guest's worker is started with.
@@ -91,8 +81,7 @@ impl Guest {
             again_at: None,
             error: None,
             entries: BTreeMap::new(),
-            closing: BTreeMap::new(),
-            closing_at: None,
+            closing: ClosingEntries::default(),
             report_asked: None,
             server: None,
             log_limit: LogLimit::default(),
@@ -229,13 +218,9 @@ impl Guest {
         self.error = None;
         self.worker = Some(worker);
         // First, so that a device that has come back under the same name is not the one given up.
-        // An entry that was made again, and that the worker before had, has nothing to do with the one that it follows.
         let entries = &self.entries;
-        self.closing
-            .retain(|key, _| !entries.get(key).is_some_and(|known| known.served));
-        let mut to_give_up: Vec<_> = self.closing.keys().copied().collect();
-        to_give_up.retain(|key| !self.closing[key].given_up);
-        for key in to_give_up {
+        let is_served = |key| entries.get(&key).is_some_and(|known| known.served);
+        for key in self.closing.not_given_up(is_served) {
             self.send(registry, &ToWorker::Detach { key });
         }
         self.send_pending(registry);
@@ -332,7 +317,7 @@ impl Guest {
             return false;
         }
         // The next worker is told too, if this one dies before it says so.
-        self.closing.insert(key, Closing::default());
+        self.closing.begin(key);
         self.send(context.registry, &ToWorker::Detach { key });
         true
     }
@@ -347,47 +332,36 @@ impl Guest {
 
     /// The worker says that it has given the entry up, which counts if it was asked to.
     pub(super) fn gave_up(&mut self, key: EntryKey) {
-        if let Some(closing) = self.closing.get_mut(&key) {
-            closing.given_up = true;
-        }
+        self.closing.gave_up(key);
     }
 
     /// When to look again for entries that are closed.
     pub(super) fn closing_at(&self) -> Option<Instant> {
-        self.closing_at
+        self.closing.look_at()
     }
 
     /// The entries that are closed now. Until [`Guest::is_closed`] they are looked at again.
     pub(super) fn closed(&mut self) -> Vec<EntryKey> {
-        // An entry that was made again meanwhile is another one, and not closed; its worker has the lock.
         let entries = &self.entries;
-        self.closing
-            .retain(|key, closing| !closing.given_up || !entries.contains_key(key));
         let vm = self.identity.vm.as_deref().unwrap_or_default();
-        let mut closed = Vec::new();
-        for (key, closing) in self
-            .closing
-            .iter_mut()
-            .filter(|(_, closing)| closing.given_up)
-        {
-            if !disk_lock::is_held(disk_lock::name(vm, *key), None) {
-                closed.push(*key);
-            } else if !std::mem::replace(&mut closing.logged, true) {
-                tracing::warn!(
-                    "guest {} ({}): {key} is not closed yet: transfers that a killed worker has left are under way",
-                    self.name,
-                    self.identity.domid
-                );
-            }
+        let (closed, held) = self.closing.closed(
+            |key| entries.contains_key(&key),
+            |key| disk_lock::is_held(disk_lock::name(vm, key), None),
+            Instant::now(),
+        );
+        for key in held {
+            tracing::warn!(
+                "guest {} ({}): {key} is not closed yet: transfers that a killed worker has left are under way",
+                self.name,
+                self.domid()
+            );
         }
-        let waits = self.closing.values().any(|closing| closing.given_up);
-        self.closing_at = waits.then(|| Instant::now() + TRY_BUSY_AGAIN);
         closed
     }
 
     /// libxl has been told that entry `key` is closed.
     pub(super) fn is_closed(&mut self, key: EntryKey, context: &mut WorkerContext<'_>) {
-        self.closing.remove(&key);
+        self.closing.end(key);
         self.release(key, context);
     }
 
