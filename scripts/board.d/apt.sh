@@ -71,7 +71,7 @@ fetch_source() {
     mkdir -p "$dir"
     (cd "$dir" && tried_twice "the source of $package ($suite)" download_source "$suite" "$package") || {
         ! grep -q 'No space left' "$dir/apt.log" 2>/dev/null || die "there is no room for the source of $package in $dir"
-        undelivered "the source of Debian $suite's package $package"
+        say "$(debian_mirror) does not serve the source of Debian $suite's package $package"
         return 1
     }
 }

@@ -23,7 +23,7 @@ choose_xen() {
         dir=$(XEN_VERSION=$version cached "xen-$version" "$(xen_key)" build_xen xen) || status=$?
         case $status in
             0) XEN_FILE=$dir/xen XEN_VERSION=$version && return ;;
-            "$UNDELIVERED") say "The board cannot have Xen $version" ;;
+            "$UNDELIVERED") say "The board cannot have Xen $version, and looks for another one" ;;
             # It is there, and something is wrong with this machine or with us: not to be taken for a lack of Xen.
             *) exit $status ;;
         esac

@@ -199,8 +199,9 @@ impl DeviceEntry {
         }
         let (grants, otherwise) = if self.grants {
             (
-                ", and CONFIG_XEN_VIRTIO, without which it waits for ever for the device that grants its memory",
-                "; a guest that cannot grant wants grant_usage=0",
+                ", and CONFIG_XEN_VIRTIO",
+                " Without the last it waits for ever for the device that grants its memory; a guest that cannot grant wants \
+                 grant_usage=0",
             )
         } else {
             ("", "")

@@ -1,5 +1,4 @@
-# A write that a killed worker has left with a slow disk ends before the next worker's first, which waits for it, and
-# before libxl is told that the disk is closed.
+# A write that a killed worker has left with a slow disk ends before the next worker's first, and before libxl is told of the end.
 make_disk /tmp/disk.img 8
 losetup /dev/loop0 /tmp/disk.img
 dmsetup --noudevsync create slow --table "0 $((8 * 2048)) delay /dev/loop0 0 0 /dev/loop0 0 3000"
