@@ -13,6 +13,8 @@ const LONGEST_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub struct Shortage {
     now: Option<Lack>,
+    /// How long it is no news.
+    patience: Duration,
     log_limit: LogLimit,
 }
 
@@ -23,38 +25,56 @@ struct Lack {
     try_at: Instant,
     wait: Duration,
     tries: u32,
+    logged: bool,
 }
 
 impl Shortage {
+    /// One of which nothing is logged before it has lasted for `patience`: a moment of it is usual.
+    pub fn patient(patience: Duration) -> Self {
+        Self {
+            patience,
+            ..Self::default()
+        }
+    }
+
     /// `doing` failed by no fault of the driver's, and is to be tried again.
     pub fn note(&mut self, doing: &str, error: &dyn Error, now: Instant) {
         let what = format!("{doing} failed for want of something in dom0: {error}");
-        if let Some(lack) = &mut self.now {
-            lack.what = what;
-            if lack.try_at > now {
-                // Others of the same try fail with it.
-                return;
+        let lack = match &mut self.now {
+            Some(lack) => {
+                lack.what = what;
+                if lack.try_at > now {
+                    // Others of the same try fail with it.
+                    return;
+                }
+                lack.tries += 1;
+                lack.wait = (lack.wait * 2).min(LONGEST_WAIT);
+                lack.try_at = now + lack.wait;
+                lack
             }
-            lack.tries += 1;
-            lack.wait = (lack.wait * 2).min(LONGEST_WAIT);
-            lack.try_at = now + lack.wait;
-            return;
+            none => none.insert(Lack {
+                what,
+                since: now,
+                try_at: now + FIRST_WAIT,
+                wait: FIRST_WAIT,
+                tries: 1,
+                logged: false,
+            }),
+        };
+        let is_news = !lack.logged && now.saturating_duration_since(lack.since) >= self.patience;
+        if is_news && self.log_limit.allow() {
+            lack.logged = true;
+            tracing::warn!(
+                "{}; it is tried again until it works, and the guest waits",
+                lack.what
+            );
         }
-        if self.log_limit.allow() {
-            tracing::warn!("{what}; it is tried again until it works, and the guest waits");
-        }
-        self.now = Some(Lack {
-            what,
-            since: now,
-            try_at: now + FIRST_WAIT,
-            wait: FIRST_WAIT,
-            tries: 1,
-        });
     }
 
     /// What was lacking is there.
     pub fn end(&mut self) {
         if let Some(lack) = self.now.take()
+            && lack.logged
             && self.log_limit.allow()
         {
             tracing::info!(
@@ -120,5 +140,20 @@ mod tests {
         );
         shortage.end();
         assert_eq!((shortage.holds(), shortage.warning()), (false, None));
+    }
+
+    #[test]
+    fn what_lasts_for_a_moment_only_is_no_news() {
+        let error = std::io::Error::from_raw_os_error(libc::EAGAIN);
+        let mut shortage = Shortage::patient(Duration::from_millis(100));
+        let began = Instant::now();
+        for (milliseconds, logged) in [(0, false), (50, false), (120, true)] {
+            shortage.note(
+                "taking",
+                &error,
+                began + Duration::from_millis(milliseconds),
+            );
+            assert_eq!(shortage.now.as_ref().unwrap().logged, logged);
+        }
     }
 }

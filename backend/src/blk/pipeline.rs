@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
 
 /// Bytes of memory for data: all that a guest's requests can make us hold, a disk.
@@ -31,6 +31,9 @@ const MAX_COPIES: usize = 256;
 
 /// Takes the disk from whoever has had it before, or says that transfers of that one are under way still.
 pub type Claim = Box<dyn FnMut() -> Result<(), Box<dyn Error>>>;
+
+/// How long the kernel may take, as a rule, to let go of what a killed process had open.
+const USUAL_RELEASE: Duration = Duration::from_secs(1);
 
 /// Requests between the available and the used ring.
 pub(super) struct Pipeline {
@@ -94,7 +97,7 @@ impl Pipeline {
             log_limit: LogLimit::default(),
             copy_shortage: Shortage::default(),
             disk_shortage: Shortage::default(),
-            claim_shortage: Shortage::default(),
+            claim_shortage: Shortage::patient(USUAL_RELEASE),
             most_copies: MAX_COPIES,
             batch: Vec::with_capacity(room),
             copies_in: Vec::with_capacity(2 * room),
@@ -591,7 +594,6 @@ mod tests {
     use std::fs::File;
     use std::io::Write;
     use std::rc::Rc;
-    use std::time::Duration;
     use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
     use virtio_queue::desc::split::Descriptor;
     use vm_memory::Bytes;

@@ -351,7 +351,7 @@ impl Guest {
         );
         for key in held {
             tracing::warn!(
-                "guest {} ({}): {key} is not closed yet: transfers that a killed worker has left are under way",
+                "guest {} ({}): {key} is not closed yet: transfers of its disk are under way",
                 self.name,
                 self.domid()
             );
