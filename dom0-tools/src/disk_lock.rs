@@ -66,17 +66,28 @@ pub(crate) fn take(disk: &OwnedFd, name: u64) -> Result<(), LockError> {
 /// The locks of all files (proc_locks(5)).
 const LOCKS: &str = "/proc/locks";
 
-/// Whether somebody has lock `name`, of the file or device node `inode` if that is given: a worker, or what one that was
-/// killed has left under way. The disk is not asked, which may hang.
-pub(crate) fn is_held(name: u64, inode: Option<u64>) -> bool {
-    match std::fs::read_to_string(LOCKS) {
-        Ok(locks) => lists(&locks, name, inode),
-        Err(error) => {
-            tracing::error!(
-                "{LOCKS} cannot be read, and a disk that is to be closed waits for that: {error}"
-            );
-            true
-        }
+/// The locks of all files, as they are at a moment.
+pub(crate) struct Locks(Option<String>);
+
+impl Locks {
+    pub(crate) fn read() -> Self {
+        let read = std::fs::read_to_string(LOCKS);
+        Self(
+            read.inspect_err(|error| {
+                tracing::error!(
+                    "{LOCKS} cannot be read, and a disk that nobody has any more waits for that: {error}"
+                );
+            })
+            .ok(),
+        )
+    }
+
+    /// Whether somebody has lock `name`, of the file or device node `inode` if that is given: a worker, or what one that
+    /// was killed has left under way. The disk is not asked, which may hang.
+    pub(crate) fn have(&self, name: u64, inode: Option<u64>) -> bool {
+        self.0
+            .as_deref()
+            .is_none_or(|locks| lists(locks, name, inode))
     }
 }
 
@@ -156,9 +167,19 @@ pub(crate) fn take_image(image: &OwnedFd, writes: bool) -> Result<(), LockError>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::libxl::LibxlForm;
+    use std::time::{Duration, Instant};
+
+    /// Programs that other tests start have our files open for a moment, until they are executed.
+    pub(crate) fn until_free(mut is_free: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !is_free() {
+            assert!(Instant::now() < end, "somebody has the lock");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 
     #[test]
     fn an_open_file_excludes_others_of_the_same_device_only() {
@@ -173,7 +194,7 @@ mod tests {
         for other_name in [lock("/vm/a", 8), lock("/vm/b", 7)] {
             take(&other, other_name).unwrap();
         }
-        let held = |devid| is_held(lock("/vm/a", devid), None);
+        let held = |devid| Locks::read().have(lock("/vm/a", devid), None);
         assert_eq!([7, 9].map(held), [true, false]);
         // As a transfer does that is under way.
         let in_use = first.try_clone().unwrap();
@@ -181,7 +202,7 @@ mod tests {
         let refused = take(&second, lock("/vm/a", 7));
         assert!(matches!(refused, Err(LockError::Busy)), "{refused:?}");
         drop(in_use);
-        take(&second, lock("/vm/a", 7)).unwrap();
+        until_free(|| take(&second, lock("/vm/a", 7)).is_ok());
     }
 
     /// As Linux writes them (`fs/locks.c`, `lock_get_status`).
@@ -212,7 +233,7 @@ mod tests {
         drop(first);
         assert!(busy(&writer, true));
         drop(second);
-        take_image(&writer, true).unwrap();
+        until_free(|| take_image(&writer, true).is_ok());
         for writes in [true, false] {
             assert!(busy(&open(), writes));
         }

@@ -3,9 +3,10 @@
 //! As Xen's own block script does, a second user of a disk is refused, unless nobody writes it. What a disk is kept
 //! in is told by device and inode numbers, through loop devices and partitions, and not by its path.
 
-use crate::disk_lock;
+use crate::disk_lock::Locks;
 use crate::libxl::EntryKey;
 use crate::supervisor::Identity;
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
@@ -210,14 +211,16 @@ pub(crate) struct Wanted<'a> {
 impl Uses {
     /// Who has what is wanted, so that nobody else may: on one line.
     pub(crate) fn conflict(&mut self, wanted: &Wanted<'_>) -> Option<String> {
-        self.uses.retain(|other| {
-            !other.is_over || disk_lock::is_held(other.lock.name, Some(other.lock.inode))
-        });
+        let locks = LazyCell::new(Locks::read);
+        self.uses
+            .retain(|other| !other.is_over || locks.have(other.lock.name, Some(other.lock.inode)));
         let conflicts = |other: &&Use| {
             let is_itself = other.guest == *wanted.guest && other.key == wanted.key;
             !is_itself && (other.writes || wanted.writes) && other.stores.overlaps(&wanted.stores)
         };
-        let other = self.uses.iter().find(conflicts)?;
+        // Of a guest that has it again, what it had before is no news.
+        let (over, now): (Vec<_>, Vec<_>) = self.uses.iter().partition(|other| other.is_over);
+        let other = now.into_iter().chain(over).find(|other| conflicts(other))?;
         let same_path = other.path == wanted.path;
         let path = if same_path {
             String::new()
@@ -236,7 +239,15 @@ impl Uses {
     }
 
     pub(crate) fn add(&mut self, wanted: Wanted<'_>) {
-        self.remove(wanted.guest, wanted.key);
+        // A disk that a device has once more is one use: what is under way of it has the lock still.
+        self.uses.retain(|other| {
+            let is_again = other.guest == *wanted.guest
+                && other.key == wanted.key
+                && other.lock == wanted.lock
+                && other.stores == wanted.stores;
+            !is_again || (other.writes && !wanted.writes)
+        });
+        self.end(wanted.guest, wanted.key);
         self.uses.push(Use {
             guest: wanted.guest.clone(),
             name: wanted.name.to_owned(),
@@ -249,14 +260,15 @@ impl Uses {
         });
     }
 
-    pub(crate) fn remove(&mut self, guest: &Identity, key: EntryKey) {
+    /// The device is taken away, or has another disk.
+    pub(crate) fn end(&mut self, guest: &Identity, key: EntryKey) {
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest && other.key == key;
         }
     }
 
     /// The guest, and whoever served it, is gone.
-    pub(crate) fn remove_guest(&mut self, guest: &Identity) {
+    pub(crate) fn end_guest(&mut self, guest: &Identity) {
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest;
         }
@@ -266,6 +278,7 @@ impl Uses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk_lock;
     use crate::libxl::LibxlForm;
 
     const fn device(minor: u64) -> Store {
@@ -371,18 +384,31 @@ mod tests {
                 "guest ivi (1) has it as /dev/vg/a: virtio_disk/51712"
             );
         }
-        uses.remove(&guests[0], key(51712));
+        uses.end(&guests[0], key(51712));
         assert_eq!(uses.conflict(&wanted(1, 51712, "/dev/dm-3", true)), None);
         uses.add(wanted(0, 51712, "/dev/vg/a", true));
         // A worker was killed, and a transfer that it has begun hangs.
         let left = image.reopen().unwrap().into();
         disk_lock::take(&left, lock.name).unwrap();
-        uses.remove_guest(&guests[0]);
+        uses.end_guest(&guests[0]);
         assert_eq!(
             uses.conflict(&wanted(1, 51712, "/dev/dm-3", true)).unwrap(),
             "guest ivi (1) had it as /dev/vg/a: virtio_disk/51712; what was under way then has not ended"
         );
+        // Tried again and again by its guest, it is one use still; who has it now is told first.
+        for _ in 0..3 {
+            uses.add(wanted(0, 51712, "/dev/vg/a", true));
+        }
+        assert_eq!(uses.uses.len(), 1);
+        assert_eq!(
+            uses.conflict(&wanted(1, 51712, "/dev/vg/a", true)).unwrap(),
+            "guest ivi (1) has it: virtio_disk/51712"
+        );
+        uses.end_guest(&guests[0]);
         drop(left);
-        assert_eq!(uses.conflict(&wanted(1, 51712, "/dev/dm-3", true)), None);
+        disk_lock::tests::until_free(|| {
+            let wanted = wanted(1, 51712, "/dev/dm-3", true);
+            uses.conflict(&wanted).is_none()
+        });
     }
 }

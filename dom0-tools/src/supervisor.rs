@@ -261,7 +261,7 @@ impl Supervisor {
         };
         for dead in self.stopping.extract_if(.., died) {
             // What it had under way is at its end too, or holds its lock.
-            self.uses.remove_guest(&dead.guest);
+            self.uses.end_guest(&dead.guest);
         }
         for guest in self.guests.values_mut() {
             guest.ask_drivers(now);
@@ -454,7 +454,7 @@ impl Supervisor {
             let identity = guest.identity().clone();
             let mut workers = guest.into_workers().peekable();
             if workers.peek().is_none() {
-                self.uses.remove_guest(&identity);
+                self.uses.end_guest(&identity);
             }
             for mut worker in workers {
                 let _ = worker.conversation.send(&ToWorker::Stop, &[]);

@@ -133,6 +133,8 @@ impl Pipeline {
 
     /// See [`DiskIo::retire`].
     pub(super) fn retire(&mut self) {
+        self.claim = None;
+        self.claim_shortage.forget();
         self.io.retire();
     }
 

@@ -7,7 +7,7 @@ use super::restarts::Restarts;
 use super::state_files::{Binding, Identity, StateFiles};
 use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
-use crate::disk_lock;
+use crate::disk_lock::{self, Locks};
 use crate::disk_use::Uses;
 use crate::event_loop::EventLoopReport;
 use crate::ipc::{FromWorker, ToWorker};
@@ -16,6 +16,7 @@ use crate::report::{GuestReport, Refusal};
 use crate::xenstore::{XenStore, XenStoreError};
 use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Instant;
@@ -312,6 +313,7 @@ impl Guest {
     /// libxl wants the entry closed. True if a worker will say when it is.
     pub(super) fn detach(&mut self, key: EntryKey, context: &mut WorkerContext<'_>) -> bool {
         self.entries.remove(&key);
+        context.uses.end(&self.identity, key);
         if !self.served {
             self.release(key, context);
             return false;
@@ -324,7 +326,6 @@ impl Guest {
 
     /// Nobody has the disk of entry `key` any more.
     fn release(&self, key: EntryKey, context: &mut WorkerContext<'_>) {
-        context.uses.remove(&self.identity, key);
         if let Err(error) = context.files.bind(&self.identity, key, None) {
             tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
         }
@@ -344,9 +345,10 @@ impl Guest {
     pub(super) fn closed(&mut self) -> Vec<EntryKey> {
         let entries = &self.entries;
         let vm = self.identity.vm.as_deref().unwrap_or_default();
+        let locks = LazyCell::new(Locks::read);
         let (closed, held) = self.closing.closed(
             |key| entries.contains_key(&key),
-            |key| disk_lock::is_held(disk_lock::name(vm, key), None),
+            |key| locks.have(disk_lock::name(vm, key), None),
             Instant::now(),
         );
         for key in held {
