@@ -34,12 +34,12 @@ note "worker killed: the other disk's longest pause $(longest_pause g) ms; $(sai
 # QEMU's lock against other writers, which the dead worker's transfers had until then (byte 201, for reading).
 grep -q "OFDLCK .* READ .*:$(stat -c %i /dev/dm-0) 201 201" /proc/locks || fail "the disk is not locked against QEMU any more"
 
-said g 'hung: last is under way' >/dev/null
-sleep 1
 state=backend/virtio_disk/$(domid g)/51712/state
+said g 'hung: last is under way' >/dev/null
 xenstore-write "$state" 5
-verifies_on g 4
+sleep 1
 is_closed "$state" && fail "the disk was closed while it hung"
+verifies_on g 4
 wait_for 10 "the disk to be closed" is_closed "$state"
 [ "$(on_disk)" = last ] || fail "the disk was closed before its last write had ended"
 note "closed: the other disk's longest pause $(longest_pause g) ms"
