@@ -316,4 +316,19 @@ mod tests {
             );
         }
     }
+
+    /// The page's example has every key; the types forbid those that they do not know.
+    #[test]
+    fn the_page_on_configuration_is_one_that_the_service_takes() {
+        let page = include_str!("../../docs/configuration.md");
+        let section = page.split("## In config.toml").nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let example = section.lines().filter_map(|line| line.strip_prefix("    "));
+        let example: Vec<_> = example.collect();
+        let config = Config::parse(Path::new("configuration.md"), &example.join("\n")).unwrap();
+        assert_eq!(config.polling, PollingConfig::default());
+        assert_eq!(config.limits, LimitsConfig::default());
+        let (device, disk) = (&config.devices[0], &config.disks[0]);
+        assert!(!device.read_only && disk.shared);
+    }
 }
