@@ -21,8 +21,8 @@ use crate::device::{
     Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Step,
 };
 use crate::journal::QueueJournal;
+use crate::persist::StateArea;
 use crate::queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, VirtQueue};
-use crate::state::StateArea;
 use coalescer::Coalescer;
 use pipeline::Pipeline;
 use std::os::fd::BorrowedFd;
@@ -34,8 +34,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_guest_mapping::GuestAccess;
 
-const QUEUE_SIZE: u16 = 512;
-const _: () = assert!(QUEUE_SIZE <= MAX_QUEUE_SIZE);
+const _: () = assert!(Blk::QUEUE_SIZE <= MAX_QUEUE_SIZE);
 
 /// Queues that one disk may have.
 pub const MAX_QUEUES: u16 = 16;
@@ -79,6 +78,9 @@ impl Blk {
     /// Bytes of the state that a disk keeps beyond its process.
     pub const KEPT: usize = 16;
 
+    /// The largest size of each of its queues.
+    pub const QUEUE_SIZE: u16 = 512;
+
     /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `kept`
     /// ([`Blk::KEPT`] bytes) remembers a failed flush beyond this process. The disk has a ring of `rings` while it lives;
     /// without one it does one transfer after the other.
@@ -96,7 +98,7 @@ impl Blk {
         let queues = queues.clamp(1, MAX_QUEUES);
         Ok(Self {
             config: config::config_space(&disk, queues),
-            queue_sizes: vec![QUEUE_SIZE; queues.into()],
+            queue_sizes: vec![Self::QUEUE_SIZE; queues.into()],
             queues: (0..queues).map(|_| None).collect(),
             first_queue: 0,
             pipeline: Pipeline::new(disk, serial, kept, rings)?,

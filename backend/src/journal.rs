@@ -3,8 +3,8 @@
 //! Where the driver's rings are read from and written to follows from it. An entry a head of the queue says
 //! who has it; the count of published used elements says which of those that are done the driver has seen.
 
+use crate::persist::StateArea;
 use crate::queue::MAX_QUEUE_SIZE;
-use crate::state::StateArea;
 use std::io;
 
 /// The word that counts the used elements that the driver sees; the entries follow it.
@@ -41,12 +41,13 @@ pub(crate) struct RecoveredPositions {
 pub struct JournalError;
 
 impl QueueJournal {
-    /// Bytes that a journal of the largest queue takes.
-    pub const BYTES: usize = (FIRST_ENTRY + MAX_QUEUE_SIZE as usize) * size_of::<u64>();
+    /// Bytes that the journal of a queue of up to `size` entries takes.
+    pub const fn bytes(size: u16) -> usize {
+        (FIRST_ENTRY + size as usize) * size_of::<u64>()
+    }
 
-    /// The journal in `area`, of [`QueueJournal::BYTES`]; zeros are one of a queue that has not started.
+    /// The journal in `area`, of [`QueueJournal::bytes`]; zeros are one of a queue that has not started.
     pub fn new(area: StateArea) -> Self {
-        assert!(area.len() >= Self::BYTES);
         Self { area }
     }
 
@@ -56,17 +57,20 @@ impl QueueJournal {
     ///
     /// If the system has not the memory.
     pub fn private() -> io::Result<Self> {
-        Ok(Self::new(StateArea::private(Self::BYTES)?))
+        Ok(Self::new(StateArea::private(Self::bytes(MAX_QUEUE_SIZE))?))
     }
 
     /// Begins anew, for a queue of `size` entries that does not run.
     pub fn clear(&self, size: u16) {
-        let words = FIRST_ENTRY + usize::from(size.min(MAX_QUEUE_SIZE));
-        self.area.part(0, words * size_of::<u64>()).zero();
+        let bytes = Self::bytes(size).min(self.area.len());
+        self.area.part(0, bytes).zero();
     }
 
     /// Where a queue of `size` entries stands.
     pub(crate) fn recover(&self, size: u16) -> Result<RecoveredPositions, JournalError> {
+        if Self::bytes(size) > self.area.len() {
+            return Err(JournalError);
+        }
         let published = self.area.load(PUBLISHED);
         let mut taken = Vec::new();
         let mut done = 0;

@@ -7,10 +7,10 @@ pub mod blk;
 mod device;
 mod journal;
 mod log_limit;
+mod persist;
 mod queue;
 mod request;
 mod shortage;
-mod state;
 
 pub use device::{
     Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup,
@@ -18,7 +18,9 @@ pub use device::{
 };
 pub use journal::{JournalError, QueueJournal};
 pub use log_limit::LogLimit;
+pub use persist::{
+    RecordError, RecordKey, RecordKind, Records, StateArea, StateCell, StateError, StateMemory,
+};
 pub use queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueLayout, VirtQueue};
 pub use request::{Buffers, Completion, GuestBuffer, Request};
 pub use shortage::Shortage;
-pub use state::{StateArea, StateCell, StateError, StateMemory};

@@ -54,6 +54,8 @@ pub enum ToWorker {
         served: bool,
         /// Names the device of the guest, also after a reboot, see `disk_lock.rs`.
         lock: u64,
+        /// Bytes of the guest's state file, which may have grown.
+        state_bytes: usize,
     },
     /// The devices that the guest has had from an earlier worker have been handed over, as far as they can be:
     /// its accesses are to be answered.

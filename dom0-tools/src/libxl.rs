@@ -41,6 +41,17 @@ pub struct EntryKey {
     pub devid: u32,
 }
 
+impl EntryKey {
+    /// The key as a number of 40 bits, which stands in state files.
+    pub(crate) fn number(self) -> u64 {
+        let form = match self.form {
+            LibxlForm::Disk => 0,
+            LibxlForm::Virtio => 1,
+        };
+        form << 32 | u64::from(self.devid)
+    }
+}
+
 impl fmt::Display for EntryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.form.directory(), self.devid)

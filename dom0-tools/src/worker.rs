@@ -2,9 +2,9 @@
 
 use crate::disk_lock::{self, LockError};
 use crate::event_loop::EventLoop;
+use crate::guest_state::{self, Backing, GuestState, Name};
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::libxl::{EntryKey, MAX_DEVICES};
-use crate::state::{Backing, GuestState};
 use anyhow::{Context, Result, anyhow, bail};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -13,8 +13,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
-use xen_virtio_backend::Device;
 use xen_virtio_backend::blk::{Blk, Claim, Disk, RingStock, Serial};
+use xen_virtio_backend::{Device, DeviceType, StateArea};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
@@ -27,6 +27,14 @@ const ORPHAN_CHECK: Duration = Duration::from_secs(1);
 
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
 const MAX_DISK_QUEUES: usize = 4;
+
+/// Bytes of the record of the size that a disk's driver was told of: zero if it was told of none.
+const SHOWN: usize = 8;
+
+/// Bytes that a disk keeps at most.
+pub(crate) fn disk_state_bytes() -> usize {
+    guest_state::device_bytes(&[Blk::KEPT, SHOWN], &[Blk::QUEUE_SIZE; MAX_DISK_QUEUES])
+}
 
 /// Serves the guest that the supervisor names over `socket`, until it is gone.
 ///
@@ -55,6 +63,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
         state,
         rings,
         slots: BTreeMap::new(),
+        told: BTreeMap::new(),
         leaving: Vec::new(),
         begun: false,
         supervised: true,
@@ -118,6 +127,8 @@ struct Worker {
     /// A ring for each device that the guest can have: none can be made in the sandbox.
     rings: RingStock,
     slots: BTreeMap<EntryKey, Slot>,
+    /// The records of what the drivers of disks were told.
+    told: BTreeMap<EntryKey, StateArea>,
     /// Devices that were detached, and of which transfers are under way.
     leaving: Vec<(EntryKey, Box<dyn Device>)>,
     /// The guest may be answered: whatever device it knows is here.
@@ -194,7 +205,9 @@ impl Worker {
                     serial,
                     served,
                     lock,
+                    state_bytes,
                 } => {
+                    self.state.grow(state_bytes);
                     let mode = if grant_usage {
                         AddressMode::Grants
                     } else {
@@ -238,6 +251,7 @@ impl Worker {
                 }
                 ToWorker::Detach { key } => {
                     self.state.forget(key)?;
+                    self.told.remove(&key);
                     let slot = self.slots.remove(&key);
                     match slot.and_then(|slot| self.event_loop.remove(slot)) {
                         Some(device) => {
@@ -257,7 +271,7 @@ impl Worker {
                         .collect(),
                 },
                 ToWorker::Resize { key, bytes } => {
-                    self.resize(key, bytes)?;
+                    self.resize(key, bytes);
                     continue;
                 }
                 ToWorker::Stop => return Ok(true),
@@ -350,45 +364,46 @@ impl Worker {
         }
         let mut disk = Disk::from_file(file.into(), new_disk.read_only)?;
         let backing = Backing::of(disk.file())?;
-        let state = self
-            .state
-            .slot(new.key, new.range.base, backing, new.served)?;
+        let name = Name {
+            key: new.key,
+            base: new.range.base,
+            backing: Some(backing),
+            device_type: DeviceType::BLOCK.0,
+        };
+        let records = self.state.device(&name, new.served)?;
+        let (kept, told) = (records.own(0, Blk::KEPT)?, records.own(1, SHOWN)?);
         // The driver may have been told of another size, which it is to keep until it is told of this one.
-        let shown = match state.shown.load(0) {
+        let shown = match told.load(0) {
             0 => new_disk.bytes,
             shown => shown,
         };
         disk.set_bytes(shown);
         let hypervisor = self.event_loop.hypervisor();
         let queues = u16::try_from(hypervisor.vcpus().min(MAX_DISK_QUEUES))?;
-        let mut blk = Blk::new(
-            disk,
-            padded(&new_disk.serial),
-            queues,
-            state.own,
-            &self.rings,
-        )?;
+        let mut blk = Blk::new(disk, padded(&new_disk.serial), queues, kept, &self.rings)?;
         if let Some(claim) = claim {
             blk.claim_first(claim);
         }
         let access = hypervisor.guest_access(new.mode);
         let line = hypervisor.interrupt_line(new.irq);
-        let mut device = MmioDevice::new(Box::new(blk), new.mode, access, line, state.device)?;
+        let state = records.device_state(blk.queue_sizes())?;
+        let mut device = MmioDevice::new(Box::new(blk), new.mode, access, line, state)?;
         if shown != new_disk.bytes {
             device.resize(new_disk.bytes);
         }
         // Last: a worker that dies before this has the next one tell the driver once more.
-        state.shown.store(0, new_disk.bytes);
+        told.store(0, new_disk.bytes);
+        self.told.insert(new.key, told);
         Ok(self.event_loop.add(new.range, device)?)
     }
 
-    fn resize(&mut self, key: EntryKey, bytes: u64) -> Result<()> {
+    fn resize(&mut self, key: EntryKey, bytes: u64) {
         if let Some(slot) = self.slots.get(&key)
             && self.event_loop.resize(*slot, bytes)
+            && let Some(told) = self.told.get(&key)
         {
-            self.state.set_shown(key, bytes)?;
+            told.store(0, bytes);
         }
-        Ok(())
     }
 }
 

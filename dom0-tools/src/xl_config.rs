@@ -13,7 +13,7 @@ mod virtio;
 mod warnings;
 
 use crate::config::{CONFIG_PATH, Config};
-use crate::state::Backing;
+use crate::guest_state::Backing;
 use crate::text::without_controls;
 pub use disk::DiskLine;
 use std::collections::BTreeSet;

@@ -13,11 +13,11 @@ use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
-use xen_virtio_backend::{StateArea, StateMemory};
+use xen_virtio_backend::{DeviceType, StateArea, StateMemory};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_dom0_tools::event_loop::EventLoop;
+use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, Name};
 use xen_virtio_dom0_tools::libxl::{EntryKey, LibxlForm};
-use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_tests::{BlkRequest, Driver, Random, RawQueue, driver};
@@ -26,6 +26,8 @@ use xen_virtio_transport::{Hypervisor, MmioDevice, Register};
 
 const SIZE: u16 = 32;
 const BLOCK: usize = 4096;
+/// Bytes of the guest's state file.
+const BYTES: usize = 64 << 10;
 /// Requests that are made available at once.
 const TOGETHER: u16 = 3;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -55,19 +57,27 @@ fn serve(
         file,
         guest: guest.memory().clone(),
     };
-    let state = GuestState::new(StateArea::new(Rc::new(memory), BYTES)).unwrap();
+    let state = GuestState::new(StateArea::new(Rc::new(memory), BYTES), BYTES).unwrap();
     let key = EntryKey {
         form: LibxlForm::Disk,
         devid: 51712,
     };
     let disk = Disk::open(disk, false).unwrap();
     let backing = Backing::of(disk.file()).unwrap();
-    let slot = state.slot(key, FIRST_DEVICE.base, backing, false).unwrap();
-    let blk = Blk::new(disk, [0; 20], 1, slot.own, &RingStock::new(1)).unwrap();
+    let name = Name {
+        key,
+        base: FIRST_DEVICE.base,
+        backing: Some(backing),
+        device_type: DeviceType::BLOCK.0,
+    };
+    let records = state.device(&name, false).unwrap();
+    let kept = records.own(0, Blk::KEPT).unwrap();
+    let state = records.device_state(&[Blk::QUEUE_SIZE]).unwrap();
+    let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap();
     let access = hypervisor.guest_access(AddressMode::Grants);
     let line = hypervisor.interrupt_line(FIRST_IRQ);
     let mode = AddressMode::Grants;
-    let device = MmioDevice::new(Box::new(blk), mode, access, line, slot.device).unwrap();
+    let device = MmioDevice::new(Box::new(blk), mode, access, line, state).unwrap();
     let mut server = EventLoop::new(hypervisor, Duration::from_micros(20), 100).unwrap();
     server.add(FIRST_DEVICE, device).unwrap();
     while !over.load(Ordering::SeqCst) {

@@ -5,7 +5,6 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK,
 };
-use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::Disk;
 use xen_virtio_dom0_tools::demo::FIRST_DEVICE;
 use xen_virtio_tests::{Driver, Negotiated, disk_device, drive};
@@ -28,8 +27,8 @@ fn disk(machine: &mut GuestDevices<SimHypervisor>, state: DeviceState) -> MmioDe
 fn status_after(meanwhile: impl FnOnce(&Driver) + Send + 'static) -> u32 {
     let (hypervisor, guest) = simulate(64).unwrap();
     let mut machine = GuestDevices::new(hypervisor);
-    let area = StateArea::private(DeviceState::BYTES).unwrap();
-    let device = disk(&mut machine, DeviceState::new(&area));
+    let state = DeviceState::private().unwrap();
+    let device = disk(&mut machine, state.clone());
     let slot = machine.add(FIRST_DEVICE, device).unwrap();
     drive(&mut machine, &guest, |driver| {
         let features = driver.offered_features();
@@ -38,14 +37,12 @@ fn status_after(meanwhile: impl FnOnce(&Driver) + Send + 'static) -> u32 {
         assert_eq!(driver.read(Register::Status), RUNNING);
     });
     machine.remove(slot);
-    machine
-        .add_missing(FIRST_DEVICE, DeviceState::new(&area))
-        .unwrap();
+    machine.add_missing(FIRST_DEVICE, state.clone()).unwrap();
     drive(&mut machine, &guest, |driver| {
         assert_eq!(driver.read(Register::DeviceId), 0, "it is not there");
         meanwhile(driver);
     });
-    let device = disk(&mut machine, DeviceState::new(&area));
+    let device = disk(&mut machine, state.clone());
     machine.add(FIRST_DEVICE, device).unwrap();
     drive(&mut machine, &guest, |driver| driver.read(Register::Status))
 }

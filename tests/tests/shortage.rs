@@ -4,7 +4,6 @@ use std::thread;
 use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::Disk;
 use xen_virtio_dom0_tools::demo::FIRST_DEVICE;
 use xen_virtio_tests::{
@@ -81,7 +80,7 @@ fn a_reset_ends_the_wait() {
     let file = numbered_disk(SECTORS);
     let (hypervisor, guest) = simulate(256).unwrap();
     let mut machine = GuestDevices::new(hypervisor);
-    let kept = StateArea::private(DeviceState::BYTES).unwrap();
+    let kept = DeviceState::private().unwrap();
     let device = device(&mut machine, &file, &kept);
     machine.add(FIRST_DEVICE, device).unwrap();
     drive(&mut machine, &guest, |driver| {
@@ -110,7 +109,7 @@ fn a_takeover_waits_for_memory() {
     let file = numbered_disk(SECTORS);
     let (hypervisor, guest) = simulate(256).unwrap();
     let mut machine = GuestDevices::new(hypervisor);
-    let kept = StateArea::private(DeviceState::BYTES).unwrap();
+    let kept = DeviceState::private().unwrap();
     let device = device(&mut machine, &file, &kept);
     let slot = machine.add(FIRST_DEVICE, device).unwrap();
     let mut queue = drive(&mut machine, &guest, |driver| driver.start(SIZE));
@@ -130,8 +129,8 @@ fn a_takeover_waits_for_memory() {
 fn device(
     machine: &mut GuestDevices<SimHypervisor>,
     file: &NamedTempFile,
-    kept: &StateArea,
+    kept: &DeviceState,
 ) -> MmioDevice {
     let disk = Disk::open(file.path(), false).unwrap();
-    disk_device(machine.hypervisor(), disk, DeviceState::new(kept))
+    disk_device(machine.hypervisor(), disk, kept.clone())
 }

@@ -2,19 +2,21 @@
 
 use crate::register_file::{RestoreError, SavedRegisters};
 use std::io;
-use xen_virtio_backend::{QueueIndex, QueueJournal, StateArea, StateCell, StateError};
+use xen_virtio_backend::{
+    MAX_QUEUE_SIZE, QueueIndex, QueueJournal, StateArea, StateCell, StateError,
+};
 
-/// Bytes for the registers, twice: those of four queues take less than 1 KiB.
-const REGISTERS: usize = 4 << 10;
-/// Bytes for one queue's journal.
-const QUEUE: usize = QueueJournal::BYTES.next_multiple_of(4096);
-/// Queues that there is room for.
-const QUEUES: usize = 4;
+/// Bytes of registers as they are written, but for the queues, and for each queue: the widest numbers.
+const REGISTERS: usize = 256;
+const QUEUE_REGISTERS: usize = 160;
+/// Queues of a state that ends with its process.
+const PRIVATE_QUEUES: usize = 16;
 
-/// A device's registers and queues, as the next process will find them.
+/// A device's registers and queues, as the next process will find them. A clone is the same state.
+#[derive(Clone)]
 pub struct DeviceState {
     registers: StateCell,
-    queues: StateArea,
+    journals: Vec<StateArea>,
 }
 
 /// Why a device cannot go on from what an earlier process left.
@@ -26,20 +28,23 @@ pub enum DeviceStateError {
     Format(#[from] serde_json::Error),
     #[error(transparent)]
     Restore(#[from] RestoreError),
-    #[error("a device has at most {QUEUES} queues, and this one {0}")]
-    Queues(usize),
+    #[error("there is room for the state of {room} queues, and the device has {queues}")]
+    Queues { room: usize, queues: usize },
 }
 
 impl DeviceState {
-    /// Bytes that the state of any device takes.
-    pub const BYTES: usize = REGISTERS + QUEUES * QUEUE;
-
-    /// The state in `area`, of [`DeviceState::BYTES`]; zeros are that of a device that nobody has driven.
-    pub fn new(area: &StateArea) -> Self {
+    /// The state in `registers`, with room for [`DeviceState::registers_bytes`], and the `journals` of the queues, each of
+    /// [`QueueJournal::bytes`]; zeros are that of a device that nobody has driven.
+    pub fn new(registers: StateCell, journals: Vec<StateArea>) -> Self {
         Self {
-            registers: StateCell::new(area.part(0, REGISTERS)),
-            queues: area.part(REGISTERS, QUEUES * QUEUE),
+            registers,
+            journals,
         }
+    }
+
+    /// Bytes that the registers of a device with so many queues take.
+    pub const fn registers_bytes(queues: usize) -> usize {
+        REGISTERS + queues * QUEUE_REGISTERS
     }
 
     /// State that ends with this process.
@@ -48,7 +53,13 @@ impl DeviceState {
     ///
     /// If the system has not the memory.
     pub fn private() -> io::Result<Self> {
-        Ok(Self::new(&StateArea::private(Self::BYTES)?))
+        let registers = StateCell::bytes(Self::registers_bytes(PRIVATE_QUEUES));
+        let journal = || StateArea::private(QueueJournal::bytes(MAX_QUEUE_SIZE));
+        let journals: io::Result<_> = (0..PRIVATE_QUEUES).map(|_| journal()).collect();
+        Ok(Self::new(
+            StateCell::new(StateArea::private(registers)?),
+            journals?,
+        ))
     }
 
     /// Forgets the device, for another one.
@@ -57,13 +68,14 @@ impl DeviceState {
     }
 
     pub(crate) fn journal(&self, index: QueueIndex) -> QueueJournal {
-        QueueJournal::new(self.queues.part(index.get() * QUEUE, QUEUE))
+        QueueJournal::new(self.journals[index.get()].clone())
     }
 
     /// What was saved last, if anything was.
     pub(crate) fn load(&self, queues: usize) -> Result<Option<SavedRegisters>, DeviceStateError> {
-        if queues > QUEUES {
-            return Err(DeviceStateError::Queues(queues));
+        let room = self.journals.len();
+        if queues > room {
+            return Err(DeviceStateError::Queues { room, queues });
         }
         let bytes = self.registers.load()?;
         if bytes.is_empty() {
@@ -105,10 +117,17 @@ mod tests {
 
     #[test]
     fn the_widest_registers_fit() {
-        let state = DeviceState::private().unwrap();
-        let registers = widest_registers(QUEUES);
-        state.save(&registers);
-        assert_eq!(state.load(QUEUES).unwrap(), Some(registers));
-        assert!(state.load(QUEUES + 1).is_err());
+        for queues in [0, 1, PRIVATE_QUEUES] {
+            let bytes = StateCell::bytes(DeviceState::registers_bytes(queues));
+            let journal = || StateArea::private(QueueJournal::bytes(8)).unwrap();
+            let state = DeviceState::new(
+                StateCell::new(StateArea::private(bytes).unwrap()),
+                (0..queues).map(|_| journal()).collect(),
+            );
+            let registers = widest_registers(queues);
+            state.save(&registers);
+            assert_eq!(state.load(queues).unwrap(), Some(registers));
+            assert!(state.load(queues + 1).is_err());
+        }
     }
 }

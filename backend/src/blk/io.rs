@@ -3,7 +3,7 @@
 use super::MAX_REQUESTS;
 use super::disk::Disk;
 use super::ring::RingStock;
-use crate::state::StateArea;
+use crate::persist::StateArea;
 use io_uring::{IoUring, opcode, types};
 use std::collections::VecDeque;
 use std::io;

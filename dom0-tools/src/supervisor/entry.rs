@@ -5,10 +5,11 @@ use super::state_files::{Binding, Identity};
 use crate::config::CONFIG_PATH;
 use crate::disk_lock;
 use crate::disk_use::{DeviceLock, Stores, Wanted};
+use crate::guest_state::Backing;
 use crate::ipc::ToWorker;
 use crate::libxl::{self, Entry, EntryKey, EntryKind};
 use crate::report::EntryReport;
-use crate::state::Backing;
+use crate::worker::disk_state_bytes;
 use crate::xenstore::XenStore;
 use anyhow::{Context, Result, bail};
 use std::io;
@@ -43,6 +44,8 @@ pub(super) struct DeviceEntry {
     grants: bool,
     /// What it is kept in, once it was opened.
     backing: Option<Backing>,
+    /// Bytes of the guest's state file that it takes, once it was opened.
+    pub(super) state_bytes: usize,
     /// When its worker is asked whether a driver has begun with it, and whether it was.
     driver_due: Option<Instant>,
     driver_asked: bool,
@@ -72,6 +75,8 @@ pub(super) struct OpenedDevice {
     disk: Disk,
     shared: bool,
     serial: String,
+    /// Bytes of the guest's state file, in which there is room for it.
+    pub(super) state_bytes: usize,
 }
 
 /// Somebody else has the disk, who may let go of it.
@@ -155,6 +160,7 @@ impl DeviceEntry {
             claimed_after: None,
             grants: false,
             backing: None,
+            state_bytes: 0,
             driver_due: None,
             driver_asked: false,
             hint: None,
@@ -349,6 +355,7 @@ impl OpenedDevice {
             tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
         }
         known.backing = Some(Backing::of(disk.file())?);
+        known.state_bytes = disk_state_bytes();
         if !shared {
             context.uses.add(wanted);
         }
@@ -357,6 +364,7 @@ impl OpenedDevice {
             shared,
             serial,
             entry,
+            state_bytes: 0,
         })
     }
 
@@ -375,6 +383,7 @@ impl OpenedDevice {
             serial: self.serial.clone(),
             served,
             lock,
+            state_bytes: self.state_bytes,
         }
     }
 

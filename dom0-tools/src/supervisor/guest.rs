@@ -131,23 +131,29 @@ impl Guest {
         context: &mut WorkerContext<'_>,
     ) {
         let mut known = DeviceEntry::new(served);
-        self.open(key, &mut known, store, context);
+        let others = self.entries.iter().filter(|(other, _)| **other != key);
+        let others = others.map(|(_, known)| known.state_bytes).sum();
+        self.open(key, &mut known, others, store, context);
         self.entries.insert(key, known);
     }
 
+    /// Opens an entry; the guest's other devices take `others` bytes of its state file.
     fn open(
         &mut self,
         key: EntryKey,
         known: &mut DeviceEntry,
+        others: usize,
         store: &mut XenStore,
         context: &mut WorkerContext<'_>,
     ) {
         let guest = (&self.identity, self.name.as_str());
         // A guest of which we serve no device gets no state file: it would count as served.
-        let opened = OpenedDevice::open(guest, key, known, store, context).and_then(|attachment| {
-            context.files.reserve(&self.identity)?;
-            Ok(attachment)
-        });
+        let opened =
+            OpenedDevice::open(guest, key, known, store, context).and_then(|mut attachment| {
+                let devices = others + known.state_bytes;
+                attachment.state_bytes = context.files.reserve(&self.identity, devices)?;
+                Ok(attachment)
+            });
         match opened {
             Ok(attachment) => known.status = Status::Pending(Box::new(attachment)),
             Err(error) => {
@@ -296,6 +302,7 @@ impl Guest {
     pub(super) fn try_again(&mut self, store: &mut XenStore, context: &mut WorkerContext<'_>) {
         self.again_at = None;
         let mut entries = std::mem::take(&mut self.entries);
+        let all: usize = entries.values().map(|known| known.state_bytes).sum();
         for (key, known) in &mut entries {
             let again = match known.status {
                 Status::Handed | Status::Pending(_) => self.worker.is_none(),
@@ -303,7 +310,8 @@ impl Guest {
                 Status::New | Status::Lost(_) => false,
             };
             if again {
-                self.open(*key, known, store, context);
+                let others = all - known.state_bytes;
+                self.open(*key, known, others, store, context);
             }
         }
         self.entries = entries;

@@ -1,8 +1,8 @@
 //! The files of the guests: the state that is handed to workers, and what the supervisor itself keeps of their disks.
 //! They are removed with the guests; they outlive every process and not the host.
 
+use crate::guest_state;
 use crate::libxl::EntryKey;
-use crate::state;
 use anyhow::{Context, Result};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
@@ -138,11 +138,11 @@ impl StateFiles {
                 .mode(0o600)
                 .open(&path)?;
             if file.metadata()?.len() == 0 {
-                file.set_len(state::BYTES as u64)?;
+                file.set_len(guest_state::file_bytes(0) as u64)?;
             }
-            if file.metadata()?.len() != state::BYTES as u64 {
+            if !guest_state::is_file_length(file.metadata()?.len()) {
                 return Err(io::Error::other(
-                    "it has another length than this version's: start the one again that made it",
+                    "it has a length that no file of this version has: start the one again that made it",
                 ));
             }
             Ok(file)
@@ -150,17 +150,24 @@ impl StateFiles {
         open().with_context(|| format!("opening the guest's state, {}", path.display()))
     }
 
-    /// Sees to it that there is room for all of the guest's state: a worker that found none when it writes, or
-    /// reads what was never written, would be killed.
-    pub(super) fn reserve(&self, guest: &Identity) -> Result<()> {
+    /// Sees to it that there is room for the state of devices that take `devices` bytes ([`guest_state::device_bytes`]): a
+    /// worker that found none when it writes, or reads what was never written, would be killed. The bytes that the file
+    /// has now.
+    pub(super) fn reserve(&self, guest: &Identity, devices: usize) -> Result<usize> {
         let file = self.open(guest)?;
-        fallocate(&file, FallocateFlags::empty(), 0, state::BYTES as u64).with_context(|| {
+        let before = usize::try_from(file.metadata()?.len())?;
+        let bytes = if before == guest_state::FIRST_FORMAT_BYTES {
+            before
+        } else {
+            before.max(guest_state::file_bytes(devices))
+        };
+        fallocate(&file, FallocateFlags::empty(), 0, bytes as u64).with_context(|| {
             format!(
-                "making room for {} bytes in {}",
-                state::BYTES,
+                "making room for {bytes} bytes in {}",
                 self.path(guest).display()
             )
-        })
+        })?;
+        Ok(bytes)
     }
 
     /// Removes the file of a guest that is gone.
@@ -228,9 +235,10 @@ mod tests {
         let guests = [guest(1, "a-b"), guest(2, "c"), guest(3, "d")];
         for guest in &guests {
             assert!(!files.has(guest));
-            files.reserve(guest).unwrap();
+            let bytes = files.reserve(guest, 1000).unwrap();
             let len = files.open(guest).unwrap().metadata().unwrap().len();
-            assert_eq!(len, state::BYTES as u64);
+            assert_eq!(len, bytes as u64);
+            assert_eq!(bytes, guest_state::file_bytes(1000));
         }
         assert!(!files.has(&guest(1, "c")));
         // Another guest has domid 2 now, and domid 3 is nobody's.
@@ -284,6 +292,20 @@ mod tests {
         assert_eq!(kept(&second, 1), Some(binding(512)));
         fs::write(files.bindings_path(&second), "[").unwrap();
         assert!(files.binding(&second, key(1)).is_err());
+    }
+
+    #[test]
+    fn a_file_grows_with_what_is_needed_but_for_one_of_the_first_layout() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = StateFiles::new(directory.path()).unwrap();
+        let (new, old) = (guest(1, "a"), guest(2, "b"));
+        let lens = [100, 300_000, 100].map(|devices| files.reserve(&new, devices).unwrap());
+        assert!(lens[0] < lens[1] && lens[1] == lens[2], "{lens:?}");
+        let first = guest_state::FIRST_FORMAT_BYTES;
+        let file = File::create(files.path(&old)).unwrap();
+        file.set_len(first as u64).unwrap();
+        assert_eq!(files.reserve(&old, 2_000_000).unwrap(), first);
+        assert_eq!(file.metadata().unwrap().len(), first as u64);
     }
 
     #[test]

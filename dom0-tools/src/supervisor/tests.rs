@@ -608,12 +608,11 @@ fn a_service_that_starts_among_running_guests_takes_all_of_them_over() {
         store.introduce(domid, name, uuid);
     }
     let files = StateFiles::new(directory.path()).unwrap();
-    files
-        .reserve(&super::Identity {
-            domid: 5,
-            vm: Some("/vm/c".to_owned()),
-        })
-        .unwrap();
+    let gone = super::Identity {
+        domid: 5,
+        vm: Some("/vm/c".to_owned()),
+    };
+    files.reserve(&gone, 0).unwrap();
     drop(dom0);
     let mut next = {
         let unstarted = |store: &SimStore| {

@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use vm_memory::MmapRegion;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
-use xen_virtio_backend::{Activity, StateArea};
+use xen_virtio_backend::{Activity, DeviceType, StateArea};
+use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, GuestStateError, Name};
 use xen_virtio_dom0_tools::libxl::{EntryKey, LibxlForm};
-use xen_virtio_dom0_tools::state::{BYTES, Backing, GuestState};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_transport::sim::{SimHypervisor, simulate};
-use xen_virtio_transport::{Hypervisor, MmioDevice, Width};
+use xen_virtio_transport::{DeviceState, Hypervisor, MmioDevice, Width};
 
 /// What `xen-sys` would make hypercalls through in a guest of its own. Nothing here calls that; but the linker keeps all of
 /// an instrumented program (ld 2.44), and wants to find it.
@@ -27,6 +27,8 @@ pub const KEY: EntryKey = EntryKey {
 };
 pub const BASE: u64 = 0x0200_0000;
 const LINE: u32 = 33;
+/// Bytes of the guest's state file.
+pub const BYTES: usize = 64 << 10;
 const DISK_BYTES: u64 = 1 << 16;
 /// More turns than the device takes for what a driver can make available at once.
 const MAX_TURNS: u32 = 100_000;
@@ -64,31 +66,51 @@ fn with_device<T>(use_it: impl FnOnce(&mut MmioDevice) -> T) -> T {
 
 /// Memory for a state file.
 pub fn state_area() -> StateArea {
-    let memory: MmapRegion<()> = MmapRegion::new(BYTES).expect("memory");
-    StateArea::new(Rc::new(memory), BYTES)
+    area_of(BYTES)
 }
 
-/// The identity of the device's disk.
-pub fn backing() -> Backing {
-    with_world(|world| Backing::of(world.disk.as_file()).expect("an open file"))
+/// As [`state_area`], of `bytes`.
+pub fn area_of(bytes: usize) -> StateArea {
+    let memory: MmapRegion<()> = MmapRegion::new(bytes).expect("memory");
+    StateArea::new(Rc::new(memory), bytes)
 }
 
-/// Puts a disk of two queues there that goes on from `area`. False if it says that it cannot.
+/// The device as its guest's state names it.
+fn name() -> Name {
+    let backing = with_world(|world| Backing::of(world.disk.as_file()).expect("an open file"));
+    Name {
+        key: KEY,
+        base: BASE,
+        backing: Some(backing),
+        device_type: DeviceType::BLOCK.0,
+    }
+}
+
+/// What the device keeps in `area`.
+fn kept(area: StateArea) -> Result<(StateArea, DeviceState), GuestStateError> {
+    let bytes = area.len();
+    let state = GuestState::new(area, bytes)?;
+    let records = state.device(&name(), false)?;
+    Ok((
+        records.own(0, Blk::KEPT)?,
+        records.device_state(&[Blk::QUEUE_SIZE; 2])?,
+    ))
+}
+
+/// Puts a disk of two queues there that goes on from `area`, a whole state file. False if it says that it cannot.
 pub fn make_device(area: StateArea) -> bool {
+    let kept = kept(area);
     with_world(|world| {
         world.device = None;
         let disk = Disk::open(world.disk.path(), false).expect("a disk");
-        let backing = Backing::of(world.disk.as_file()).expect("an open file");
-        let Ok(slot) =
-            GuestState::new(area).and_then(|state| state.slot(KEY, BASE, backing, false))
-        else {
+        let Ok((own, state)) = kept else {
             return false;
         };
-        let blk = Blk::new(disk, [0; 20], 2, slot.own, &RingStock::new(1)).expect("memory");
+        let blk = Blk::new(disk, [0; 20], 2, own, &RingStock::new(1)).expect("memory");
         let mode = AddressMode::Grants;
         let access = world.hypervisor.guest_access(mode);
         let line = world.hypervisor.interrupt_line(LINE);
-        world.device = MmioDevice::new(Box::new(blk), mode, access, line, slot.device).ok();
+        world.device = MmioDevice::new(Box::new(blk), mode, access, line, state).ok();
         world.device.is_some()
     })
 }
