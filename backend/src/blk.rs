@@ -1,31 +1,32 @@
 //! The block device (virtio 1.3, 5.2).
 
-mod coalescer;
+mod blk_request;
 mod config;
+mod counters;
 mod disk;
 mod header;
 // Hands memory to the kernel for as long as a transfer takes.
-mod blk_request;
 #[allow(unsafe_code)]
 mod io;
 mod pipeline;
-mod pool;
 mod ring;
-mod stopwatch;
 
 pub use disk::{Disk, DiskError, SECTOR};
 pub use pipeline::Claim;
 pub use ring::RingStock;
 
 use crate::device::{
-    Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup, Step,
+    Activity, Device, DeviceError, DeviceType, Identity, Interest, RequestCounters, Step,
+    read_space,
 };
-use crate::journal::QueueJournal;
+use crate::engine::Coalescer;
 use crate::persist::StateArea;
-use crate::queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, VirtQueue};
-use coalescer::Coalescer;
+use crate::virtqueue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueSet, QueueStart, Unfinished};
+use counters::Counters;
 use pipeline::Pipeline;
+use std::cell::Cell;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 use std::time::Instant;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -42,10 +43,6 @@ pub const MAX_QUEUES: u16 = 16;
 /// Requests of a disk that are under way at once, of all its queues; the others wait in theirs.
 const MAX_REQUESTS: u16 = 128;
 
-/// Requests that are taken at once: enough to share the cost of a call, and no more, so that a guest with a
-/// deep queue prepares the next ones, and handles the last, while these are under way.
-const BATCH: usize = 32;
-
 /// Steps for which results wait for more to be delivered with: some microseconds, whatever the disk does
 /// with the others.
 const HELD_STEPS: u32 = 64;
@@ -55,23 +52,31 @@ pub type Serial = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
 /// A disk for a guest.
 pub struct Blk {
+    identity: Identity,
     config: Vec<u8>,
-    queue_sizes: Vec<u16>,
-    queues: Vec<Option<ActiveQueue>>,
+    queues: QueueSet,
     /// The queue that requests are taken from first, so that none is always last.
     first_queue: usize,
+    capacity: Capacity,
     pipeline: Pipeline,
     coalescer: Coalescer,
     /// Steps for which something that has ended is being held back.
     held: u32,
 }
 
-/// A queue between start and stop.
-struct ActiveQueue {
-    queue: VirtQueue,
-    /// Whether the driver flushes. One that does not expects a write to be stable when it is done
-    /// (virtio 1.3, 5.2.6.2).
-    driver_flushes: bool,
+/// The bytes of a disk that its driver is to see: changed from outside, and taken up by the disk's next
+/// [`Device::update`]. A clone is of the same disk.
+#[derive(Clone, Debug)]
+pub struct Capacity(Rc<Cell<u64>>);
+
+impl Capacity {
+    pub fn set(&self, bytes: u64) {
+        self.0.set(bytes);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
 }
 
 impl Blk {
@@ -96,29 +101,40 @@ impl Blk {
         rings: &RingStock,
     ) -> std::io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
+        let mut features = 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_FLUSH;
+        if queues > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
+        if disk.read_only() {
+            features |= 1 << VIRTIO_BLK_F_RO;
+        }
         Ok(Self {
+            identity: Identity {
+                device_type: DeviceType::BLOCK,
+                features,
+                queue_sizes: vec![Self::QUEUE_SIZE; queues.into()],
+            },
             config: config::config_space(&disk, queues),
-            queue_sizes: vec![Self::QUEUE_SIZE; queues.into()],
-            queues: (0..queues).map(|_| None).collect(),
+            queues: QueueSet::new(queues.into()),
             first_queue: 0,
+            capacity: Capacity(Rc::new(Cell::new(disk.bytes()))),
             pipeline: Pipeline::new(disk, serial, kept, rings)?,
             coalescer: Coalescer::default(),
             held: 0,
         })
     }
 
+    /// What sets the disk's size from now on.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity.clone()
+    }
+
     /// Has nothing begun before `claim` has taken the disk; registers are answered meanwhile.
     pub fn claim_first(&mut self, claim: Claim) {
         self.pipeline.claim_first(claim);
-    }
-
-    /// How many requests wait in the queues.
-    fn available(&mut self) -> Result<usize, DeviceError> {
-        let mut count = 0;
-        for (index, active) in started(&mut self.queues) {
-            count += active.queue.available().map_err(of_queue(index))?;
-        }
-        Ok(count)
     }
 
     /// Takes the next batch of requests off the queues. True if there was any.
@@ -128,18 +144,19 @@ impl Blk {
             .room()
             .min(self.coalescer.batch(access.mode()));
         let full = room;
-        let count = self.queues.len();
+        let count = self.queues.count();
         for step in 0..count {
             let index = (self.first_queue + step) % count;
-            let Some(active) = &mut self.queues[index] else {
+            let Some(queue) = self.queues.get(index) else {
                 continue;
             };
+            // A driver that does not flush expects a write to be stable when it is done (virtio 1.3, 5.2.6.2).
+            let write_through = !queue.has_feature(VIRTIO_BLK_F_FLUSH);
             while room > 0 {
-                let popped = active.queue.pop().map_err(of_queue(index))?;
-                let Some(request) = popped else { break };
+                let Some(request) = queue.pop()? else { break };
                 room -= 1;
                 self.pipeline
-                    .admit(index, request, !active.driver_flushes)
+                    .admit(index, request, write_through)
                     .map_err(|failure| failure.of(index))?;
             }
         }
@@ -164,91 +181,62 @@ impl Blk {
             queues, pipeline, ..
         } = self;
         let delivered = pipeline.deliver(access, |index, completion| {
-            let active = queues[index].as_mut();
-            let queue = &mut active.expect("a request outlives not its queue").queue;
-            queue.complete(completion).map_err(of_queue(index))
+            let queue = queues.get(index).expect("a request outlives not its queue");
+            queue.complete(completion)
         });
         let after = pipeline.counters();
-        let bytes = |counters: &DeviceCounters| counters.read_bytes + counters.written_bytes;
+        let bytes = |counters: &Counters| counters.read_bytes + counters.written_bytes;
         let count = usize::try_from(after.requests - before.requests).unwrap_or(usize::MAX);
         self.coalescer
             .delivered(count, bytes(&after) - bytes(&before));
         // What was completed before a failure is the driver's.
-        let mut interrupt = false;
-        for (index, active) in started(queues) {
-            interrupt |= active.queue.publish().map_err(of_queue(index))?;
-        }
+        let interrupt = queues.publish()?;
         delivered.map(|()| interrupt)
     }
 }
 
-fn started(queues: &mut [Option<ActiveQueue>]) -> impl Iterator<Item = (usize, &mut ActiveQueue)> {
-    queues
-        .iter_mut()
-        .enumerate()
-        .filter_map(|(index, queue)| Some((index, queue.as_mut()?)))
-}
-
-fn of_queue(index: usize) -> impl Fn(QueueError) -> DeviceError {
-    move |error| DeviceFailure::from(error).of(index)
-}
-
 impl Device for Blk {
-    fn device_type(&self) -> DeviceType {
-        DeviceType::BLOCK
+    fn identity(&self) -> &Identity {
+        &self.identity
     }
 
-    fn features(&self) -> u64 {
-        let mut features = 1 << VIRTIO_RING_F_EVENT_IDX
-            | 1 << VIRTIO_BLK_F_SEG_MAX
-            | 1 << VIRTIO_BLK_F_BLK_SIZE
-            | 1 << VIRTIO_BLK_F_FLUSH;
-        if self.queues.len() > 1 {
-            features |= 1 << VIRTIO_BLK_F_MQ;
+    fn read_config(&self, offset: usize, to: &mut [u8]) {
+        read_space(&self.config, offset, to);
+    }
+
+    fn update(&mut self) -> bool {
+        let bytes = self.capacity.0.get();
+        if self.pipeline.disk().bytes() == bytes {
+            return false;
         }
-        if self.pipeline.disk().read_only() {
-            features |= 1 << VIRTIO_BLK_F_RO;
-        }
-        features
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &self.queue_sizes
-    }
-
-    fn config(&self) -> &[u8] {
-        &self.config
+        self.pipeline.resize(bytes);
+        let queues = u16::try_from(self.queues.count()).expect("at most MAX_QUEUES");
+        let config = config::config_space(self.pipeline.disk(), queues);
+        let changed = config != self.config;
+        self.config = config;
+        changed
     }
 
     fn start_queue(
         &mut self,
         index: QueueIndex,
-        setup: QueueSetup,
-        journal: QueueJournal,
+        start: QueueStart,
         access: &mut dyn GuestAccess,
     ) -> Result<(), QueueError> {
-        let queue = VirtQueue::map(
-            setup.layout,
-            setup.has_feature(VIRTIO_RING_F_EVENT_IDX),
-            journal,
-            access,
-        )?;
-        self.queues[index.get()] = Some(ActiveQueue {
-            queue,
-            driver_flushes: setup.has_feature(VIRTIO_BLK_F_FLUSH),
-        });
-        Ok(())
+        // What was done of a read, a write or a flush may be done twice.
+        self.queues.start(index, start, Unfinished::Repeat, access)
     }
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let ended = self.pipeline.gather_ended();
-        let available = self.available()?;
+        let available = self.queues.available()?;
         let take = self.coalescer.step(available, self.pipeline.len());
         self.held += u32::from(self.pipeline.has_ended());
         if self.pipeline.is_due() || self.held > HELD_STEPS {
             return Ok(Step {
                 interrupt: self.deliver(access)?,
                 activity: Activity::Working,
+                ..Step::default()
             });
         }
         let begun = self.pipeline.submit()
@@ -257,6 +245,7 @@ impl Device for Blk {
         let waits = available > 0 && !take && !self.pipeline.is_waiting();
         Ok(Step {
             interrupt: false,
+            config_changed: false,
             activity: if ended || begun || waits {
                 Activity::Working
             } else {
@@ -270,19 +259,19 @@ impl Device for Blk {
             return Ok(Step {
                 interrupt: self.deliver(access)?,
                 activity: Activity::Working,
+                ..Step::default()
             });
         }
         let mut more = self.pipeline.must_submit();
         // Without room, a kick would tell of what cannot be taken; the end of a transfer makes room.
         if self.pipeline.room() > 0 {
-            for (index, active) in started(&mut self.queues) {
-                more |= active.queue.resume_kicks().map_err(of_queue(index))?;
-            }
+            more |= self.queues.resume_kicks()?;
             // Those that wait for more do not wait for the disk: nothing else may tell of them.
-            more |= self.available()? > 0;
+            more |= self.queues.available()? > 0;
         }
         Ok(Step {
             interrupt: false,
+            config_changed: false,
             activity: if more {
                 Activity::Working
             } else {
@@ -291,12 +280,14 @@ impl Device for Blk {
         })
     }
 
-    fn events(&self) -> Option<BorrowedFd<'_>> {
-        self.pipeline.events()
+    fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
+        if let Some(ring) = self.pipeline.events() {
+            add(ring, Interest::Readable);
+        }
     }
 
     fn stop_queue(&mut self, index: QueueIndex) {
-        if self.queues[index.get()].take().is_some() {
+        if self.queues.stop(index) {
             self.pipeline.forget(index.get());
         }
     }
@@ -312,15 +303,6 @@ impl Device for Blk {
 
     fn reset(&mut self) {
         self.pipeline.reset();
-    }
-
-    fn resize(&mut self, bytes: u64) -> bool {
-        self.pipeline.resize(bytes);
-        let queues = u16::try_from(self.queues.len()).expect("at most MAX_QUEUES");
-        let config = config::config_space(self.pipeline.disk(), queues);
-        let changed = config != self.config;
-        self.config = config;
-        changed
     }
 
     fn try_again_at(&self) -> Option<Instant> {
@@ -342,7 +324,15 @@ impl Device for Blk {
         ))
     }
 
-    fn counters(&self) -> DeviceCounters {
-        self.pipeline.counters()
+    fn counters(&self) -> RequestCounters {
+        let counters = self.pipeline.counters();
+        RequestCounters {
+            done: counters.requests,
+            failed: counters.errors,
+        }
+    }
+
+    fn metrics(&self, add: &mut dyn FnMut(&'static str, u64)) {
+        self.pipeline.counters().list(add);
     }
 }

@@ -1,7 +1,6 @@
 //! What the transport asks of a device.
 
-use crate::journal::QueueJournal;
-use crate::queue::{QueueError, QueueIndex, QueueLayout};
+use crate::virtqueue::{QueueError, QueueIndex, QueueStart};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
@@ -14,26 +13,39 @@ impl DeviceType {
     pub const BLOCK: Self = Self(virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK);
 }
 
-/// What a device needs to start one of its queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueSetup {
-    pub layout: QueueLayout,
-    /// The features that the driver accepted.
+/// What a device shows its driver, fixed for its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub device_type: DeviceType,
+    /// The feature bits that the device offers, its own and the queues'; the transport adds its.
     pub features: u64,
+    /// The largest size of each queue: powers of two, at most [`MAX_QUEUE_SIZE`](crate::MAX_QUEUE_SIZE).
+    pub queue_sizes: Vec<u16>,
 }
 
-impl QueueSetup {
-    pub fn has_feature(&self, bit: u32) -> bool {
-        self.features & (1 << bit) != 0
+/// Reads `to` from byte `offset` of the configuration space `space`, as [`Device::read_config`].
+pub(crate) fn read_space(space: &[u8], offset: usize, to: &mut [u8]) {
+    for (place, byte) in to.iter_mut().enumerate() {
+        let at = offset.checked_add(place);
+        *byte = at.and_then(|at| space.get(at)).copied().unwrap_or(0);
     }
+}
+
+/// What a device waits for on one of its event sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    Readable,
+    Writable,
 }
 
 /// What one look at a device's queues came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "the driver waits for its interrupt"]
 pub struct Step {
-    /// The driver wants an interrupt.
+    /// The driver wants an interrupt for what it finds in a used ring.
     pub interrupt: bool,
+    /// The configuration space has changed.
+    pub config_changed: bool,
     pub activity: Activity,
 }
 
@@ -76,54 +88,34 @@ impl DeviceFailure {
     }
 }
 
-/// Counts since the device was made.
+/// Requests since the device was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceCounters {
-    pub requests: u64,
-    /// Requests that ended with an error status.
-    pub errors: u64,
-    pub read_bytes: u64,
-    pub written_bytes: u64,
-    /// Calls that hand transfers to the kernel: of io_uring, or one for each transfer where that is missing.
-    pub submissions: u64,
-    pub time: StageTimes,
-}
-
-/// Nanoseconds that went into each stage of the device's requests, estimated from some of the batches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StageTimes {
-    /// Batches of requests that were copied in, submitted, and delivered.
-    pub batches: u64,
-    pub submissions: u64,
-    pub deliveries: u64,
-    /// Copies from the guest.
-    pub copy_in: u64,
-    /// Handing transfers to the kernel, and what it does of them meanwhile.
-    pub submit: u64,
-    /// Copies to the guest.
-    pub copy_out: u64,
+pub struct RequestCounters {
+    pub done: u64,
+    /// Those among them that the driver was told have failed.
+    pub failed: u64,
 }
 
 /// A virtio device, without its transport.
 ///
 /// Queues start and stop one at a time; a device knows of a queue only between the two.
 pub trait Device {
-    fn device_type(&self) -> DeviceType;
+    fn identity(&self) -> &Identity;
 
-    /// The feature bits that the device offers, its own and the queue's; the transport adds its.
-    fn features(&self) -> u64;
-
-    /// The largest size of each queue: powers of two, at most
-    /// [`MAX_QUEUE_SIZE`](crate::MAX_QUEUE_SIZE). As many as the device has queues.
-    fn queue_sizes(&self) -> &[u16];
-
-    /// The configuration space. A read past its end gives zeros.
-    fn config(&self) -> &[u8];
+    /// Reads the configuration space; what lies past its end is zero.
+    fn read_config(&self, _offset: usize, to: &mut [u8]) {
+        to.fill(0);
+    }
 
     /// The driver wrote to the configuration space. What is not writable stays as it is.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
-    /// Starts a queue, or goes on with one that an earlier process had started, as `journal` says.
+    /// Takes up what was changed of the device from outside. True if its configuration space has changed.
+    fn update(&mut self) -> bool {
+        false
+    }
+
+    /// Starts a queue, or goes on with one that an earlier process had started, as its journal says.
     ///
     /// # Errors
     ///
@@ -131,10 +123,12 @@ pub trait Device {
     fn start_queue(
         &mut self,
         index: QueueIndex,
-        setup: QueueSetup,
-        journal: QueueJournal,
+        start: QueueStart,
         access: &mut dyn GuestAccess,
     ) -> Result<(), QueueError>;
+
+    /// The driver kicks a queue that is started. [`Device::step`] follows, as it does without a kick.
+    fn kick(&mut self, _index: QueueIndex) {}
 
     /// Takes a step: takes up some of what the driver made available in the started queues, or delivers
     /// what has ended. Results may be held back while more are about to come, until [`Device::prepare_sleep`] at the
@@ -145,8 +139,8 @@ pub trait Device {
     /// [`DeviceError`] if the device cannot go on.
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError>;
 
-    /// Prepares for nobody calling [`Device::step`] until the driver kicks or [`Device::events`] is
-    /// readable: delivers what is held back, and asks the driver for kicks. With
+    /// Prepares for nobody calling [`Device::step`] until the driver kicks or one of [`Device::sources`] is
+    /// ready: delivers what is held back, and asks the driver for kicks. With
     /// [`Activity::Working`] there is something to do after all.
     ///
     /// # Errors
@@ -155,38 +149,38 @@ pub trait Device {
     fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError>;
 
     /// When [`Device::step`] is to be called though nothing tells of it: dom0 lacks something, and tells nobody when
-    /// it has it.
+    /// it has it, or the guest has had its share for now.
     fn try_again_at(&self) -> Option<Instant> {
         None
     }
 
-    /// Readable when something has ended that [`Device::step`] will take up; `None` if nothing ever
-    /// does by itself.
-    fn events(&self) -> Option<BorrowedFd<'_>>;
+    /// Hands to `add` what tells of something that [`Device::step`] will take up: the same descriptors whenever it is
+    /// asked.
+    fn sources(&self, _add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {}
 
     /// Forgets a queue, at once; nothing of it is mapped afterwards. What is under way ends some time, in memory of the
     /// device's own, and requests that come later wait for that.
     fn stop_queue(&mut self, index: QueueIndex);
 
     /// The device is taken away, with its queues stopped: what it keeps beyond this process is not its own from now on.
-    fn retire(&mut self);
+    fn retire(&mut self) {}
 
     /// Takes up what has ended of what stopped queues have left under way. True when there is no more of it;
-    /// [`Device::events`] tell when to look again.
-    fn settle(&mut self) -> bool;
+    /// [`Device::sources`] tell when to look again.
+    fn settle(&mut self) -> bool {
+        true
+    }
 
     /// The driver resets the device, whose queues have been stopped.
     fn reset(&mut self);
-
-    /// Shows `bytes` of what the device has, if it has a size. True if its configuration space has changed.
-    fn resize(&mut self, _bytes: u64) -> bool {
-        false
-    }
 
     /// What whoever looks after the device should know, though it works.
     fn warning(&self) -> Option<String> {
         None
     }
 
-    fn counters(&self) -> DeviceCounters;
+    fn counters(&self) -> RequestCounters;
+
+    /// Hands to `add` what the device counts besides, by name: counters and sums of nanoseconds since it was made.
+    fn metrics(&self, _add: &mut dyn FnMut(&'static str, u64)) {}
 }

@@ -5,22 +5,23 @@
 
 pub mod blk;
 mod device;
-mod journal;
+mod engine;
 mod log_limit;
 mod persist;
-mod queue;
-mod request;
 mod shortage;
+mod virtqueue;
 
 pub use device::{
-    Activity, Device, DeviceCounters, DeviceError, DeviceFailure, DeviceType, QueueSetup,
-    StageTimes, Step,
+    Activity, Device, DeviceError, DeviceFailure, DeviceType, Identity, Interest, RequestCounters,
+    Step,
 };
-pub use journal::{JournalError, QueueJournal};
+pub use engine::Scratch;
 pub use log_limit::LogLimit;
 pub use persist::{
     RecordError, RecordKey, RecordKind, Records, StateArea, StateCell, StateError, StateMemory,
 };
-pub use queue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueLayout, VirtQueue};
-pub use request::{Buffers, Completion, GuestBuffer, Request};
 pub use shortage::Shortage;
+pub use virtqueue::{
+    ActiveQueue, Buffers, Completion, GuestBuffer, JournalError, MAX_QUEUE_SIZE, QueueError,
+    QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart, Request, Unfinished, VirtQueue,
+};

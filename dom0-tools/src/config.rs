@@ -1,5 +1,6 @@
 //! `/etc/xen-virtiod/config.toml`: what an xl file cannot say.
 
+use crate::devices::{self, DeviceKind};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::io;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub const CONFIG_PATH: &str = "/etc/xen-virtiod/config.toml";
 
 /// The configuration; empty without a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// What the guests' `virtio = [ … ]` devices are made of.
@@ -65,17 +66,15 @@ impl Default for PollingConfig {
 }
 
 /// One device of an xl file's `virtio = [ … ]`, which has no place for a path.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct VirtioConfig {
     /// The guest's name in its xl file.
     pub guest: String,
     /// Which of the guest's `virtio = [ … ]`, counted from 0.
     pub index: u32,
-    /// For `virtio,device2`: the raw file or block device that is the disk.
-    pub path: PathBuf,
-    #[serde(default)]
-    pub read_only: bool,
+    /// What a device of its kind is made of.
+    #[serde(flatten)]
+    pub settings: toml::Table,
 }
 
 /// Why the configuration cannot be used.
@@ -93,6 +92,15 @@ pub enum ConfigError {
         path: PathBuf,
         guest: String,
         index: u32,
+    },
+    #[error(
+        "{}: [[virtio]] of guest {guest:?}, index {index} is for no kind of device: {problems}", .path.display()
+    )]
+    Device {
+        path: PathBuf,
+        guest: String,
+        index: u32,
+        problems: String,
     },
     #[error("{}: path = {device:?} is no absolute path", .path.display())]
     DevicePath { path: PathBuf, device: PathBuf },
@@ -160,8 +168,28 @@ impl Config {
                 index: twice.index,
             });
         }
-        let devices = self.devices.iter().map(|device| &device.path);
-        let mut paths = devices.chain(self.disks.iter().map(|disk| &disk.path));
+        for VirtioConfig {
+            guest,
+            index,
+            settings,
+        } in &self.devices
+        {
+            let mut problems = Vec::new();
+            let is_for = |kind: &dyn DeviceKind| {
+                let checked = kind.check_settings(settings);
+                let problem = checked.map_err(|error| format!("{}: {error:#}", kind.name()));
+                problem.map_err(|problem| problems.push(problem)).is_ok()
+            };
+            if !devices::kinds().any(is_for) {
+                return Err(ConfigError::Device {
+                    path: path.into(),
+                    guest: guest.clone(),
+                    index: *index,
+                    problems: problems.join("; "),
+                });
+            }
+        }
+        let mut paths = self.disks.iter().map(|disk| &disk.path);
         if let Some(relative) = paths.find(|path| !path.is_absolute()) {
             return Err(ConfigError::DevicePath {
                 path: path.into(),
@@ -223,10 +251,8 @@ mod tests {
     fn a_device_is_found_by_guest_and_index() {
         let config =
             load("[[virtio]]\nguest = \"ivi\"\nindex = 1\npath = \"/dev/vg/ivi\"\n").unwrap();
-        assert_eq!(
-            config.device("ivi", 1).unwrap().path,
-            Path::new("/dev/vg/ivi")
-        );
+        let settings = &config.device("ivi", 1).unwrap().settings;
+        assert_eq!(settings["path"].as_str(), Some("/dev/vg/ivi"));
         assert_eq!(config.device("ivi", 0), None);
         assert_eq!(config.device("other", 1), None);
     }
@@ -328,7 +354,7 @@ mod tests {
         let config = Config::parse(Path::new("configuration.md"), &example.join("\n")).unwrap();
         assert_eq!(config.polling, PollingConfig::default());
         assert_eq!(config.limits, LimitsConfig::default());
-        let (device, disk) = (&config.devices[0], &config.disks[0]);
-        assert!(!device.read_only && disk.shared);
+        assert!(config.disks[0].shared);
+        assert_eq!(config.devices.len(), 1);
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
-use xen_virtio_backend::{Activity, Device};
+use xen_virtio_backend::{Activity, Device, Interest as SourceInterest};
 use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_transport::{
     DeviceReport, DeviceState, DevicesError, GuestDevices, Hypervisor, MmioDevice, MmioRange, Slot,
@@ -102,20 +102,36 @@ impl<H: Hypervisor> EventLoop<H> {
     ///
     /// [`DevicesError`], or the system's.
     pub fn add(&mut self, range: MmioRange, device: MmioDevice) -> Result<Slot, AddError> {
+        let mut sources = Vec::new();
+        device.sources(&mut |source, interest| {
+            let interest = match interest {
+                SourceInterest::Readable => Interest::READABLE,
+                SourceInterest::Writable => Interest::WRITABLE,
+            };
+            sources.push((source.as_raw_fd(), interest));
+        });
         // First, for what was in the device's place stays there if this fails.
-        let events = device.events().map(|events| events.as_raw_fd());
-        if let Some(events) = events {
+        let mut registered = Vec::new();
+        let mut added = Ok(());
+        for (source, interest) in sources {
             let registry = self.poll.registry();
-            registry.register(&mut SourceFd(&events), DEVICE, Interest::READABLE)?;
+            added = registry.register(&mut SourceFd(&source), DEVICE, interest);
+            if added.is_err() {
+                break;
+            }
+            registered.push(source);
         }
-        let added = self.devices.add(range, device);
-        if added.is_err()
-            && let Some(events) = events
-        {
-            // The device was dropped; its ring, which is what was registered, may live on in the stock.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&events));
+        let added = match added {
+            Ok(()) => self.devices.add(range, device).map_err(AddError::from),
+            Err(error) => Err(error.into()),
+        };
+        if added.is_err() {
+            for source in registered {
+                // The device is no more; a ring, which is what was registered, may live on in the stock.
+                let _ = self.poll.registry().deregister(&mut SourceFd(&source));
+            }
         }
-        Ok(added?)
+        added
     }
 
     /// Keeps the place of a device that cannot be served now, see [`GuestDevices::add_missing`].
@@ -131,10 +147,10 @@ impl<H: Hypervisor> EventLoop<H> {
         self.devices.add_missing(range, state)
     }
 
-    /// Has a device show `bytes`, see [`MmioDevice::resize`]. False if it is not there now.
-    pub fn resize(&mut self, slot: Slot, bytes: u64) -> bool {
+    /// Has a device take up what was changed of it, see [`MmioDevice::update`]. False if it is not there now.
+    pub fn update(&mut self, slot: Slot) -> bool {
         let device = self.devices.device_mut(slot);
-        device.map(|device| device.resize(bytes)).is_some()
+        device.map(MmioDevice::update).is_some()
     }
 
     /// Takes a device away, see [`GuestDevices::remove`]. It is to be asked with [`EventLoop::has_left`] until nothing of it is
@@ -149,13 +165,11 @@ impl<H: Hypervisor> EventLoop<H> {
         if !device.settle() {
             return false;
         }
-        if let Some(events) = device.events() {
+        let registry = self.poll.registry();
+        device.sources(&mut |source, _| {
             // They were registered when the device was added.
-            let _ = self
-                .poll
-                .registry()
-                .deregister(&mut SourceFd(&events.as_raw_fd()));
-        }
+            let _ = registry.deregister(&mut SourceFd(&source.as_raw_fd()));
+        });
         true
     }
 

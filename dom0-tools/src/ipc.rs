@@ -1,6 +1,7 @@
 //! What supervisor and worker say to each other: one JSON message a packet, with file descriptors beside.
 
 use crate::event_loop::EventLoopReport;
+use crate::guest_state::Backing;
 use crate::libxl::EntryKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -11,6 +12,7 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,36 +39,18 @@ pub enum ToWorker {
         /// Percent of one processor that it may use.
         cpu_percent: u32,
     },
-    /// A disk for the guest. Descriptor: the open file or block device.
-    AttachDisk {
-        key: EntryKey,
-        base: u64,
-        len: u64,
-        irq: u32,
-        grant_usage: bool,
-        read_only: bool,
-        /// The size that its guest is to see.
-        bytes: u64,
-        /// It has other users, by the configuration.
-        shared: bool,
-        serial: String,
-        /// The guest has had it from an earlier worker.
-        served: bool,
-        /// Names the device of the guest, also after a reboot, see `disk_lock.rs`.
-        lock: u64,
-        /// Bytes of the guest's state file, which may have grown.
-        state_bytes: usize,
-    },
+    /// A device for the guest. Descriptors: as its kind has it.
+    Attach(Box<Attachment>),
     /// The devices that the guest has had from an earlier worker have been handed over, as far as they can be:
     /// its accesses are to be answered.
     Serve,
     Detach {
         key: EntryKey,
     },
-    /// The guest is to see so many bytes of a disk from now on.
-    Resize {
+    /// A device changes while it runs, as its kind has it.
+    Change {
         key: EntryKey,
-        bytes: u64,
+        change: Value,
     },
     /// Asks for [`FromWorker::Report`].
     Report,
@@ -74,12 +58,32 @@ pub enum ToWorker {
     Stop,
 }
 
+/// What a worker is told of a device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    pub key: EntryKey,
+    /// A virtio device type number.
+    pub device_type: u32,
+    pub base: u64,
+    pub len: u64,
+    pub irq: u32,
+    pub grant_usage: bool,
+    /// The guest has had it from an earlier worker.
+    pub served: bool,
+    /// What its contents are in.
+    pub backing: Option<Backing>,
+    /// Bytes of the guest's state file, which may have grown.
+    pub state_bytes: usize,
+    /// What its kind has to say.
+    pub spec: Value,
+}
+
 impl ToWorker {
     /// Whether a worker answers it, with one message.
     pub fn is_question(&self) -> bool {
         match self {
-            Self::AttachDisk { .. } | Self::Serve | Self::Detach { .. } | Self::Report => true,
-            Self::Start { .. } | Self::Resize { .. } | Self::Stop => false,
+            Self::Attach(_) | Self::Serve | Self::Detach { .. } | Self::Report => true,
+            Self::Start { .. } | Self::Change { .. } | Self::Stop => false,
         }
     }
 }
@@ -96,7 +100,7 @@ pub enum FromWorker {
     AttachFailed {
         key: EntryKey,
         error: String,
-        /// Somebody else has the disk locked, who may let go of it soon.
+        /// Somebody else has what it needs, who may let go of it soon.
         busy: bool,
     },
     /// The guest is served from now on, whether the supervisor lives or not.

@@ -4,6 +4,7 @@ use crate::xenstore::{XenStore, XenStoreError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
+use xen_virtio_backend::DeviceType;
 use xen_virtio_transport::MmioRange;
 
 /// Bytes of a device's page (`VIRTIO_MMIO_DEV_SIZE` in libxl).
@@ -98,6 +99,16 @@ pub enum EntryKind {
     },
     /// A virtio device type number (virtio 1.3, section 5); what it is made of stands in our configuration.
     Virtio { device_type: u32 },
+}
+
+impl EntryKind {
+    /// A virtio device type number.
+    pub fn device_type(&self) -> u32 {
+        match self {
+            Self::Disk { .. } => DeviceType::BLOCK.0,
+            Self::Virtio { device_type } => *device_type,
+        }
+    }
 }
 
 /// What is wrong with an entry.

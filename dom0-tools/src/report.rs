@@ -1,12 +1,11 @@
 //! What `xen-virtioctl list` shows.
 
+use crate::devices::{self, DeviceKind};
 use crate::event_loop::EventLoopReport;
 use crate::libxl::{EntryKey, LibxlForm, entry_path};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
-use virtio_bindings::{
-    virtio_blk as blk, virtio_config as config, virtio_ids as ids, virtio_ring as ring,
-};
+use virtio_bindings::{virtio_config as config, virtio_ids as ids, virtio_ring as ring};
 use xen_virtio_transport::DeviceReport;
 
 /// All guests that have a virtio device.
@@ -93,16 +92,7 @@ pub fn feature_names(device_type: u32, features: u64) -> Vec<String> {
         (config::VIRTIO_F_VERSION_1, "VERSION_1"),
         (config::VIRTIO_F_ACCESS_PLATFORM, "ACCESS_PLATFORM"),
     ];
-    let own: &[(u32, &str)] = match device_type {
-        ids::VIRTIO_ID_BLOCK => &[
-            (blk::VIRTIO_BLK_F_SEG_MAX, "SEG_MAX"),
-            (blk::VIRTIO_BLK_F_RO, "RO"),
-            (blk::VIRTIO_BLK_F_BLK_SIZE, "BLK_SIZE"),
-            (blk::VIRTIO_BLK_F_FLUSH, "FLUSH"),
-            (blk::VIRTIO_BLK_F_MQ, "MQ"),
-        ],
-        _ => &[],
-    };
+    let own = devices::kind(device_type).map_or(&[][..], DeviceKind::feature_names);
     (0..u64::BITS)
         .filter(|bit| features & (1 << bit) != 0)
         .map(|bit| {
@@ -113,10 +103,10 @@ pub fn feature_names(device_type: u32, features: u64) -> Vec<String> {
 }
 
 fn type_name(device_type: u32) -> String {
-    match device_type {
-        ids::VIRTIO_ID_BLOCK => "blk".to_owned(),
-        other => format!("type {other}"),
-    }
+    devices::kind(device_type).map_or_else(
+        |_| format!("type {device_type}"),
+        |kind| kind.name().to_owned(),
+    )
 }
 
 impl fmt::Display for Report {

@@ -2,6 +2,7 @@
 //!
 //! It keeps the descriptors that its supervisor handed over, and may use them only as the filter says.
 
+use crate::devices::{self, DeviceKind, SyscallRule};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -16,7 +17,6 @@ use seccompiler::{
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use xen_virtio_backend::blk::RingStock;
 use xen_virtio_guest_mapping::xen::abi as memory;
 use xen_virtio_transport::xen::abi as events;
 
@@ -143,18 +143,6 @@ fn filter() -> Result<BpfProgram> {
         libc::SYS_brk,
         libc::SYS_futex,
         libc::SYS_sched_yield,
-        // The filter sees no entry of a ring. The rings that are there are restricted to a disk's transfers, and
-        // without `io_uring_setup` there are no others.
-        libc::SYS_io_uring_enter,
-        libc::SYS_pread64,
-        libc::SYS_pwrite64,
-        libc::SYS_fdatasync,
-        libc::SYS_lseek,
-        libc::SYS_fcntl,
-        // Of a descriptor: the root is empty.
-        libc::SYS_statx,
-        libc::SYS_fstat,
-        libc::SYS_newfstatat,
         libc::SYS_getrusage,
         libc::SYS_clock_gettime,
         libc::SYS_getrandom,
@@ -173,14 +161,21 @@ fn filter() -> Result<BpfProgram> {
     ];
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         always.into_iter().map(|call| (call, Vec::new())).collect();
-    rules.insert(libc::SYS_ioctl, one_of(1, IOCTLS)?);
+    rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
     // To abort by, so that its death says why.
     let own = [std::process::id().into()];
-    rules.insert(libc::SYS_tgkill, one_of(0, own)?);
-    // A ring is told of its disk and its buffer when the disk is attached, which may be at any time. The ring's
-    // restrictions allow the same operations; the filter also stops those that need no ring.
-    let register_ops = RingStock::REGISTER_OPS.map(u64::from);
-    rules.insert(libc::SYS_io_uring_register, one_of(1, register_ops)?);
+    rules.insert(libc::SYS_tgkill, one_of(0, &own)?);
+    for SyscallRule { call, argument } in devices::kinds().flat_map(DeviceKind::syscalls) {
+        match argument {
+            None => drop(rules.insert(call, Vec::new())),
+            Some((argument, values)) => {
+                rules
+                    .entry(call)
+                    .or_default()
+                    .extend(one_of(argument, &values)?);
+            }
+        }
+    }
     // No memory that can be executed.
     let not_executable = SeccompCondition::new(
         2,
@@ -200,7 +195,7 @@ fn filter() -> Result<BpfProgram> {
     Ok(filter.try_into()?)
 }
 
-const IOCTLS: [u64; 9] = [
+const IOCTLS: [u64; 8] = [
     memory::IOCTL_GNTDEV_MAP_GRANT_REF,
     memory::IOCTL_GNTDEV_UNMAP_GRANT_REF,
     memory::IOCTL_GNTDEV_GRANT_COPY,
@@ -209,22 +204,18 @@ const IOCTLS: [u64; 9] = [
     events::IOCTL_PRIVCMD_DM_OP,
     events::IOCTL_EVTCHN_BIND_INTERDOMAIN,
     events::IOCTL_EVTCHN_NOTIFY,
-    BLKSSZGET,
 ];
 
 /// A system call whose argument number `argument` is one of `values`.
-fn one_of<const N: usize>(argument: u8, values: [u64; N]) -> Result<Vec<SeccompRule>> {
+fn one_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>> {
     let mut rules = Vec::new();
     for value in values {
         let condition =
-            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)?;
         rules.push(SeccompRule::new(vec![condition])?);
     }
     Ok(rules)
 }
-
-/// `_IO(0x12, 104)` (`linux/fs.h`): a block device's logical block size.
-const BLKSSZGET: u64 = 0x1268;
 
 #[cfg(test)]
 mod tests {

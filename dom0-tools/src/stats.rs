@@ -50,6 +50,9 @@ fn row(guest: &GuestReport, entry: &EntryReport) -> Option<[String; 11]> {
         0 => "-".to_owned(),
         _ => format!("{:.1}", self::each(count, device) / 1000.0),
     };
+    // Not every kind of device counts them.
+    let counted = |name: &str| device.metrics.get(name).copied();
+    let none = || "-".to_owned();
     Some([
         guest.domid.to_string(),
         entry.key.to_string(),
@@ -60,9 +63,9 @@ fn row(guest: &GuestReport, entry: &EntryReport) -> Option<[String; 11]> {
         each(device.copy_batches),
         each(device.copy_segments),
         format!("{:.0}", self::each(device.copy_bytes, device)),
-        each(device.submissions),
-        [device.copy_in_ns, device.submit_ns, device.copy_out_ns]
-            .map(microseconds)
+        counted("submissions").map_or_else(none, each),
+        ["copy_in_ns", "submit_ns", "copy_out_ns"]
+            .map(|stage| counted(stage).map_or_else(none, microseconds))
             .join(" / "),
     ])
 }
@@ -119,7 +122,7 @@ mod tests {
             requests,
             kicks: 5,
             copy_batches: 40,
-            copy_in_ns: 100_000,
+            metrics: [("copy_in_ns".to_owned(), 100_000)].into(),
             traps_by_register: [("QueueNotify".to_owned(), 5)].into(),
             ..DeviceReport::default()
         };

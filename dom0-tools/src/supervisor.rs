@@ -17,7 +17,7 @@ mod worker_process;
 
 use crate::config::Config;
 use crate::control::Question;
-use crate::disk_use::Uses;
+use crate::devices::blk::Uses;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{self, XenbusState};
 use crate::report::{Refusal, Report};

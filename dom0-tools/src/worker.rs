@@ -1,20 +1,21 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
-use crate::disk_lock::{self, LockError};
+use crate::devices::{self, Built, Control, NewDevice, Resources};
 use crate::event_loop::EventLoop;
-use crate::guest_state::{self, Backing, GuestState, Name};
-use crate::ipc::{Channel, FromWorker, ToWorker};
+use crate::guest_state::{GuestState, Name};
+use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
 use crate::libxl::{EntryKey, MAX_DEVICES};
 use anyhow::{Context, Result, anyhow, bail};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
-use xen_virtio_backend::blk::{Blk, Claim, Disk, RingStock, Serial};
-use xen_virtio_backend::{Device, DeviceType, StateArea};
+use xen_virtio_backend::Device;
+use xen_virtio_backend::blk::RingStock;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
@@ -24,17 +25,6 @@ const SUPERVISOR: Token = Token(0);
 
 /// How often a worker without a supervisor looks whether its guest still lives, and one with leaving devices at those.
 const ORPHAN_CHECK: Duration = Duration::from_secs(1);
-
-/// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
-const MAX_DISK_QUEUES: usize = 4;
-
-/// Bytes of the record of the size that a disk's driver was told of: zero if it was told of none.
-const SHOWN: usize = 8;
-
-/// Bytes that a disk keeps at most.
-pub(crate) fn disk_state_bytes() -> usize {
-    guest_state::device_bytes(&[Blk::KEPT, SHOWN], &[Blk::QUEUE_SIZE; MAX_DISK_QUEUES])
-}
 
 /// Serves the guest that the supervisor names over `socket`, until it is gone.
 ///
@@ -63,7 +53,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
         state,
         rings,
         slots: BTreeMap::new(),
-        told: BTreeMap::new(),
+        controls: BTreeMap::new(),
         leaving: Vec::new(),
         begun: false,
         supervised: true,
@@ -127,8 +117,8 @@ struct Worker {
     /// A ring for each device that the guest can have: none can be made in the sandbox.
     rings: RingStock,
     slots: BTreeMap<EntryKey, Slot>,
-    /// The records of what the drivers of disks were told.
-    told: BTreeMap<EntryKey, StateArea>,
+    /// What changes the devices that can be changed.
+    controls: BTreeMap<EntryKey, Box<dyn Control>>,
     /// Devices that were detached, and of which transfers are under way.
     leaving: Vec<(EntryKey, Box<dyn Device>)>,
     /// The guest may be answered: whatever device it knows is here.
@@ -193,41 +183,9 @@ impl Worker {
             };
             let answer = match message {
                 ToWorker::Start { domid, .. } => bail!("told to start again, for guest {domid}"),
-                ToWorker::AttachDisk {
-                    key,
-                    base,
-                    len,
-                    irq,
-                    grant_usage,
-                    read_only,
-                    bytes,
-                    shared,
-                    serial,
-                    served,
-                    lock,
-                    state_bytes,
-                } => {
-                    self.state.grow(state_bytes);
-                    let mode = if grant_usage {
-                        AddressMode::Grants
-                    } else {
-                        AddressMode::Frames
-                    };
-                    let device = NewDevice {
-                        key,
-                        range: MmioRange { base, len },
-                        irq,
-                        mode,
-                        served,
-                    };
-                    let disk = NewDisk {
-                        read_only,
-                        bytes,
-                        shared,
-                        serial,
-                        lock,
-                    };
-                    match self.attach_disk(&device, &disk, fds) {
+                ToWorker::Attach(new) => {
+                    let key = new.key;
+                    match self.attach(*new, fds) {
                         Ok(slot) => {
                             let before = self.slots.insert(key, slot);
                             // Missing at another address, where it will not come back.
@@ -238,8 +196,7 @@ impl Worker {
                         }
                         Err(error) => FromWorker::AttachFailed {
                             key,
-                            busy: error.is::<NoRing>()
-                                || error.downcast_ref().is_some_and(LockError::is_busy),
+                            busy: devices::is_busy(&error),
                             error: format!("{error:#}"),
                         },
                     }
@@ -251,7 +208,7 @@ impl Worker {
                 }
                 ToWorker::Detach { key } => {
                     self.state.forget(key)?;
-                    self.told.remove(&key);
+                    self.controls.remove(&key);
                     let slot = self.slots.remove(&key);
                     match slot.and_then(|slot| self.event_loop.remove(slot)) {
                         Some(device) => {
@@ -270,8 +227,8 @@ impl Worker {
                         .filter_map(|(key, slot)| Some((*key, self.event_loop.device(*slot)?)))
                         .collect(),
                 },
-                ToWorker::Resize { key, bytes } => {
-                    self.resize(key, bytes);
+                ToWorker::Change { key, change } => {
+                    self.change(key, &change)?;
                     continue;
                 }
                 ToWorker::Stop => return Ok(true),
@@ -331,130 +288,73 @@ impl Worker {
         self.supervised = false;
     }
 
-    fn attach_disk(
-        &mut self,
-        new: &NewDevice,
-        new_disk: &NewDisk,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Slot> {
-        let file = fds
-            .into_iter()
-            .next()
-            .context("no descriptor came with the disk")?;
-        if self.rings.is_empty() && !self.leaving.is_empty() {
-            return Err(NoRing.into());
-        }
-        let mut claim: Option<Claim> = None;
-        let taken = if new_disk.read_only {
-            Ok(())
-        } else {
-            disk_lock::take(&file, new_disk.lock)
-        };
-        match taken {
-            Ok(()) => new_disk.take_image(&file, new)?,
-            // What the guest has had is served, and waits; all else can be refused.
-            Err(LockError::Busy) if new.served && !self.begun => {
-                let (file, new, new_disk) = (file.try_clone()?, new.clone(), new_disk.clone());
-                claim = Some(Box::new(move || {
-                    disk_lock::take(&file, new_disk.lock)?;
-                    Ok(new_disk.take_image(&file, &new)?)
-                }));
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let mut disk = Disk::from_file(file.into(), new_disk.read_only)?;
-        let backing = Backing::of(disk.file())?;
+    fn attach(&mut self, new: Attachment, descriptors: Vec<OwnedFd>) -> Result<Slot> {
+        self.state.grow(new.state_bytes);
         let name = Name {
             key: new.key,
-            base: new.range.base,
-            backing: Some(backing),
-            device_type: DeviceType::BLOCK.0,
+            base: new.base,
+            backing: new.backing,
+            device_type: new.device_type,
         };
-        let records = self.state.device(&name, new.served)?;
-        let (kept, told) = (records.own(0, Blk::KEPT)?, records.own(1, SHOWN)?);
-        // The driver may have been told of another size, which it is to keep until it is told of this one.
-        let shown = match told.load(0) {
-            0 => new_disk.bytes,
-            shown => shown,
-        };
-        disk.set_bytes(shown);
+        let attached = self.add(&new, &name, descriptors);
+        if attached.is_err() && !new.served {
+            // The guest has never seen it.
+            self.state.forget(new.key)?;
+        }
+        attached
+    }
+
+    fn add(&mut self, new: &Attachment, name: &Name, descriptors: Vec<OwnedFd>) -> Result<Slot> {
+        let records = self.state.device(name, new.served)?;
         let hypervisor = self.event_loop.hypervisor();
-        let queues = u16::try_from(hypervisor.vcpus().min(MAX_DISK_QUEUES))?;
-        let mut blk = Blk::new(disk, padded(&new_disk.serial), queues, kept, &self.rings)?;
-        if let Some(claim) = claim {
-            blk.claim_first(claim);
-        }
-        let access = hypervisor.guest_access(new.mode);
+        let resources = Resources {
+            rings: &self.rings,
+            vcpus: hypervisor.vcpus(),
+            begun: self.begun,
+            has_leaving: !self.leaving.is_empty(),
+        };
+        let wanted = NewDevice {
+            key: new.key,
+            served: new.served,
+            spec: new.spec.clone(),
+            descriptors,
+            records: &records,
+        };
+        let kind = devices::kind(new.device_type)?;
+        let Built { device, control } = kind.build(wanted, &resources)?;
+        let mode = if new.grant_usage {
+            AddressMode::Grants
+        } else {
+            AddressMode::Frames
+        };
+        let state = records.device_state(&device.identity().queue_sizes)?;
+        let access = hypervisor.guest_access(mode);
         let line = hypervisor.interrupt_line(new.irq);
-        let state = records.device_state(blk.queue_sizes())?;
-        let mut device = MmioDevice::new(Box::new(blk), new.mode, access, line, state)?;
-        if shown != new_disk.bytes {
-            device.resize(new_disk.bytes);
+        let mut device = MmioDevice::new(device, mode, access, line, state)?;
+        // The driver may have been told otherwise by an earlier worker.
+        device.update();
+        let range = MmioRange {
+            base: new.base,
+            len: new.len,
+        };
+        let slot = self.event_loop.add(range, device)?;
+        if let Some(control) = control {
+            // Last: a worker that dies before this has the next one tell the driver once more.
+            control.told();
+            self.controls.insert(new.key, control);
         }
-        // Last: a worker that dies before this has the next one tell the driver once more.
-        told.store(0, new_disk.bytes);
-        self.told.insert(new.key, told);
-        Ok(self.event_loop.add(new.range, device)?)
+        Ok(slot)
     }
 
-    fn resize(&mut self, key: EntryKey, bytes: u64) {
-        if let Some(slot) = self.slots.get(&key)
-            && self.event_loop.resize(*slot, bytes)
-            && let Some(told) = self.told.get(&key)
+    fn change(&mut self, key: EntryKey, change: &Value) -> Result<()> {
+        if let Some(control) = self.controls.get(&key)
+            && let Some(slot) = self.slots.get(&key)
         {
-            told.store(0, bytes);
+            control.change(change)?;
+            if self.event_loop.update(*slot) {
+                control.told();
+            }
         }
+        Ok(())
     }
-}
-
-/// Without a ring a disk would hold up all of its guest.
-#[derive(Debug, thiserror::Error)]
-#[error("no io_uring is left for it while a disk that was detached hangs")]
-struct NoRing;
-
-/// What the supervisor says of any device.
-#[derive(Clone)]
-struct NewDevice {
-    key: EntryKey,
-    range: MmioRange,
-    irq: u32,
-    mode: AddressMode,
-    served: bool,
-}
-
-/// What it says of a disk besides.
-#[derive(Clone)]
-struct NewDisk {
-    read_only: bool,
-    bytes: u64,
-    shared: bool,
-    serial: String,
-    lock: u64,
-}
-
-impl NewDisk {
-    /// Tells other programs that the image is in use.
-    fn take_image(&self, file: &OwnedFd, device: &NewDevice) -> Result<(), LockError> {
-        if self.shared {
-            return Ok(());
-        }
-        let taken = disk_lock::take_image(file, !self.read_only);
-        if let Err(error) = &taken
-            && device.served
-        {
-            // What the guest has had it keeps: it may be that the other program came meanwhile.
-            tracing::warn!("{}: {error}", device.key);
-            return Ok(());
-        }
-        taken
-    }
-}
-
-/// The first bytes of `text`, as many as a serial number has.
-fn padded(text: &str) -> Serial {
-    let mut serial = Serial::default();
-    for (to, from) in serial.iter_mut().zip(text.bytes()) {
-        *to = from;
-    }
-    serial
 }

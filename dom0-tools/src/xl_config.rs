@@ -13,16 +13,17 @@ mod virtio;
 mod warnings;
 
 use crate::config::{CONFIG_PATH, Config};
+use crate::devices::{self, blk};
 use crate::guest_state::Backing;
 use crate::text::without_controls;
 pub use disk::DiskLine;
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 pub use syntax::{Settings, Value, parse as parse_file};
 use virtio::VirtioLine;
-use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use warnings::ListedDisk;
+use xen_virtio_backend::DeviceType;
 use xen_virtio_backend::blk::{Disk, SECTOR};
 
 /// Virtio devices that libxl has interrupts for, by guest (`GUEST_VIRTIO_MMIO_SPI_FIRST` to `_LAST`).
@@ -112,13 +113,26 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
         let result = VirtioLine::parse(line).and_then(|device| {
             other_count += usize::from(device.is_mmio());
             grants |= device.grants();
-            let (path, disk) = configured_disk(&device, guest, index, config)?;
+            let device_type = device.device_type()?;
+            let kind = devices::kind(device_type).map_err(|error| error.to_string())?;
+            if device_type != DeviceType::BLOCK.0 {
+                let configured = guest.and_then(|guest| config.device(guest, index));
+                let none = toml::Table::new();
+                let settings = configured.map_or(&none, |device| &device.settings);
+                kind.check_settings(settings)
+                    .map_err(|error| format!("[[virtio]] in {CONFIG_PATH}: {error:#}"))?;
+                return Ok(Served {
+                    text: format!("{}; touches {}", kind.name(), touched(device.grants())),
+                    warnings: Vec::new(),
+                });
+            }
+            let (path, disk) = configured_disk(guest, index, config)?;
             listed.push(ListedDisk {
                 number: None,
                 is_virtio: true,
             });
-            disks.share(&name, path, &disk)?;
-            Ok(describe(path, &disk, device.grants()))
+            disks.share(&name, &path, &disk)?;
+            Ok(describe(&path, &disk, device.grants()))
         });
         findings.take(&name, result);
     }
@@ -223,26 +237,19 @@ impl Disks {
 }
 
 /// The disk that the configuration has for a device, and its path.
-fn configured_disk<'a>(
-    device: &VirtioLine,
+fn configured_disk(
     guest: Option<&str>,
     index: u32,
-    config: &'a Config,
-) -> Result<(&'a Path, Disk), String> {
-    let device_type = device.device_type()?;
-    if device_type != VIRTIO_ID_BLOCK {
-        return Err(format!(
-            "virtio,device{device_type:x} is not served by this version"
-        ));
-    }
+    config: &Config,
+) -> Result<(PathBuf, Disk), String> {
     let guest = guest.ok_or("the file has no name = \"…\", which the configuration would go by")?;
     let configured = config.device(guest, index).ok_or_else(|| {
         format!("{CONFIG_PATH} has no [[virtio]] with guest = {guest:?} and index = {index}")
     })?;
-    Ok((
-        &configured.path,
-        open(&configured.path, configured.read_only)?,
-    ))
+    let settings: blk::Settings = devices::parse_settings(&configured.settings)
+        .map_err(|error| format!("[[virtio]] in {CONFIG_PATH}: {error:#}"))?;
+    let disk = open(&settings.path, settings.read_only)?;
+    Ok((settings.path, disk))
 }
 
 fn open(path: &Path, read_only: bool) -> Result<Disk, String> {
@@ -250,6 +257,15 @@ fn open(path: &Path, read_only: bool) -> Result<Disk, String> {
         let source = error.source().map(|source| format!(": {source}"));
         format!("{error}{}", source.unwrap_or_default())
     })
+}
+
+/// What of the guest's memory a device could touch.
+fn touched(grants: bool) -> &'static str {
+    if grants {
+        "granted pages only"
+    } else {
+        "ANY page of the guest: add grant_usage=1 unless that is meant"
+    }
 }
 
 /// What the guest would get of the disk at `path`.
@@ -260,11 +276,7 @@ fn describe(path: &Path, disk: &Disk, grants: bool) -> Served {
     } else {
         "read-write"
     };
-    let memory = if grants {
-        "granted pages only"
-    } else {
-        "ANY page of the guest: add grant_usage=1 unless that is meant"
-    };
+    let memory = touched(grants);
     let (path, bytes) = (path.display(), disk.bytes());
     let rest = disk.file().metadata().map_or(0, |file| file.len() % SECTOR);
     let rest = match rest {

@@ -7,12 +7,13 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{
-    Device, DeviceType, QueueIndex, QueueJournal, QueueLayout, QueueSetup, StateArea, VirtQueue,
+    Device, DeviceType, Identity, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea,
+    Unfinished, VirtQueue,
 };
 use xen_virtio_guest_io::{BlkRequest, Buffer, Driver, RawQueue};
 use xen_virtio_guest_mapping::{AddressMode, CopyOp, Direction, GuestAccess, GuestAddress};
 use xen_virtio_transport::sim::{SimGuest, simulate};
-use xen_virtio_transport::{Identity, Register, RegisterFile};
+use xen_virtio_transport::{Register, RegisterFile};
 
 /// One operation, ready to be repeated.
 pub type Operation = Box<dyn FnMut()>;
@@ -54,12 +55,12 @@ fn layout(queue: &RawQueue) -> QueueLayout {
 
 /// The register accesses of a request: the kick, and those of its interrupt.
 fn register_file() -> Operation {
-    let mut registers = RegisterFile::new(Identity {
+    let identity = Identity {
         device_type: DeviceType::BLOCK,
-        features: 1 << VIRTIO_F_VERSION_1,
-        required_features: 1 << VIRTIO_F_VERSION_1,
+        features: 0,
         queue_sizes: vec![SIZE],
-    });
+    };
+    let mut registers = RegisterFile::new(identity, 1 << VIRTIO_F_VERSION_1);
     for (register, value) in [
         (Register::Status, 1),
         (Register::Status, 3),
@@ -86,8 +87,14 @@ fn queue() -> Operation {
     let mut raw = RawQueue::new(&driver, SIZE);
     BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 4096, true).describe(&raw, 0);
     let mut access = guest.memory().access(AddressMode::Grants);
-    let mut queue =
-        VirtQueue::map(layout(&raw), true, journal(), &mut access).expect("a good queue");
+    let mut queue = VirtQueue::map(
+        layout(&raw),
+        true,
+        journal(),
+        Unfinished::Repeat,
+        &mut access,
+    )
+    .expect("a good queue");
     Box::new(move || {
         raw.offer(0);
         let request = queue.pop().expect("a good ring").expect("a request");
@@ -130,12 +137,13 @@ fn blk_batch() -> Operation {
     let kept = StateArea::private(Blk::KEPT).expect("memory");
     let mut blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).expect("memory");
     let mut access = guest.memory().access(AddressMode::Grants);
-    let setup = QueueSetup {
+    let start = QueueStart {
         layout: layout(&raw),
         features: 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH,
+        journal: journal(),
     };
     let index = QueueIndex::new(0, 1).expect("the first queue");
-    blk.start_queue(index, setup, journal(), &mut access)
+    blk.start_queue(index, start, &mut access)
         .expect("a good queue");
     Box::new(move || {
         let before = raw.used_index();

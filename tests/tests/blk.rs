@@ -9,7 +9,7 @@ use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
-use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueSetup, StateArea};
+use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport};
 use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
 use xen_virtio_tests::{
@@ -367,8 +367,11 @@ fn queues_have_their_turns() {
         let index = QueueIndex::new(index, 2).unwrap();
         blk.start_queue(
             index,
-            QueueSetup { layout, features },
-            QueueJournal::private().unwrap(),
+            QueueStart {
+                layout,
+                features,
+                journal: QueueJournal::private().unwrap(),
+            },
             &mut access,
         )
         .unwrap();

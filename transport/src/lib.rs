@@ -16,5 +16,5 @@ pub use device_state::{DeviceState, DeviceStateError};
 pub use guest_devices::{DevicesError, GuestDevices, Slot};
 pub use hypervisor::{Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width};
 pub use mmio_device::{DeviceReport, MmioDevice};
-pub use register_file::{Effect, Identity, RegisterFile, RestoreError, SavedRegisters};
+pub use register_file::{Effect, QueueSetup, RegisterFile, RestoreError, SavedRegisters};
 pub use registers::{Location, Register};

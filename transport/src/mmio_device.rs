@@ -3,7 +3,7 @@
 use crate::device_state::{DeviceState, DeviceStateError};
 use crate::hypervisor::{InterruptLine, Width};
 use crate::interrupt::{Cause, Interrupt};
-use crate::register_file::{Effect, Identity, RegisterFile};
+use crate::register_file::{Effect, QueueSetup, RegisterFile};
 use crate::registers::{Location, Register, TrapCounters};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
-    Activity, Device, DeviceError, DeviceFailure, LogLimit, QueueError, QueueIndex, QueueSetup,
-    Shortage, Step,
+    Activity, Device, DeviceError, DeviceFailure, Interest, LogLimit, QueueError, QueueIndex,
+    QueueStart, Shortage, Step,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -57,23 +57,15 @@ pub struct DeviceReport {
     pub copy_bytes: u64,
     pub requests: u64,
     pub request_errors: u64,
-    pub read_bytes: u64,
-    pub written_bytes: u64,
     pub traps: u64,
     /// The traps by register; the configuration space is one.
     pub traps_by_register: BTreeMap<String, u64>,
     pub refused_accesses: u64,
     pub kicks: u64,
     pub interrupts: u64,
-    /// Calls that hand transfers to the kernel.
-    pub submissions: u64,
-    /// Batches of requests that were begun, and that were delivered.
-    pub batches: u64,
-    pub deliveries: u64,
-    /// Nanoseconds by stage, see [`StageTimes`](xen_virtio_backend::StageTimes).
-    pub copy_in_ns: u64,
-    pub submit_ns: u64,
-    pub copy_out_ns: u64,
+    /// What a device of its kind counts besides, by name ([`Device::metrics`]).
+    #[serde(default)]
+    pub metrics: BTreeMap<String, u64>,
     /// Why the device needs a reset, until it gets one.
     pub failure: Option<String>,
     /// What kept the driver from getting on, by its own doing.
@@ -103,15 +95,10 @@ impl MmioDevice {
             AddressMode::Grants => 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM,
             AddressMode::Frames => 1 << VIRTIO_F_VERSION_1,
         };
-        let identity = Identity {
-            device_type: device.device_type(),
-            features: device.features() | required_features,
-            required_features,
-            queue_sizes: device.queue_sizes().to_vec(),
-        };
+        let identity = device.identity().clone();
         let known = state.load(identity.queue_sizes.len())?;
         let mut this = Self {
-            registers: RegisterFile::new(identity.clone()),
+            registers: RegisterFile::new(identity.clone(), required_features),
             state,
             device,
             access,
@@ -127,7 +114,7 @@ impl MmioDevice {
             access_log: LogLimit::default(),
         };
         if let Some(set) = known {
-            this.registers = RegisterFile::restore(identity, set)?;
+            this.registers = RegisterFile::restore(identity, required_features, set)?;
             this.go_on();
         }
         Ok(this)
@@ -171,11 +158,8 @@ impl MmioDevice {
     }
 
     fn read_config(&self, offset: usize, width: Width) -> u64 {
-        let space = self.device.config();
         let mut bytes = [0; 8];
-        for (index, byte) in bytes.iter_mut().take(width.bytes()).enumerate() {
-            *byte = space.get(offset + index).copied().unwrap_or(0);
-        }
+        self.device.read_config(offset, &mut bytes[..width.bytes()]);
         u64::from_le_bytes(bytes)
     }
 
@@ -216,8 +200,9 @@ impl MmioDevice {
             self.state.save(self.registers.set());
         }
         match effect {
-            // After a kick, or when the driver is ready, the queues are looked at: `step`.
-            Effect::Nothing | Effect::Refused | Effect::Notify(_) => {}
+            Effect::Nothing | Effect::Refused => {}
+            // The queues are looked at after it, and when the driver is ready: `step`.
+            Effect::Notify(index) => self.device.kick(index),
             Effect::DriverOk => {
                 self.tell_failure();
                 if std::mem::take(&mut self.config_changed) {
@@ -260,9 +245,13 @@ impl MmioDevice {
     }
 
     fn map_queue(&mut self, index: QueueIndex, setup: QueueSetup) -> Result<(), QueueError> {
-        let journal = self.state.journal(index);
-        self.device
-            .start_queue(index, setup, journal, &mut *self.access)
+        let QueueSetup { layout, features } = setup;
+        let start = QueueStart {
+            layout,
+            features,
+            journal: self.state.journal(index),
+        };
+        self.device.start_queue(index, start, &mut *self.access)
     }
 
     /// Starts the queues that dom0 could not map before.
@@ -332,8 +321,8 @@ impl MmioDevice {
         self.take(step)
     }
 
-    /// Prepares for nobody calling [`MmioDevice::step`] until there is a trap or [`MmioDevice::events`]
-    /// are there.
+    /// Prepares for nobody calling [`MmioDevice::step`] until there is a trap, or one of [`MmioDevice::sources`] is
+    /// ready.
     pub fn prepare_sleep(&mut self) -> Activity {
         if !self.registers.is_live() {
             return Activity::Idle;
@@ -346,10 +335,14 @@ impl MmioDevice {
         match step {
             Ok(Step {
                 interrupt,
+                config_changed,
                 activity,
             }) => {
                 if interrupt {
                     self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
+                }
+                if config_changed {
+                    self.change_configuration();
                 }
                 activity
             }
@@ -360,17 +353,21 @@ impl MmioDevice {
         }
     }
 
-    /// Shows `bytes` of what the device has from now on, and tells the driver (virtio 1.3, 2.5).
-    pub fn resize(&mut self, bytes: u64) {
-        if self.device.resize(bytes) {
-            self.registers.change_configuration();
-            self.state.save(self.registers.set());
-            if self.registers.is_live() {
-                self.interrupt
-                    .raise(Cause::Configuration, &mut self.registers);
-            } else {
-                self.config_changed = true;
-            }
+    /// Has the device take up what was changed of it from outside, and tells the driver (virtio 1.3, 2.5).
+    pub fn update(&mut self) {
+        if self.device.update() {
+            self.change_configuration();
+        }
+    }
+
+    fn change_configuration(&mut self) {
+        self.registers.change_configuration();
+        self.state.save(self.registers.set());
+        if self.registers.is_live() {
+            self.interrupt
+                .raise(Cause::Configuration, &mut self.registers);
+        } else {
+            self.config_changed = true;
         }
     }
 
@@ -379,9 +376,9 @@ impl MmioDevice {
         self.registers.interrupt_pending()
     }
 
-    /// Readable when [`MmioDevice::step`] has something to do that no trap tells of.
-    pub fn events(&self) -> Option<BorrowedFd<'_>> {
-        self.device.events()
+    /// See [`Device::sources`].
+    pub fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
+        self.device.sources(add);
     }
 
     /// Stops the device until its driver resets it, and tells the driver (virtio 1.3, 2.1.2).
@@ -425,8 +422,12 @@ impl MmioDevice {
     pub fn report(&self) -> DeviceReport {
         let access = self.access.counters();
         let device = self.device.counters();
+        let mut metrics = BTreeMap::new();
+        self.device.metrics(&mut |name, value| {
+            metrics.insert(name.to_owned(), value);
+        });
         DeviceReport {
-            device_type: self.device.device_type().0,
+            device_type: self.device.identity().device_type.0,
             status: self.registers.status(),
             features: self.registers.negotiated_features(),
             queues: self.registers.queues().count(),
@@ -437,21 +438,14 @@ impl MmioDevice {
             copy_batches: access.copy_batches,
             copy_segments: access.copy_segments,
             copy_bytes: access.copy_bytes,
-            requests: device.requests,
-            request_errors: device.errors,
-            read_bytes: device.read_bytes,
-            written_bytes: device.written_bytes,
+            requests: device.done,
+            request_errors: device.failed,
             traps: self.traps.total(),
             traps_by_register: self.traps.by_register(),
             refused_accesses: self.refused_accesses,
             kicks: self.traps.of(Register::QueueNotify),
             interrupts: self.interrupt.raised(),
-            submissions: device.submissions,
-            batches: device.time.batches,
-            deliveries: device.time.deliveries,
-            copy_in_ns: device.time.copy_in,
-            submit_ns: device.time.submit,
-            copy_out_ns: device.time.copy_out,
+            metrics,
             failure: self.failure.clone(),
             warning: self.shortage.warning().or_else(|| self.device.warning()),
             misstep: self.registers.misstep().map(|misstep| misstep.to_string()),

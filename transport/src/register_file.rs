@@ -11,7 +11,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_F_VERSION_1,
 };
 use vm_memory::GuestAddress;
-use xen_virtio_backend::{DeviceType, QueueIndex, QueueLayout, QueueSetup};
+use xen_virtio_backend::{Identity, QueueIndex, QueueLayout};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -25,15 +25,12 @@ const DRIVER_STATUS: [u32; 4] = [
     VIRTIO_CONFIG_S_DRIVER_OK,
 ];
 
-/// What a device shows its driver, fixed for its life.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    pub device_type: DeviceType,
+/// What a queue is set up with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSetup {
+    pub layout: QueueLayout,
+    /// The features that the driver accepted.
     pub features: u64,
-    /// Of the offered features, those that the driver must accept.
-    pub required_features: u64,
-    /// The largest size of each queue.
-    pub queue_sizes: Vec<u16>,
 }
 
 /// What a register write asks of the device.
@@ -57,6 +54,8 @@ pub enum Effect {
 #[derive(Clone, Debug)]
 pub struct RegisterFile {
     identity: Identity,
+    /// Of the offered features, those that the driver must accept.
+    required_features: u64,
     set: SavedRegisters,
     interrupt_status: u32,
     /// The causes among them that the driver has not read since they came up.
@@ -110,7 +109,7 @@ pub struct SavedRegisters {
 pub enum RestoreError {
     #[error("the driver knows {known} queues, and this device has {offered}")]
     Queues { known: usize, offered: usize },
-    #[error("the driver accepted the features {0:#x}, which this device does not identity")]
+    #[error("the driver accepted the features {0:#x}, which this device does not offer")]
     Features(u64),
 }
 
@@ -124,13 +123,20 @@ struct QueueRegisters {
 }
 
 impl RegisterFile {
-    pub fn new(identity: Identity) -> Self {
+    /// The registers of a device that offers its own features and the `required_features`, without which no driver gets on.
+    pub fn new(identity: Identity, required_features: u64) -> Self {
         let set = SavedRegisters {
             queues: vec![QueueRegisters::default(); identity.queue_sizes.len()],
             ..SavedRegisters::default()
         };
+        Self::with(identity, required_features, set)
+    }
+
+    fn with(mut identity: Identity, required_features: u64, set: SavedRegisters) -> Self {
+        identity.features |= required_features;
         Self {
             identity,
+            required_features,
             set,
             interrupt_status: 0,
             interrupt_unread: 0,
@@ -144,18 +150,16 @@ impl RegisterFile {
     /// # Errors
     ///
     /// [`RestoreError`] if the driver settled on something that this device does not have.
-    pub fn restore(identity: Identity, set: SavedRegisters) -> Result<Self, RestoreError> {
+    pub fn restore(
+        identity: Identity,
+        required_features: u64,
+        set: SavedRegisters,
+    ) -> Result<Self, RestoreError> {
         let (known, offered) = (set.queues.len(), identity.queue_sizes.len());
         if known != offered {
             return Err(RestoreError::Queues { known, offered });
         }
-        let restored = Self {
-            identity,
-            set,
-            interrupt_status: 0,
-            interrupt_unread: 0,
-            misstep: None,
-        };
+        let restored = Self::with(identity, required_features, set);
         let beyond = restored.negotiated_features() & !restored.identity.features;
         if beyond != 0 {
             return Err(RestoreError::Features(beyond));
@@ -171,6 +175,7 @@ impl RegisterFile {
     fn reset(&mut self) {
         let Self {
             identity: _,
+            required_features: _,
             set,
             interrupt_status,
             interrupt_unread,
@@ -365,13 +370,9 @@ impl RegisterFile {
 
     /// What is wrong with the features that the driver accepted, if it has not settled on them.
     fn unacceptable_features(&self) -> Option<Misstep> {
-        let Identity {
-            features,
-            required_features,
-            ..
-        } = self.identity;
+        let features = self.identity.features;
         let accepted = self.set.driver_features;
-        let missing = required_features & !accepted;
+        let missing = self.required_features & !accepted;
         if self.has_status(VIRTIO_CONFIG_S_FEATURES_OK) {
             None
         } else if self.set.driver_features_beyond || accepted & !features != 0 {

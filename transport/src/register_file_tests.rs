@@ -4,6 +4,7 @@ use super::*;
 use crate::registers::REGISTERS;
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use xen_virtio_backend::DeviceType;
 
 const ACK: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
 const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
@@ -12,12 +13,12 @@ const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const REQUIRED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM;
 
 fn register_file() -> RegisterFile {
-    RegisterFile::new(Identity {
+    let identity = Identity {
         device_type: DeviceType::BLOCK,
-        features: REQUIRED | 0b101,
-        required_features: REQUIRED,
+        features: 0b101,
         queue_sizes: vec![256, 64],
-    })
+    };
+    RegisterFile::new(identity, REQUIRED)
 }
 
 /// Registers that take the most room to write down.
@@ -261,7 +262,7 @@ fn registers_of_another_device_are_not_gone_on_from() {
         queue_sizes: vec![256],
         ..identity.clone()
     };
-    let restored = RegisterFile::restore(fewer, registers.set().clone());
+    let restored = RegisterFile::restore(fewer, REQUIRED, registers.set().clone());
     assert!(matches!(
         restored,
         Err(RestoreError::Queues {
@@ -270,10 +271,11 @@ fn registers_of_another_device_are_not_gone_on_from() {
         })
     ));
     let poorer = Identity {
-        features: REQUIRED & !(1 << VIRTIO_F_ACCESS_PLATFORM),
+        features: 0,
         ..identity
     };
-    let restored = RegisterFile::restore(poorer, registers.set().clone());
+    let required = REQUIRED & !(1 << VIRTIO_F_ACCESS_PLATFORM);
+    let restored = RegisterFile::restore(poorer, required, registers.set().clone());
     assert!(matches!(restored, Err(RestoreError::Features(_))));
 }
 
@@ -412,6 +414,7 @@ proptest! {
             let saved = serde_json::to_string(registers.set()).unwrap();
             let restored = RegisterFile::restore(
                 registers.identity.clone(),
+                REQUIRED,
                 serde_json::from_str(&saved).unwrap(),
             );
             prop_assert_eq!(format!("{:?}", restored.unwrap()), format!("{registers:?}"));

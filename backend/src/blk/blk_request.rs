@@ -1,12 +1,13 @@
 //! One request on its way: copied in, carried out, copied out, in chunks if it is large.
 
 use super::Serial;
+use super::counters::Counters;
 use super::disk::Disk;
 use super::header::{Command, HEADER, Status};
 use super::io::{Kind, Transfer};
-use super::pool::PageRun;
-use crate::device::{DeviceCounters, DeviceFailure};
-use crate::request::{Completion, Request};
+use crate::device::DeviceFailure;
+use crate::engine::PageRun;
+use crate::virtqueue::{Completion, Request};
 use std::io;
 use std::ops::Range;
 use vm_memory::{Bytes, VolatileSlice};
@@ -304,7 +305,7 @@ impl BlkRequest {
     }
 
     /// Counts the chunk's work, which has reached the driver.
-    pub(super) fn advance(&mut self, counters: &mut DeviceCounters) {
+    pub(super) fn advance(&mut self, counters: &mut Counters) {
         let failed = !matches!(self.status, None | Some(Status::Ok));
         if !failed {
             let (read, written) = match self.command {

@@ -188,6 +188,10 @@ impl Disk {
         })
     }
 
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     pub fn file(&self) -> &File {
         &self.file
     }

@@ -2,17 +2,17 @@
 
 use super::Serial;
 use super::blk_request::{BlkRequest, CHUNK, Failure, HEADER_SLOT, Next};
+use super::counters::Counters;
 use super::header::Status;
 use super::io::DiskIo;
-use super::pool::Pool;
 use super::ring::RingStock;
-use super::stopwatch::Stopwatch;
 use super::{Disk, MAX_REQUESTS};
-use crate::device::{DeviceCounters, DeviceError, DeviceFailure};
+use crate::device::{DeviceError, DeviceFailure};
+use crate::engine::{Pool, Stopwatch, copy, first_fault};
 use crate::log_limit::LogLimit;
 use crate::persist::StateArea;
-use crate::request::{Completion, Request};
 use crate::shortage::Shortage;
+use crate::virtqueue::{Completion, Request};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
@@ -53,7 +53,7 @@ pub(super) struct Pipeline {
     pool: Pool,
     io: DiskIo,
     serial: Serial,
-    counters: DeviceCounters,
+    counters: Counters,
     log_limit: LogLimit,
     /// What copies wait for, and what transfers do.
     copy_shortage: Shortage,
@@ -93,7 +93,7 @@ impl Pipeline {
             pool: Pool::new(header_slots..bytes),
             io: DiskIo::new(disk, bytes, kept, rings)?,
             serial,
-            counters: DeviceCounters::default(),
+            counters: Counters::default(),
             log_limit: LogLimit::default(),
             copy_shortage: Shortage::default(),
             disk_shortage: Shortage::default(),
@@ -146,8 +146,8 @@ impl Pipeline {
         self.io.events()
     }
 
-    pub(super) fn counters(&self) -> DeviceCounters {
-        DeviceCounters {
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
             submissions: self.io.submissions(),
             ..self.counters
         }
@@ -245,7 +245,7 @@ impl Pipeline {
         }
         let time = &mut self.counters.time;
         let mut stopwatch = Stopwatch::start(&mut time.batches);
-        let copied = copy(access, &self.io, &mut self.copies_in);
+        let copied = copy(access, &self.io.memory(), &mut self.copies_in);
         stopwatch.stop(&mut time.copy_in);
         match copied {
             Ok(()) => {
@@ -462,7 +462,7 @@ impl Pipeline {
             request.plan_copies_out(&self.io.memory(), &mut self.copies_out);
             count += 1;
         }
-        if let Err(fault) = copy(access, &self.io, &mut self.copies_out) {
+        if let Err(fault) = copy(access, &self.io.memory(), &mut self.copies_out) {
             return Ok(self.postpone(fault));
         }
         // A request whose data could not be delivered failed, and is told so in a copy of its own.
@@ -477,7 +477,7 @@ impl Pipeline {
                 .expect("what has ended of no queue is removed");
             let mut again = Vec::new();
             request.plan_status(&self.io.memory(), &mut again);
-            if let Err(fault) = copy(access, &self.io, &mut again) {
+            if let Err(fault) = copy(access, &self.io.memory(), &mut again) {
                 return Ok(self.postpone(fault));
             }
             self.log("a request's result cannot be written to the guest", &fault);
@@ -548,23 +548,6 @@ impl Pipeline {
     }
 }
 
-/// Copies, once more with what room can be made if dom0 lacked something.
-///
-/// # Errors
-///
-/// The first fault that is dom0's. Those of the guest stay with their operations.
-fn copy(
-    access: &mut dyn GuestAccess,
-    io: &DiskIo,
-    operations: &mut [CopyOp],
-) -> Result<(), CopyFault> {
-    access.copy(&io.memory(), operations);
-    if first_of_dom0s(operations).is_some() && access.make_room() {
-        access.copy(&io.memory(), operations);
-    }
-    first_of_dom0s(operations).map_or(Ok(()), Err)
-}
-
 /// Whether a transfer failed for what dom0 lacks now, and may have later: memory, or room for what a sparse image or its
 /// file system has not allocated yet. A failed flush is none of these: what it says is said once.
 fn is_dom0s(error: &io::Error) -> bool {
@@ -572,19 +555,6 @@ fn is_dom0s(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|errno| errnos.contains(&errno))
-}
-
-fn first_of_dom0s(operations: &[CopyOp]) -> Option<CopyFault> {
-    let mut faults = operations
-        .iter()
-        .filter_map(|operation| operation.result.err());
-    faults.find(CopyFault::is_dom0s)
-}
-
-fn first_fault(operations: &[CopyOp]) -> Option<CopyFault> {
-    operations
-        .iter()
-        .find_map(|operation| operation.result.err())
 }
 
 #[cfg(test)]

@@ -94,10 +94,12 @@ fn readable(message: FromWorker) -> FromWorker {
                 ] {
                     *text = text.as_deref().map(on_a_line);
                 }
-                let traps = std::mem::take(&mut device.traps_by_register).into_iter();
-                device.traps_by_register = traps
-                    .map(|(register, count)| (on_a_line(&register), count))
-                    .collect();
+                for counters in [&mut device.traps_by_register, &mut device.metrics] {
+                    *counters = std::mem::take(counters)
+                        .into_iter()
+                        .map(|(name, count)| (on_a_line(&name), count))
+                        .collect();
+                }
             }
             FromWorker::Report { server, devices }
         }
@@ -105,7 +107,7 @@ fn readable(message: FromWorker) -> FromWorker {
     }
 }
 
-/// The beginning of `text`, without what a terminal would handle_commands.
+/// The beginning of `text`, without what a terminal would obey.
 fn on_a_line(text: &str) -> String {
     without_controls(text.chars().take(MAX_TEXT))
 }
@@ -183,6 +185,7 @@ mod tests {
         let device = DeviceReport {
             failure: Some(lie.clone()),
             traps_by_register: [(lie.clone(), 7)].into(),
+            metrics: [(lie.clone(), 7)].into(),
             ..DeviceReport::default()
         };
         let report = FromWorker::Report {
@@ -210,7 +213,10 @@ mod tests {
             let text = match conversation.receive().unwrap() {
                 Some(FromWorker::Report { mut devices, .. }) => {
                     let device = devices.remove(0).1;
-                    device.failure.unwrap() + device.traps_by_register.first_key_value().unwrap().0
+                    [device.traps_by_register, device.metrics]
+                        .map(|counters| counters.into_keys().next().unwrap())
+                        .concat()
+                        + &device.failure.unwrap()
                 }
                 Some(FromWorker::AttachFailed { error, .. } | FromWorker::Failed { error }) => {
                     error
@@ -218,7 +224,7 @@ mod tests {
                 other => panic!("{other:?}"),
             };
             assert!(!text.contains(char::is_control), "{text:?}");
-            assert!(text.chars().count() <= 2 * MAX_TEXT);
+            assert!(text.chars().count() <= 3 * MAX_TEXT);
         }
     }
 }

@@ -1,24 +1,17 @@
 //! One entry of libxl's: what it takes to serve it, and how far that is.
 
 use super::guest::WorkerContext;
-use super::state_files::{Binding, Identity};
-use crate::config::CONFIG_PATH;
-use crate::disk_lock;
-use crate::disk_use::{DeviceLock, Stores, Wanted};
+use super::state_files::Identity;
+use crate::devices::{self, DeviceKind, Opened, Resized, Wanted};
 use crate::guest_state::Backing;
-use crate::ipc::ToWorker;
-use crate::libxl::{self, Entry, EntryKey, EntryKind};
+use crate::ipc::{Attachment, ToWorker};
+use crate::libxl::{self, Entry, EntryKey};
 use crate::report::EntryReport;
-use crate::worker::disk_state_bytes;
 use crate::xenstore::XenStore;
-use anyhow::{Context, Result, bail};
-use std::io;
+use anyhow::{Context, Result};
+use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
-use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use xen_virtio_backend::blk::{Disk, DiskError};
 use xen_virtio_transport::DeviceReport;
 
 /// How long after its failure something is tried again.
@@ -42,6 +35,8 @@ pub(super) struct DeviceEntry {
     claimed_after: Option<Duration>,
     /// Its memory is named by grants.
     grants: bool,
+    /// Of which kind it is, once its entry was read.
+    kind: Option<&'static dyn DeviceKind>,
     /// What it is kept in, once it was opened.
     backing: Option<Backing>,
     /// Bytes of the guest's state file that it takes, once it was opened.
@@ -72,81 +67,10 @@ pub(super) enum Status {
 /// A device to be.
 pub(super) struct OpenedDevice {
     entry: Entry,
-    disk: Disk,
-    shared: bool,
-    serial: String,
+    kind: &'static dyn DeviceKind,
+    opened: Opened,
     /// Bytes of the guest's state file, in which there is room for it.
     pub(super) state_bytes: usize,
-}
-
-/// Somebody else has the disk, who may let go of it.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "disk {path}: is in use, and one of its users writes it: {user}; to share it on purpose, add [[disk]] path = \"{path}\", \
-    shared = true to {CONFIG_PATH}, and restart xen-virtiod"
-)]
-pub(super) struct InUse {
-    path: String,
-    user: String,
-}
-
-impl InUse {
-    fn of(path: &Path, user: &str) -> Self {
-        Self {
-            path: path.display().to_string(),
-            user: user.to_owned(),
-        }
-    }
-}
-
-/// `error`, or who has the block device that Linux opens for nobody else's writing, because dom0 has it mounted
-/// (CONFIG_BLK_DEV_WRITE_MOUNTED).
-fn in_use(path: &Path, error: DiskError) -> anyhow::Error {
-    let user = || {
-        let disk = Disk::open_again(path, true).ok()?;
-        Stores::of(disk.file())
-            .ok()?
-            .user_in_dom0(&disk, true)
-            .ok()?
-    };
-    match &error {
-        DiskError::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
-            match user() {
-                Some(user) => InUse::of(path, &user).into(),
-                None => error.into(),
-            }
-        }
-        _ => error.into(),
-    }
-}
-
-/// Where the disk of an entry is, and whether it is for reading only, as xl or the configuration says.
-fn configured<'a>(
-    kind: &'a EntryKind,
-    guest: &str,
-    key: EntryKey,
-    context: &WorkerContext<'a>,
-) -> Result<(&'a Path, bool)> {
-    match kind {
-        EntryKind::Disk {
-            path, read_only, ..
-        } => Ok((path, *read_only)),
-        EntryKind::Virtio {
-            device_type: VIRTIO_ID_BLOCK,
-        } => {
-            let device = context.config.device(guest, key.devid).with_context(|| {
-                format!(
-                    "nothing says which disk this is: add to {CONFIG_PATH} [[virtio]] guest = {guest:?}, \
-                     index = {}, path = \"…\", and restart xen-virtiod",
-                    key.devid
-                )
-            })?;
-            Ok((&device.path, device.read_only))
-        }
-        EntryKind::Virtio { device_type } => bail!(
-            "this version serves virtio,device2 (block), and not virtio,device{device_type:x}"
-        ),
-    }
 }
 
 impl DeviceEntry {
@@ -159,6 +83,7 @@ impl DeviceEntry {
             found: Instant::now(),
             claimed_after: None,
             grants: false,
+            kind: None,
             backing: None,
             state_bytes: 0,
             driver_due: None,
@@ -212,12 +137,23 @@ impl DeviceEntry {
         } else {
             ("", "")
         };
+        let driver = self.kind.map_or("its driver", |kind| kind.driver_option());
         self.hint = Some(format!(
             "no driver has begun with it, {} minutes after it was there: has the guest's kernel CONFIG_VIRTIO_MMIO and \
-             CONFIG_VIRTIO_BLK{grants}?{otherwise}",
+             {driver}{grants}?{otherwise}",
             DRIVER_LIMIT.as_secs() / 60
         ));
         self.hint.as_deref()
+    }
+
+    /// What it changes to, if it was resized: `kept` is what was kept of it.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be.
+    pub(super) fn resize(&self, kept: Option<Value>) -> Result<Resized> {
+        let kind = self.kind.context("it was not opened yet")?;
+        kind.resize(kept, self.backing)
     }
 
     /// Whether its guest was kept from running for want of it.
@@ -278,7 +214,7 @@ impl OpenedDevice {
     ///
     /// # Errors
     ///
-    /// What keeps it from being served; [`InUse`] if that may go away by itself.
+    /// What keeps it from being served; [`devices::is_busy`] tells whether that may go away by itself.
     pub(super) fn open(
         (guest, name): (&Identity, &str),
         key: EntryKey,
@@ -288,139 +224,61 @@ impl OpenedDevice {
     ) -> Result<Self> {
         let entry = libxl::read_entry(store, guest.domid, key)?;
         known.grants = entry.grant_usage;
-        let bound = if known.served {
-            context.files.binding(guest, key)?
+        let kind = devices::kind(entry.kind.device_type())?;
+        known.kind = Some(kind);
+        let kept = if known.served {
+            context.files.kept(guest, key)?
         } else {
             None
         };
-        let serial = match &entry.kind {
-            EntryKind::Disk { vdev, .. } => vdev.clone(),
-            EntryKind::Virtio { .. } => format!("virtio{}", key.devid),
-        };
-        let (path, read_only) = match &bound {
-            Some(Binding {
-                path, read_only, ..
-            }) => (path.as_path(), *read_only),
-            None => configured(&entry.kind, name, key, context)?,
-        };
-        known.detail = describe(path, read_only);
-        let shared = context.config.is_shared(path);
-        let opened = if known.served {
-            Disk::open_again(path, read_only)
-        } else {
-            Disk::open(path, read_only)
-        };
-        let mut disk = opened.map_err(|error| in_use(path, error))?;
-        if let Some(bound) = &bound {
-            disk.set_bytes(bound.bytes);
-        }
-        let stores = Stores::of(disk.file())?;
-        let writes = !read_only;
-        // What a running guest has it keeps: it may be that dom0 came later.
-        if !shared
-            && !known.served
-            && let Some(user) = stores.user_in_dom0(&disk, writes)?
-        {
-            return Err(InUse::of(path, &user).into());
-        }
         let wanted = Wanted {
             guest,
             name,
             key,
-            path,
-            stores,
-            writes,
-            lock: DeviceLock {
-                name: disk_lock::name(guest.vm.as_deref().unwrap_or_default(), key),
-                inode: disk.file().metadata()?.ino(),
-            },
+            source: &entry.kind,
+            config: context.config,
+            served: known.served,
+            kept,
         };
-        if !shared && let Some(user) = context.uses.conflict(&wanted) {
-            let in_use = InUse::of(path, &user);
+        let opened = kind.open(&wanted, context.uses)?;
+        if let Some(kept) = &opened.kept
+            && let Err(error) = context.files.keep(guest, key, Some(kept.clone()))
+        {
             if !known.served {
-                return Err(in_use.into());
-            }
-            // It has been so since before this version looked.
-            tracing::warn!("guest {name} ({}): {key}: {in_use}", guest.domid);
-        }
-        let binding = Binding {
-            path: path.to_owned(),
-            read_only,
-            bytes: disk.bytes(),
-        };
-        if let Err(error) = context.files.bind(guest, key, Some(binding)) {
-            if !known.served {
+                context.uses.end(guest, key);
                 return Err(error);
             }
             tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
         }
-        known.backing = Some(Backing::of(disk.file())?);
-        known.state_bytes = disk_state_bytes();
-        if !shared {
-            context.uses.add(wanted);
-        }
+        known.detail.clone_from(&opened.detail);
+        known.backing = opened.backing;
+        known.state_bytes = kind.state_bytes();
         Ok(Self {
-            disk,
-            shared,
-            serial,
             entry,
+            kind,
+            opened,
             state_bytes: 0,
         })
     }
 
-    /// What its worker is told; the disk goes beside.
-    pub(super) fn message(&self, key: EntryKey, served: bool, lock: u64) -> ToWorker {
+    /// What its worker is told; [`OpenedDevice::descriptors`] go beside.
+    pub(super) fn message(&self, key: EntryKey, served: bool) -> ToWorker {
         let range = self.entry.range();
-        ToWorker::AttachDisk {
+        ToWorker::Attach(Box::new(Attachment {
             key,
+            device_type: self.kind.device_type().0,
             base: range.base,
             len: range.len,
             irq: self.entry.irq,
             grant_usage: self.entry.grant_usage,
-            read_only: self.disk.read_only(),
-            bytes: self.disk.bytes(),
-            shared: self.shared,
-            serial: self.serial.clone(),
             served,
-            lock,
+            backing: self.opened.backing,
             state_bytes: self.state_bytes,
-        }
+            spec: self.opened.spec.clone(),
+        }))
     }
 
-    pub(super) fn disk(&self) -> BorrowedFd<'_> {
-        self.disk.file().as_fd()
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.opened.descriptors.iter().map(AsFd::as_fd).collect()
     }
-}
-
-fn describe(path: &Path, read_only: bool) -> String {
-    format!(
-        "{}, {}",
-        path.display(),
-        if read_only { "read-only" } else { "read-write" }
-    )
-}
-
-/// What a running device can be resized to.
-///
-/// # Errors
-///
-/// Why it cannot.
-pub(super) fn new_size(known: &DeviceEntry, bound: &Binding) -> Result<u64> {
-    let disk = Disk::open_again(&bound.path, true)?;
-    let path = bound.path.display();
-    if known.backing != Some(Backing::of(disk.file())?) {
-        bail!("another file or block device is at {path} than the guest has");
-    }
-    let (now, told) = (disk.measure()?, bound.bytes);
-    if now < told {
-        bail!(
-            "{path} has {now} bytes, and the guest knows {told}: a disk does not shrink under its guest"
-        );
-    }
-    if now == told {
-        bail!(
-            "{path} has {now} bytes, as the guest knows: enlarge it first (truncate -s, lvextend)"
-        );
-    }
-    Ok(now)
 }

@@ -1,14 +1,15 @@
 //! One guest: its entries in xenstore, and its worker.
 
 use super::closing::ClosingEntries;
-use super::entry::{DeviceEntry, InUse, OpenedDevice, Status, TRY_AGAIN, new_size};
+use super::entry::{DeviceEntry, OpenedDevice, Status, TRY_AGAIN};
 use super::orphan_workers;
 use super::restarts::Restarts;
-use super::state_files::{Binding, Identity, StateFiles};
+use super::state_files::{Identity, StateFiles};
 use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
-use crate::disk_lock::{self, Locks};
-use crate::disk_use::Uses;
+use crate::devices::blk::Uses;
+use crate::devices::blk::lock::{self, Locks};
+use crate::devices::{self, Resized};
 use crate::event_loop::EventLoopReport;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{EntryKey, entry_path};
@@ -149,15 +150,15 @@ impl Guest {
         let guest = (&self.identity, self.name.as_str());
         // A guest of which we serve no device gets no state file: it would count as served.
         let opened =
-            OpenedDevice::open(guest, key, known, store, context).and_then(|mut attachment| {
+            OpenedDevice::open(guest, key, known, store, context).and_then(|mut device| {
                 let devices = others + known.state_bytes;
-                attachment.state_bytes = context.files.reserve(&self.identity, devices)?;
-                Ok(attachment)
+                device.state_bytes = context.files.reserve(&self.identity, devices)?;
+                Ok(device)
             });
         match opened {
-            Ok(attachment) => known.status = Status::Pending(Box::new(attachment)),
+            Ok(device) => known.status = Status::Pending(Box::new(device)),
             Err(error) => {
-                let busy = error.downcast_ref::<InUse>().is_some();
+                let busy = devices::is_busy(&error);
                 let status = if busy { Status::Busy } else { Status::Failed };
                 let error = format!("{error:#}");
                 if known.fails(status, &error) {
@@ -265,13 +266,11 @@ impl Guest {
         let Some(worker) = &mut self.worker else {
             return;
         };
-        let vm = self.identity.vm.as_deref().unwrap_or_default();
         let mut result = Ok(());
         for (key, known) in &mut self.entries {
-            if let Status::Pending(attachment) = &known.status {
-                let lock = disk_lock::name(vm, *key);
-                let message = attachment.message(*key, known.served, lock);
-                result = worker.conversation.send(&message, &[attachment.disk()]);
+            if let Status::Pending(device) = &known.status {
+                let message = device.message(*key, known.served);
+                result = worker.conversation.send(&message, &device.descriptors());
                 if result.is_err() {
                     break;
                 }
@@ -334,7 +333,7 @@ impl Guest {
 
     /// Nobody has the disk of entry `key` any more.
     fn release(&self, key: EntryKey, context: &mut WorkerContext<'_>) {
-        if let Err(error) = context.files.bind(&self.identity, key, None) {
+        if let Err(error) = context.files.keep(&self.identity, key, None) {
             tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
         }
     }
@@ -356,7 +355,7 @@ impl Guest {
         let locks = LazyCell::new(Locks::read);
         let (closed, held) = self.closing.closed(
             |key| entries.contains_key(&key),
-            |key| locks.have(disk_lock::name(vm, key), None),
+            |key| locks.have(lock::name(vm, key), None),
             Instant::now(),
         );
         for key in held {
@@ -432,16 +431,17 @@ impl Guest {
         if !known.served || !matches!(known.status, Status::Handed) {
             bail!("{key} is not served now");
         }
-        let bound = context.files.binding(&self.identity, key)?;
-        let bound = bound.with_context(|| format!("nothing is recorded of {key}"))?;
-        let bytes = new_size(known, &bound)?;
-        let before = bound.bytes;
-        context
-            .files
-            .bind(&self.identity, key, Some(Binding { bytes, ..bound }))?;
+        let kept = context.files.kept(&self.identity, key)?;
+        let Resized {
+            before,
+            after,
+            kept,
+            change,
+        } = known.resize(kept).with_context(|| key.to_string())?;
+        context.files.keep(&self.identity, key, Some(kept))?;
         // A worker that dies before it is told is followed by one that is told this size.
-        self.send(context.registry, &ToWorker::Resize { key, bytes });
-        Ok((before, bytes))
+        self.send(context.registry, &ToWorker::Change { key, change });
+        Ok((before, after))
     }
 
     pub(super) fn has_worker(&self, token: Token) -> bool {

@@ -1,11 +1,11 @@
-//! The files of the guests: the state that is handed to workers, and what the supervisor itself keeps of their disks.
+//! The files of the guests: the state that is handed to workers, and what the supervisor itself keeps of their devices.
 //! They are removed with the guests; they outlive every process and not the host.
 
 use crate::guest_state;
 use crate::libxl::EntryKey;
 use anyhow::{Context, Result};
 use rustix::fs::{FallocateFlags, fallocate};
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -22,14 +22,6 @@ pub(super) struct StateFiles {
     state: PathBuf,
     /// The supervisor's own.
     disks: PathBuf,
-}
-
-/// What a guest has had of a disk, and keeps as long as it lives, whatever its entry and the configuration say later.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Binding {
-    pub(super) path: PathBuf,
-    pub(super) read_only: bool,
-    pub(super) bytes: u64,
 }
 
 /// Tells a guest from all others, whether they have had its domid or not.
@@ -67,13 +59,13 @@ impl StateFiles {
         self.state.join(guest.file_name())
     }
 
-    fn bindings_path(&self, guest: &Identity) -> PathBuf {
+    fn kept_path(&self, guest: &Identity) -> PathBuf {
         self.disks.join(guest.file_name())
     }
 
-    /// What the guest has had of its disks. None of a guest that an earlier version has served.
-    fn bindings(&self, guest: &Identity) -> Result<BTreeMap<EntryKey, Binding>> {
-        let path = self.bindings_path(guest);
+    /// What is kept of the guest's devices. None of a guest that an earlier version has served.
+    fn all_kept(&self, guest: &Identity) -> Result<BTreeMap<EntryKey, Value>> {
+        let path = self.kept_path(guest);
         let what = || format!("reading {}", path.display());
         match fs::read(&path) {
             Ok(bytes) => {
@@ -85,37 +77,33 @@ impl StateFiles {
         }
     }
 
-    /// What the guest has had of the disk `key`.
+    /// What the guest has had of the device `key`, and keeps as long as it lives, whatever its entry and the configuration
+    /// say later.
     ///
     /// # Errors
     ///
     /// If it cannot be read.
-    pub(super) fn binding(&self, guest: &Identity, key: EntryKey) -> Result<Option<Binding>> {
-        Ok(self.bindings(guest)?.remove(&key))
+    pub(super) fn kept(&self, guest: &Identity, key: EntryKey) -> Result<Option<Value>> {
+        Ok(self.all_kept(guest)?.remove(&key))
     }
 
-    /// Keeps what the guest has of the disk `key`, or forgets it.
+    /// Keeps what the guest has of the device `key`, or forgets it.
     ///
     /// # Errors
     ///
     /// If it cannot be written; what was kept before still is.
-    pub(super) fn bind(
-        &self,
-        guest: &Identity,
-        key: EntryKey,
-        binding: Option<Binding>,
-    ) -> Result<()> {
-        let mut bindings = self.bindings(guest)?;
-        let before = match binding.clone() {
-            Some(binding) => bindings.insert(key, binding),
-            None => bindings.remove(&key),
+    pub(super) fn keep(&self, guest: &Identity, key: EntryKey, kept: Option<Value>) -> Result<()> {
+        let mut all = self.all_kept(guest)?;
+        let before = match kept.clone() {
+            Some(kept) => all.insert(key, kept),
+            None => all.remove(&key),
         };
-        if before == binding {
+        if before == kept {
             return Ok(());
         }
-        let path = self.bindings_path(guest);
+        let path = self.kept_path(guest);
         let new = path.with_extension("new");
-        let list: Vec<_> = bindings.into_iter().collect();
+        let list: Vec<_> = all.into_iter().collect();
         fs::write(&new, serde_json::to_vec(&list)?)
             .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("writing {}", path.display()))
@@ -172,7 +160,7 @@ impl StateFiles {
 
     /// Removes the file of a guest that is gone.
     pub(super) fn remove(&self, guest: &Identity) {
-        for path in [self.path(guest), self.bindings_path(guest)] {
+        for path in [self.path(guest), self.kept_path(guest)] {
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -258,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_has_had_of_its_disks_is_kept_as_long_as_it_lives() {
+    fn what_a_guest_has_had_of_its_devices_is_kept_as_long_as_it_lives() {
         let directory = tempfile::tempdir().unwrap();
         let files = StateFiles::new(directory.path()).unwrap();
         let (first, second) = (guest(1, "a"), guest(1, "b"));
@@ -266,20 +254,16 @@ mod tests {
             form: crate::libxl::LibxlForm::Disk,
             devid,
         };
-        let binding = |bytes| Binding {
-            path: "/dev/vg/a".into(),
-            read_only: false,
-            bytes,
-        };
+        let binding = |bytes: u64| serde_json::json!({ "bytes": bytes });
         for (devid, bytes) in [(1, 512), (2, 1024), (1, 4096)] {
             files
-                .bind(&first, key(devid), Some(binding(bytes)))
+                .keep(&first, key(devid), Some(binding(bytes)))
                 .unwrap();
         }
-        let kept = |guest, devid| files.binding(guest, key(devid)).unwrap();
+        let kept = |guest, devid| files.kept(guest, key(devid)).unwrap();
         assert_eq!(kept(&first, 1), Some(binding(4096)));
         assert_eq!(kept(&second, 1), None);
-        files.bind(&first, key(1), None).unwrap();
+        files.keep(&first, key(1), None).unwrap();
         assert_eq!(
             (kept(&first, 1), kept(&first, 2)),
             (None, Some(binding(1024)))
@@ -287,11 +271,11 @@ mod tests {
         files.remove(&first);
         assert_eq!(kept(&first, 2), None);
         // A guest of which nobody can tell whether it lives keeps what it has.
-        files.bind(&second, key(1), Some(binding(512))).unwrap();
+        files.keep(&second, key(1), Some(binding(512))).unwrap();
         files.sweep(|_| Err("xenstored refuses")).unwrap();
         assert_eq!(kept(&second, 1), Some(binding(512)));
-        fs::write(files.bindings_path(&second), "[").unwrap();
-        assert!(files.binding(&second, key(1)).is_err());
+        fs::write(files.kept_path(&second), "[").unwrap();
+        assert!(files.kept(&second, key(1)).is_err());
     }
 
     #[test]

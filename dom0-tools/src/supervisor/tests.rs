@@ -5,8 +5,8 @@ use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
 use super::{Supervisor, libxl};
 use crate::config::Config;
-use crate::disk_lock;
-use crate::ipc::{Channel, FromWorker, ToWorker};
+use crate::devices::blk::lock;
+use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
 use crate::libxl::{EntryKey, LibxlForm};
 use crate::xenstore::sim::SimStore;
 use anyhow::Result;
@@ -150,7 +150,7 @@ impl Dom0 {
     fn lock(&self, image: &str) -> OwnedFd {
         let disk = File::options().write(true).open(self.image(image)).unwrap();
         let disk = OwnedFd::from(disk);
-        disk_lock::take(&disk, disk_lock::name("/vm/a", XVDA)).unwrap();
+        lock::take(&disk, lock::name("/vm/a", XVDA)).unwrap();
         disk
     }
 
@@ -215,6 +215,16 @@ impl Dom0 {
         self.turn();
     }
 
+    /// Worker `index` is handed the device `key`, which the guest has had if it is `served`.
+    fn hands(&mut self, index: usize, key: EntryKey, served: bool) -> Attachment {
+        let attach = self.next(index);
+        let ToWorker::Attach(device) = attach else {
+            panic!("{attach:?}")
+        };
+        assert_eq!((device.key, device.served), (key, served));
+        *device
+    }
+
     /// Worker `index` is started and told to serve, with the disks `expected`: which, and whether the guest has had them.
     fn begins(&mut self, index: usize, domid: u16, expected: &[(EntryKey, bool)]) {
         let started = self.next(index);
@@ -222,12 +232,8 @@ impl Dom0 {
             matches!(started, ToWorker::Start { domid: told, .. } if told == domid),
             "{started:?}"
         );
-        for (disk, had) in expected {
-            let attach = self.next(index);
-            let ToWorker::AttachDisk { key, served, .. } = attach else {
-                panic!("{attach:?}")
-            };
-            assert_eq!((key, served), (*disk, *had));
+        for (key, served) in expected {
+            self.hands(index, *key, *served);
         }
         let serve = self.next(index);
         assert!(matches!(serve, ToWorker::Serve), "{serve:?}");
@@ -289,14 +295,7 @@ fn a_second_disk_goes_to_the_same_worker() {
     let mut dom0 = Dom0::new();
     dom0.serving();
     dom0.add_disk(3, XVDB, "b.img", 1);
-    assert!(matches!(
-        dom0.next(0),
-        ToWorker::AttachDisk {
-            key: XVDB,
-            served: false,
-            ..
-        }
-    ));
+    dom0.hands(0, XVDB, false);
     assert_eq!(dom0.launched(), 1);
 }
 
@@ -358,7 +357,7 @@ fn an_entry_that_is_made_again_with_its_disk_outlives_its_worker() {
     dom0.store.remove(&libxl::entry_path(3, XVDA));
     assert!(matches!(dom0.next(0), ToWorker::Detach { key: XVDA }));
     dom0.add_disk(3, XVDA, "a.img", 1);
-    assert!(matches!(dom0.next(0), ToWorker::AttachDisk { .. }));
+    dom0.hands(0, XVDA, false);
     let _lock = dom0.lock("a.img");
     dom0.says(0, &FromWorker::Detached { key: XVDA });
     dom0.says(0, &FromWorker::Attached { key: XVDA });
@@ -375,7 +374,7 @@ fn an_entry_that_is_made_again_is_not_given_up_for_the_one_before() {
     dom0.store.remove(&libxl::entry_path(3, XVDA));
     assert!(matches!(dom0.next(0), ToWorker::Detach { key: XVDA }));
     dom0.add_disk(3, XVDA, "b.img", 1);
-    assert!(matches!(dom0.next(0), ToWorker::AttachDisk { .. }));
+    dom0.hands(0, XVDA, false);
     dom0.says(0, &FromWorker::Attached { key: XVDA });
     dom0.rest();
     dom0.kill(0);
@@ -426,14 +425,7 @@ fn an_entry_that_is_removed_and_made_again_stays_open() {
     dom0.store.remove(&libxl::entry_path(3, XVDA));
     assert!(matches!(dom0.next(0), ToWorker::Detach { key: XVDA }));
     dom0.add_disk(3, XVDA, "b.img", 1);
-    assert!(matches!(
-        dom0.next(0),
-        ToWorker::AttachDisk {
-            key: XVDA,
-            served: false,
-            ..
-        }
-    ));
+    dom0.hands(0, XVDA, false);
     dom0.says(0, &FromWorker::Detached { key: XVDA });
     dom0.rest();
     assert_eq!(dom0.state(3, XVDA).as_deref(), Some("1"));
@@ -505,7 +497,7 @@ fn a_busy_disk_is_tried_again_and_the_other_served() {
     dom0.store.introduce(3, "ivi", "a");
     dom0.add_disk(3, XVDA, "a.img", 1);
     assert!(matches!(dom0.next(0), ToWorker::Start { .. }));
-    assert!(matches!(dom0.next(0), ToWorker::AttachDisk { .. }));
+    dom0.hands(0, XVDA, false);
     assert!(matches!(dom0.next(0), ToWorker::Serve));
     let error = "somebody has a lock".to_owned();
     dom0.says(
@@ -517,18 +509,7 @@ fn a_busy_disk_is_tried_again_and_the_other_served() {
         },
     );
     dom0.says(0, &FromWorker::Serving);
-    let again = dom0.next(0);
-    assert!(
-        matches!(
-            again,
-            ToWorker::AttachDisk {
-                key: XVDA,
-                served: false,
-                ..
-            }
-        ),
-        "{again:?}"
-    );
+    dom0.hands(0, XVDA, false);
     dom0.says(0, &FromWorker::Attached { key: XVDA });
     dom0.until("libxl to be told", |dom0| {
         (dom0.state(3, XVDA)? == "2").then_some(())
@@ -587,10 +568,7 @@ fn a_service_that_starts_among_running_guests_takes_all_of_them_over() {
     let mut dom0 = Dom0::new();
     dom0.serving();
     dom0.add_disk(3, XVDB, "b.img", 1);
-    assert!(matches!(
-        dom0.next(0),
-        ToWorker::AttachDisk { key: XVDB, .. }
-    ));
+    dom0.hands(0, XVDB, false);
     dom0.says(0, &FromWorker::Attached { key: XVDB });
     dom0.until("libxl to be told", |dom0| {
         (dom0.state(3, XVDB)? == "2").then_some(())
@@ -683,17 +661,11 @@ fn a_takeover_gives_a_guest_the_disk_that_it_has_had() {
     );
     dom0.kill(0);
     assert!(matches!(dom0.next(1), ToWorker::Start { .. }));
-    let attach = dom0.next(1);
-    let ToWorker::AttachDisk {
-        read_only,
-        bytes,
-        served,
-        ..
-    } = attach
-    else {
-        panic!("{attach:?}")
-    };
-    assert_eq!((read_only, bytes, served), (false, 64 * SECTOR, true));
+    let spec = dom0.hands(1, XVDA, true).spec;
+    assert_eq!(
+        (&spec["read_only"], &spec["bytes"]),
+        (&false.into(), &(64 * SECTOR).into())
+    );
     let detail = dom0.supervisor.guests.get_mut(&3).unwrap().report().devices[0]
         .detail
         .clone();
@@ -717,7 +689,7 @@ fn a_disk_grows_on_request_and_never_shrinks() {
             .get_mut(&3)
             .unwrap()
             .resize(device, store, &mut context);
-        resized.map_err(|error| error.to_string())
+        resized.map_err(|error| format!("{error:#}"))
     };
     assert!(
         resize(&mut dom0, 64, "xvda")
@@ -741,13 +713,13 @@ fn a_disk_grows_on_request_and_never_shrinks() {
     );
     let told = dom0.next(0);
     assert!(
-        matches!(told, ToWorker::Resize { key: XVDA, bytes } if bytes == 80 * SECTOR),
+        matches!(&told, ToWorker::Change { key: XVDA, change } if *change == 80 * SECTOR),
         "{told:?}"
     );
     // The next worker is told the new size, whether this one was or not.
     dom0.kill(0);
     assert!(matches!(dom0.next(1), ToWorker::Start { .. }));
-    assert!(matches!(dom0.next(1), ToWorker::AttachDisk { bytes, .. } if bytes == 80 * SECTOR));
+    assert_eq!(dom0.hands(1, XVDA, true).spec["bytes"], 80 * SECTOR);
 }
 
 #[test]

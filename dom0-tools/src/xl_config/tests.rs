@@ -243,7 +243,7 @@ fn the_other_form_needs_its_configuration() {
         "{problems:?}"
     );
     assert!(
-        problems[1].contains("virtio,device22 is not served"),
+        problems[1].contains("and not virtio,device22"),
         "{problems:?}"
     );
 }

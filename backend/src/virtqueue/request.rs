@@ -1,6 +1,6 @@
 //! What a driver asks for: one descriptor chain, read once.
 
-use crate::queue::QueueError;
+use super::queue::QueueError;
 use smallvec::SmallVec;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::GuestAddress;

@@ -3,7 +3,7 @@
 //! As Xen's own block script does, a second user of a disk is refused, unless nobody writes it. What a disk is kept
 //! in is told by device and inode numbers, through loop devices and partitions, and not by its path.
 
-use crate::disk_lock::Locks;
+use super::lock::Locks;
 use crate::libxl::EntryKey;
 use crate::supervisor::Identity;
 use std::cell::LazyCell;
@@ -188,7 +188,7 @@ struct Use {
     is_over: bool,
 }
 
-/// The lock that a worker has on a disk, and transfers that it has left, see [`disk_lock`].
+/// The lock that a worker has on a disk, and transfers that it has left, see [`lock`](super::lock).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceLock {
     pub(crate) name: u64,
@@ -198,7 +198,7 @@ pub(crate) struct DeviceLock {
 
 /// What a guest is to use.
 #[derive(Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct WantedDisk<'a> {
     pub(crate) guest: &'a Identity,
     pub(crate) name: &'a str,
     pub(crate) key: EntryKey,
@@ -210,7 +210,7 @@ pub(crate) struct Wanted<'a> {
 
 impl Uses {
     /// Who has what is wanted, so that nobody else may: on one line.
-    pub(crate) fn conflict(&mut self, wanted: &Wanted<'_>) -> Option<String> {
+    pub(crate) fn conflict(&mut self, wanted: &WantedDisk<'_>) -> Option<String> {
         let locks = LazyCell::new(Locks::read);
         self.uses
             .retain(|other| !other.is_over || locks.have(other.lock.name, Some(other.lock.inode)));
@@ -238,7 +238,7 @@ impl Uses {
         ))
     }
 
-    pub(crate) fn add(&mut self, wanted: Wanted<'_>) {
+    pub(crate) fn add(&mut self, wanted: WantedDisk<'_>) {
         // A disk that a device has once more is one use: what is under way of it has the lock still.
         self.uses.retain(|other| {
             let is_again = other.guest == *wanted.guest
@@ -278,7 +278,7 @@ impl Uses {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk_lock;
+    use crate::devices::blk::lock;
     use crate::libxl::LibxlForm;
 
     const fn device(minor: u64) -> Store {
@@ -353,20 +353,20 @@ mod tests {
             devid,
         };
         let image = tempfile::NamedTempFile::new().unwrap();
-        let lock = DeviceLock {
-            name: disk_lock::name("/vm/1", key(51712)),
+        let device_lock = DeviceLock {
+            name: lock::name("/vm/1", key(51712)),
             inode: image.as_file().metadata().unwrap().ino(),
         };
         let mut uses = Uses::default();
         let guests = [guest(1), guest(2)];
-        let wanted = |index: usize, devid, path: &'static str, writes| Wanted {
+        let wanted = |index: usize, devid, path: &'static str, writes| WantedDisk {
             guest: &guests[index],
             name: ["ivi", "rtos"][index],
             key: key(devid),
             path: Path::new(path),
             stores: stores(&[device(7)], None),
             writes,
-            lock,
+            lock: device_lock,
         };
         uses.add(wanted(0, 51712, "/dev/vg/a", false));
         assert_eq!(uses.conflict(&wanted(1, 51712, "/dev/vg/a", false)), None);
@@ -389,7 +389,7 @@ mod tests {
         uses.add(wanted(0, 51712, "/dev/vg/a", true));
         // A worker was killed, and a transfer that it has begun hangs.
         let left = image.reopen().unwrap().into();
-        disk_lock::take(&left, lock.name).unwrap();
+        lock::take(&left, device_lock.name).unwrap();
         uses.end_guest(&guests[0]);
         assert_eq!(
             uses.conflict(&wanted(1, 51712, "/dev/dm-3", true)).unwrap(),
@@ -406,7 +406,7 @@ mod tests {
         );
         uses.end_guest(&guests[0]);
         drop(left);
-        disk_lock::tests::until_free(|| {
+        lock::tests::until_free(|| {
             let wanted = wanted(1, 51712, "/dev/dm-3", true);
             uses.conflict(&wanted).is_none()
         });

@@ -3,8 +3,8 @@
 //! Where the driver's rings are read from and written to follows from it. An entry a head of the queue says
 //! who has it; the count of published used elements says which of those that are done the driver has seen.
 
+use super::queue::MAX_QUEUE_SIZE;
 use crate::persist::StateArea;
-use crate::queue::MAX_QUEUE_SIZE;
 use std::io;
 
 /// The word that counts the used elements that the driver sees; the entries follow it.

@@ -1,7 +1,7 @@
 //! A split virtqueue (virtio 1.3, 2.7) whose rings are mapped from the guest.
 
-use crate::journal::{JournalError, QueueJournal, RecoveredPositions};
-use crate::request::{Completion, Request};
+use super::journal::{JournalError, QueueJournal, RecoveredPositions};
+use super::request::{Completion, Request};
 use std::collections::VecDeque;
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
@@ -93,6 +93,15 @@ impl QueueError {
     }
 }
 
+/// What becomes of requests that a process had taken, and not finished when it died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// They are carried out again: what of it was done may be done twice.
+    Repeat,
+    /// The driver has them back at once, with nothing written.
+    GiveBack,
+}
+
 /// A running virtqueue. Every descriptor is read once; what came of it is in the [`Request`].
 pub struct VirtQueue {
     queue: Queue,
@@ -113,7 +122,7 @@ pub struct VirtQueue {
 
 impl VirtQueue {
     /// Maps the rings of a queue and goes on where `journal` says: at their beginning if it is empty. What
-    /// an earlier process had taken and not finished is popped first.
+    /// an earlier process had taken and not finished is popped first, or given back, as `unfinished` says.
     ///
     /// # Errors
     ///
@@ -122,6 +131,7 @@ impl VirtQueue {
         layout: QueueLayout,
         event_idx: bool,
         journal: QueueJournal,
+        unfinished: Unfinished,
         access: &mut dyn GuestAccess,
     ) -> Result<Self, QueueError> {
         let QueueLayout {
@@ -189,7 +199,12 @@ impl VirtQueue {
             kicks_resumed: available == 0,
             spent: Vec::new(),
         };
-        if unpublished {
+        if unfinished == Unfinished::GiveBack {
+            for head in std::mem::take(&mut queue.unfinished) {
+                queue.complete(Request::new(head).finish(0))?;
+            }
+        }
+        if unpublished || queue.next_used != queue.published {
             queue.show_used()?;
         }
         Ok(queue)

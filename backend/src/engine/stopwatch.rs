@@ -6,18 +6,18 @@ use std::time::Instant;
 const SAMPLE: u64 = 16;
 
 /// Runs for a batch that is measured, and stands for the others.
-pub(super) struct Stopwatch(Option<Instant>);
+pub(crate) struct Stopwatch(Option<Instant>);
 
 impl Stopwatch {
     /// `batches` counts them, and says whether this one is measured.
-    pub(super) fn start(batches: &mut u64) -> Self {
+    pub(crate) fn start(batches: &mut u64) -> Self {
         *batches += 1;
         Self(batches.is_multiple_of(SAMPLE).then(Instant::now))
     }
 
     /// Adds the time since the last call to a stage, on behalf of the batches that are not measured too,
     /// and goes on.
-    pub(super) fn stop(&mut self, nanoseconds: &mut u64) {
+    pub(crate) fn stop(&mut self, nanoseconds: &mut u64) {
         if let Some(began) = &mut self.0 {
             let now = Instant::now();
             let time = u64::try_from((now - *began).as_nanos()).unwrap_or(u64::MAX);

@@ -5,7 +5,7 @@ use xen_virtio_guest_mapping::PAGE_SIZE;
 
 /// Hands out runs of pages of a memory that somebody else owns.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(crate) struct Pool {
     used: Vec<bool>,
     /// Where to look first: behind what was handed out last.
     next: usize,
@@ -14,28 +14,28 @@ pub(super) struct Pool {
 /// Pages that belong to one request until they are given back.
 #[derive(Debug)]
 #[must_use = "pages that are not given back are lost"]
-pub(super) struct PageRun {
+pub(crate) struct PageRun {
     first: usize,
     pages: usize,
 }
 
 impl PageRun {
     /// The byte of the memory at which the run begins.
-    pub(super) fn start(&self) -> usize {
+    pub(crate) fn start(&self) -> usize {
         self.first * PAGE_SIZE
     }
 }
 
 impl Pool {
     /// A pool of the whole pages in `bytes`, a range of the memory that begins at a page.
-    pub(super) fn new(bytes: Range<usize>) -> Self {
+    pub(crate) fn new(bytes: Range<usize>) -> Self {
         let (first, end) = (bytes.start.div_ceil(PAGE_SIZE), bytes.end / PAGE_SIZE);
         let used = (0..end).map(|page| page < first).collect();
         Self { used, next: first }
     }
 
     /// Room for `bytes`, at least one, side by side; `None` until enough has been given back.
-    pub(super) fn take(&mut self, bytes: usize) -> Option<PageRun> {
+    pub(crate) fn take(&mut self, bytes: usize) -> Option<PageRun> {
         let pages = bytes.div_ceil(PAGE_SIZE);
         let first = self
             .find(self.next..self.used.len(), pages)
@@ -57,11 +57,11 @@ impl Pool {
     }
 
     #[cfg(test)]
-    pub(super) fn free_pages(&self) -> usize {
+    pub(crate) fn free_pages(&self) -> usize {
         self.used.iter().filter(|used| !**used).count()
     }
 
-    pub(super) fn give_back(&mut self, PageRun { first, pages }: PageRun) {
+    pub(crate) fn give_back(&mut self, PageRun { first, pages }: PageRun) {
         self.used[first..first + pages].fill(false);
     }
 }

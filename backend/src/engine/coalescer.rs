@@ -4,9 +4,11 @@
 //! cost a copy call, a call to the disk and an interrupt, and the driver would spend its time in interrupt
 //! handlers. A driver that has one never waits.
 
-use super::BATCH;
 use xen_virtio_guest_mapping::AddressMode;
 
+/// Requests that are taken at once: enough to share the cost of a call, and no more, so that a guest with a
+/// deep queue prepares the next ones, and handles the last, while these are under way.
+const BATCH: usize = 32;
 /// The mean size up to which requests wait for others: calls and interrupts cost little beside more data.
 const SMALL: u64 = 16 << 10;
 /// Steps without another request after which no more is expected for now: some tens of microseconds.
@@ -18,7 +20,7 @@ const SMALLEST_HALF: usize = 8;
 
 /// What has been seen of a driver's habits.
 #[derive(Debug, Default)]
-pub(super) struct Coalescer {
+pub(crate) struct Coalescer {
     /// As many are waited for, if any.
     wanted: usize,
     /// The most requests that the driver had with us, available or under way: since the last delivery, in
@@ -36,7 +38,7 @@ pub(super) struct Coalescer {
 impl Coalescer {
     /// A step in which `available` requests wait in the queues, and `under_way` have been taken. True if
     /// those that wait are to be taken.
-    pub(super) fn step(&mut self, available: usize, under_way: usize) -> bool {
+    pub(crate) fn step(&mut self, available: usize, under_way: usize) -> bool {
         self.seen = self.seen.max(available + under_way);
         if self.available != available {
             self.available = available;
@@ -54,7 +56,7 @@ impl Coalescer {
     }
 
     /// The driver was given `count` requests back, which moved `bytes` in all.
-    pub(super) fn delivered(&mut self, count: usize, bytes: u64) {
+    pub(crate) fn delivered(&mut self, count: usize, bytes: u64) {
         self.most = self.most.max(self.seen);
         let limit = if bytes <= SMALL * count as u64 {
             self.half().min(BATCH)
@@ -81,7 +83,7 @@ impl Coalescer {
 
     /// How many are taken at once. Copies by grant take longer than what the driver does for a request; so
     /// one half is copied while the driver handles the other and prepares it anew.
-    pub(super) fn batch(&self, mode: AddressMode) -> usize {
+    pub(crate) fn batch(&self, mode: AddressMode) -> usize {
         match mode {
             AddressMode::Grants => self.half().clamp(SMALLEST_HALF, BATCH),
             AddressMode::Frames => BATCH,

@@ -1,0 +1,13 @@
+//! What devices share: copies to and from the guest, memory for them, when requests are taken, and how many.
+
+mod coalescer;
+mod copy;
+mod pool;
+mod scratch;
+mod stopwatch;
+
+pub(crate) use coalescer::Coalescer;
+pub(crate) use copy::{copy, first_fault};
+pub(crate) use pool::{PageRun, Pool};
+pub use scratch::Scratch;
+pub(crate) use stopwatch::Stopwatch;

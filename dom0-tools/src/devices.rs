@@ -1,0 +1,215 @@
+//! The kinds of devices: what the configuration says of one, what is opened for it with privilege, and how it is built in
+//! the sandbox.
+
+pub(crate) mod blk;
+
+use crate::config::Config;
+use crate::guest_state::{Backing, DeviceRecords};
+use crate::libxl::{EntryKey, EntryKind};
+use crate::supervisor::Identity;
+use anyhow::{Context, Result, bail};
+use blk::Uses;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::os::fd::OwnedFd;
+use xen_virtio_backend::blk::RingStock;
+use xen_virtio_backend::{Device, DeviceType};
+
+/// Every kind that there is.
+const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind];
+
+/// A kind of device.
+pub(crate) trait DeviceKind: Sync {
+    fn device_type(&self) -> DeviceType;
+
+    /// As `xen-virtioctl` shows it.
+    fn name(&self) -> &'static str;
+
+    /// The feature bits of its own that it may offer, with their names.
+    fn feature_names(&self) -> &'static [(u32, &'static str)];
+
+    /// The option of a guest's Linux that has its driver.
+    fn driver_option(&self) -> &'static str;
+
+    /// Whether `settings`, of a `[[virtio]]` in the configuration, can be those of such a device.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    fn check_settings(&self, settings: &toml::Table) -> Result<()>;
+
+    /// Bytes of its guest's state file that it takes at most, see [`device_bytes`](crate::guest_state::device_bytes).
+    fn state_bytes(&self) -> usize;
+
+    /// Opens what the device needs, with the supervisor's privilege. Nothing that the guest wrote is looked at.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being served; [`Busy`] if that may go away by itself.
+    fn open(&self, wanted: &Wanted<'_>, uses: &mut Uses) -> Result<Opened>;
+
+    /// What a device that is resized while it runs changes to: `kept` is what was [kept](Opened::kept) of it, and
+    /// `backing` what it is in.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot.
+    fn resize(&self, _kept: Option<Value>, _backing: Option<Backing>) -> Result<Resized> {
+        bail!("a device of type {} has no size", self.name())
+    }
+
+    /// Builds the device, in the sandbox.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being served; [`Busy`] if that may go away by itself.
+    fn build(&self, new: NewDevice<'_>, resources: &Resources<'_>) -> Result<Built>;
+
+    /// The system calls that it makes in the sandbox, besides those of any worker.
+    fn syscalls(&self) -> Vec<SyscallRule> {
+        Vec::new()
+    }
+}
+
+/// The kind of this virtio device type.
+///
+/// # Errors
+///
+/// If there is none.
+pub(crate) fn kind(device_type: u32) -> Result<&'static dyn DeviceKind> {
+    let kind = kinds().find(|kind| kind.device_type().0 == device_type);
+    kind.with_context(|| {
+        let served = kinds()
+            .map(|kind| format!("virtio,device{:x} ({})", kind.device_type().0, kind.name()));
+        let served: Vec<_> = served.collect();
+        format!(
+            "this version serves {}, and not virtio,device{device_type:x}",
+            served.join(", ")
+        )
+    })
+}
+
+pub(crate) fn kinds() -> impl Iterator<Item = &'static dyn DeviceKind> {
+    KINDS.iter().copied()
+}
+
+/// A device that a guest is to have.
+pub(crate) struct Wanted<'a> {
+    pub(crate) guest: &'a Identity,
+    /// The guest's name.
+    pub(crate) name: &'a str,
+    pub(crate) key: EntryKey,
+    /// What its toolstack says of it.
+    pub(crate) source: &'a EntryKind,
+    pub(crate) config: &'a Config,
+    /// The guest has had it, from this service or an earlier one.
+    pub(crate) served: bool,
+    /// What was [kept](Opened::kept) of it then.
+    pub(crate) kept: Option<Value>,
+}
+
+impl Wanted<'_> {
+    /// The settings that the configuration has for the device, if it has a `[[virtio]]` for it.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub(crate) fn settings<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        let device = self.config.device(self.name, self.key.devid);
+        let settings = device.map(|device| parse_settings(&device.settings));
+        settings.transpose()
+    }
+}
+
+/// # Errors
+///
+/// The key that is wrong.
+pub(crate) fn parse_settings<T: DeserializeOwned>(settings: &toml::Table) -> Result<T> {
+    let parsed = settings.clone().try_into();
+    parsed.map_err(|error: toml::de::Error| anyhow::Error::msg(error.message().to_owned()))
+}
+
+/// What was opened for a device.
+pub(crate) struct Opened {
+    /// What it is, for whoever looks after it.
+    pub(crate) detail: String,
+    /// What [`DeviceKind::build`] goes by, with the descriptors.
+    pub(crate) spec: Value,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// What its contents are in.
+    pub(crate) backing: Option<Backing>,
+    /// What the guest has of it as long as it lives, whatever its entry and the configuration say later.
+    pub(crate) kept: Option<Value>,
+}
+
+/// What a device is resized to.
+pub(crate) struct Resized {
+    /// Bytes before and after.
+    pub(crate) before: u64,
+    pub(crate) after: u64,
+    pub(crate) kept: Value,
+    /// For its [`Control`].
+    pub(crate) change: Value,
+}
+
+/// A device that a worker is to build.
+pub(crate) struct NewDevice<'a> {
+    pub(crate) key: EntryKey,
+    pub(crate) served: bool,
+    pub(crate) spec: Value,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// What it keeps beyond the worker.
+    pub(crate) records: &'a DeviceRecords<'a>,
+}
+
+/// What a worker has for its devices.
+pub(crate) struct Resources<'a> {
+    pub(crate) rings: &'a RingStock,
+    pub(crate) vcpus: usize,
+    /// The guest is being answered already.
+    pub(crate) begun: bool,
+    /// Devices that were detached are not done yet.
+    pub(crate) has_leaving: bool,
+}
+
+/// A device, and what changes it from outside.
+pub(crate) struct Built {
+    pub(crate) device: Box<dyn Device>,
+    pub(crate) control: Option<Box<dyn Control>>,
+}
+
+/// Changes a device that runs.
+pub(crate) trait Control {
+    /// Has the device's next [`Device::update`] take `change` up.
+    ///
+    /// # Errors
+    ///
+    /// If it is none of the device's.
+    fn change(&self, change: &Value) -> Result<()>;
+
+    /// The driver has been told of the last change, or the next worker tells it once more.
+    fn told(&self);
+}
+
+/// A system call that a worker may make.
+pub(crate) struct SyscallRule {
+    pub(crate) call: i64,
+    /// One of its arguments, counted from zero, and the values that it may have.
+    pub(crate) argument: Option<(u8, Vec<u64>)>,
+}
+
+/// Somebody else has what the device needs, and may let go of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Busy(pub(crate) String);
+
+/// Whether a device that failed may do better by itself.
+pub(crate) fn is_busy(error: &anyhow::Error) -> bool {
+    error.is::<Busy>()
+}
+
+/// `value` as one part of the service hands it to another.
+pub(crate) fn spec(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("structures with named fields")
+}

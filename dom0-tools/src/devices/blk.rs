@@ -1,0 +1,424 @@
+//! Disks: a file or block device of dom0, which has one user.
+
+pub(crate) mod lock;
+mod uses;
+
+pub(crate) use uses::Uses;
+
+use super::{
+    Built, Busy, Control, DeviceKind, NewDevice, Opened, Resized, Resources, SyscallRule, Wanted,
+    parse_settings, spec,
+};
+use crate::config::CONFIG_PATH;
+use crate::guest_state::{self, Backing};
+use crate::libxl::{EntryKey, EntryKind};
+use anyhow::{Context, Result, bail, ensure};
+use lock::LockError;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use uses::{DeviceLock, Stores, WantedDisk};
+use virtio_bindings::virtio_blk as blk;
+use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, RingStock, Serial};
+use xen_virtio_backend::{DeviceType, StateArea};
+
+/// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
+const MAX_QUEUES: usize = 4;
+
+/// The records of a disk: what [`Blk`] keeps, and the size that the driver was told of, zero if it was told of none.
+const KEPT: u16 = 0;
+const TOLD: u16 = 1;
+const TOLD_BYTES: usize = 8;
+
+/// `_IO(0x12, 104)` (`linux/fs.h`): a block device's logical block size.
+const BLKSSZGET: u64 = 0x1268;
+
+pub(super) struct BlkKind;
+
+/// What a `[[virtio]]` says of one.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Settings {
+    /// The raw file or block device that is the disk.
+    pub(crate) path: PathBuf,
+    #[serde(default)]
+    pub(crate) read_only: bool,
+}
+
+impl Settings {
+    fn check(self) -> Result<Self> {
+        ensure!(
+            self.path.is_absolute(),
+            "path = {:?} is no absolute path",
+            self.path
+        );
+        Ok(self)
+    }
+}
+
+/// What its guest has had of a disk, and keeps as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Binding {
+    path: PathBuf,
+    read_only: bool,
+    bytes: u64,
+}
+
+/// What a worker is told of a disk, whose file goes beside.
+#[derive(Clone, Serialize, Deserialize)]
+struct Spec {
+    read_only: bool,
+    /// The size that its guest is to see.
+    bytes: u64,
+    /// It has other users, by the configuration.
+    shared: bool,
+    serial: String,
+    /// Names the device of the guest, also after a reboot.
+    lock: u64,
+}
+
+impl DeviceKind for BlkKind {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::BLOCK
+    }
+
+    fn name(&self) -> &'static str {
+        "blk"
+    }
+
+    fn feature_names(&self) -> &'static [(u32, &'static str)] {
+        &[
+            (blk::VIRTIO_BLK_F_SEG_MAX, "SEG_MAX"),
+            (blk::VIRTIO_BLK_F_RO, "RO"),
+            (blk::VIRTIO_BLK_F_BLK_SIZE, "BLK_SIZE"),
+            (blk::VIRTIO_BLK_F_FLUSH, "FLUSH"),
+            (blk::VIRTIO_BLK_F_MQ, "MQ"),
+        ]
+    }
+
+    fn driver_option(&self) -> &'static str {
+        "CONFIG_VIRTIO_BLK"
+    }
+
+    fn check_settings(&self, settings: &toml::Table) -> Result<()> {
+        parse_settings::<Settings>(settings)?.check().map(drop)
+    }
+
+    fn state_bytes(&self) -> usize {
+        let queues = [Blk::QUEUE_SIZE; MAX_QUEUES];
+        guest_state::device_bytes(&[Blk::KEPT, TOLD_BYTES], &queues)
+    }
+
+    fn open(&self, wanted: &Wanted<'_>, uses: &mut Uses) -> Result<Opened> {
+        let kept = wanted.kept.clone().map(serde_json::from_value::<Binding>);
+        let bound = kept.transpose()?;
+        let (path, read_only) = match &bound {
+            Some(bound) => (bound.path.clone(), bound.read_only),
+            None => configured(wanted)?,
+        };
+        let shared = wanted.config.is_shared(&path);
+        let mut disk = open_disk(wanted, &path, read_only)?;
+        if let Some(bound) = &bound {
+            disk.set_bytes(bound.bytes);
+        }
+        let lock = lock::name(wanted.guest.vm.as_deref().unwrap_or_default(), wanted.key);
+        let used = WantedDisk {
+            guest: wanted.guest,
+            name: wanted.name,
+            key: wanted.key,
+            path: &path,
+            stores: Stores::of(disk.file())?,
+            writes: !read_only,
+            lock: DeviceLock {
+                name: lock,
+                inode: disk.file().metadata()?.ino(),
+            },
+        };
+        if !shared {
+            take_use(wanted, used, &disk, uses)?;
+        }
+        let serial = match wanted.source {
+            EntryKind::Disk { vdev, .. } => vdev.clone(),
+            EntryKind::Virtio { .. } => format!("virtio{}", wanted.key.devid),
+        };
+        Ok(Opened {
+            detail: describe(&path, read_only),
+            spec: spec(&Spec {
+                read_only: disk.read_only(),
+                bytes: disk.bytes(),
+                shared,
+                serial,
+                lock,
+            }),
+            backing: Some(Backing::of(disk.file())?),
+            kept: Some(spec(&Binding {
+                path: path.clone(),
+                read_only,
+                bytes: disk.bytes(),
+            })),
+            descriptors: vec![OwnedFd::from(disk.into_file())],
+        })
+    }
+
+    fn resize(&self, kept: Option<Value>, backing: Option<Backing>) -> Result<Resized> {
+        let bound = kept.context("nothing is recorded of it")?;
+        let bound: Binding = serde_json::from_value(bound)?;
+        let after = new_size(&bound, backing)?;
+        let before = bound.bytes;
+        Ok(Resized {
+            before,
+            after,
+            kept: spec(&Binding {
+                bytes: after,
+                ..bound
+            }),
+            change: spec(&after),
+        })
+    }
+
+    fn build(&self, new: NewDevice<'_>, resources: &Resources<'_>) -> Result<Built> {
+        let spec: Spec = serde_json::from_value(new.spec)?;
+        let file = new.descriptors.into_iter().next();
+        let file = file.context("no descriptor came with the disk")?;
+        // Without a ring a disk would hold up all of its guest.
+        if resources.rings.is_empty() && resources.has_leaving {
+            let why = "no io_uring is left for it while a disk that was detached hangs";
+            return Err(Busy(why.to_owned()).into());
+        }
+        let (key, served) = (new.key, new.served);
+        let mut claim: Option<Claim> = None;
+        let taken = if spec.read_only {
+            Ok(())
+        } else {
+            lock::take(&file, spec.lock)
+        };
+        match taken {
+            Ok(()) => spec.take_image(&file, key, served).map_err(of_lock)?,
+            // What the guest has had is served, and waits; all else can be refused.
+            Err(LockError::Busy) if served && !resources.begun => {
+                let (file, spec) = (file.try_clone()?, spec.clone());
+                claim = Some(Box::new(move || {
+                    lock::take(&file, spec.lock)?;
+                    Ok(spec.take_image(&file, key, served)?)
+                }));
+            }
+            Err(error) => return Err(of_lock(error)),
+        }
+        let mut disk = Disk::from_file(file.into(), spec.read_only)?;
+        let kept = new.records.own(KEPT, Blk::KEPT)?;
+        let told = new.records.own(TOLD, TOLD_BYTES)?;
+        // The driver may have been told of another size, which it is to keep until it is told of this one.
+        disk.set_bytes(match told.load(0) {
+            0 => spec.bytes,
+            bytes => bytes,
+        });
+        let queues = u16::try_from(resources.vcpus.min(MAX_QUEUES))?;
+        let serial = padded(&spec.serial);
+        let mut blk = Blk::new(disk, serial, queues, kept, resources.rings)?;
+        if let Some(claim) = claim {
+            blk.claim_first(claim);
+        }
+        let control = BlkControl {
+            capacity: blk.capacity(),
+            told,
+        };
+        control.capacity.set(spec.bytes);
+        Ok(Built {
+            device: Box::new(blk),
+            control: Some(Box::new(control)),
+        })
+    }
+
+    fn syscalls(&self) -> Vec<SyscallRule> {
+        let any = [
+            // The filter sees no entry of a ring. The rings that are there are restricted to a disk's transfers, and
+            // without `io_uring_setup` there are no others.
+            libc::SYS_io_uring_enter,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
+            libc::SYS_fdatasync,
+            libc::SYS_lseek,
+            libc::SYS_fcntl,
+            // Of a descriptor: the root is empty.
+            libc::SYS_statx,
+            libc::SYS_fstat,
+            libc::SYS_newfstatat,
+        ];
+        // A ring is told of its disk and its buffer when the disk is attached, which may be at any time. The ring's
+        // restrictions allow the same operations; the filter also stops those that need no ring.
+        let register_ops = RingStock::REGISTER_OPS.map(u64::from).to_vec();
+        let with = |call, argument| SyscallRule { call, argument };
+        any.into_iter()
+            .map(|call| with(call, None))
+            .chain([
+                with(libc::SYS_io_uring_register, Some((1, register_ops))),
+                with(libc::SYS_ioctl, Some((1, vec![BLKSSZGET]))),
+            ])
+            .collect()
+    }
+}
+
+/// Where the disk is, and whether it is for reading only, as the toolstack or the configuration says.
+fn configured(wanted: &Wanted<'_>) -> Result<(PathBuf, bool)> {
+    if let EntryKind::Disk {
+        path, read_only, ..
+    } = wanted.source
+    {
+        return Ok((path.clone(), *read_only));
+    }
+    let settings: Option<Settings> = wanted.settings()?;
+    let settings = settings.with_context(|| {
+        format!(
+            "nothing says which disk this is: add to {CONFIG_PATH} [[virtio]] guest = {:?}, index = {}, path = \"…\", and \
+             restart xen-virtiod",
+            wanted.name, wanted.key.devid
+        )
+    })?;
+    let settings = settings.check()?;
+    Ok((settings.path, settings.read_only))
+}
+
+fn open_disk(wanted: &Wanted<'_>, path: &Path, read_only: bool) -> Result<Disk> {
+    let opened = if wanted.served {
+        Disk::open_again(path, read_only)
+    } else {
+        Disk::open(path, read_only)
+    };
+    opened.map_err(|error| in_use(path, error))
+}
+
+/// Has the guest use the disk, unless somebody else does and one of both writes it.
+fn take_use(wanted: &Wanted<'_>, used: WantedDisk<'_>, disk: &Disk, uses: &mut Uses) -> Result<()> {
+    // What a running guest has it keeps: it may be that dom0 came later.
+    if !wanted.served
+        && let Some(user) = used.stores.user_in_dom0(disk, used.writes)?
+    {
+        return Err(in_use_by(used.path, &user).into());
+    }
+    if let Some(user) = uses.conflict(&used) {
+        let in_use = in_use_by(used.path, &user);
+        if !wanted.served {
+            return Err(in_use.into());
+        }
+        // It has been so since before this version looked.
+        let (name, domid, key) = (wanted.name, wanted.guest.domid, wanted.key);
+        tracing::warn!("guest {name} ({domid}): {key}: {in_use}");
+    }
+    uses.add(used);
+    Ok(())
+}
+
+/// Somebody else has the disk, who may let go of it.
+fn in_use_by(path: &Path, user: &str) -> Busy {
+    let path = path.display();
+    Busy(format!(
+        "disk {path}: is in use, and one of its users writes it: {user}; to share it on purpose, add [[disk]] path = \
+         \"{path}\", shared = true to {CONFIG_PATH}, and restart xen-virtiod"
+    ))
+}
+
+/// `error`, or who has the block device that Linux opens for nobody else's writing, because dom0 has it mounted
+/// (CONFIG_BLK_DEV_WRITE_MOUNTED).
+fn in_use(path: &Path, error: DiskError) -> anyhow::Error {
+    let user = || {
+        let disk = Disk::open_again(path, true).ok()?;
+        Stores::of(disk.file())
+            .ok()?
+            .user_in_dom0(&disk, true)
+            .ok()?
+    };
+    match &error {
+        DiskError::Open { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
+            match user() {
+                Some(user) => in_use_by(path, &user).into(),
+                None => error.into(),
+            }
+        }
+        _ => error.into(),
+    }
+}
+
+fn describe(path: &Path, read_only: bool) -> String {
+    let how = if read_only { "read-only" } else { "read-write" };
+    format!("{}, {how}", path.display())
+}
+
+/// What a running disk can be resized to.
+///
+/// # Errors
+///
+/// Why it cannot.
+fn new_size(bound: &Binding, backing: Option<Backing>) -> Result<u64> {
+    let disk = Disk::open_again(&bound.path, true)?;
+    let path = bound.path.display();
+    if backing != Some(Backing::of(disk.file())?) {
+        bail!("another file or block device is at {path} than the guest has");
+    }
+    let (now, told) = (disk.measure()?, bound.bytes);
+    if now < told {
+        bail!(
+            "{path} has {now} bytes, and the guest knows {told}: a disk does not shrink under its guest"
+        );
+    }
+    if now == told {
+        bail!(
+            "{path} has {now} bytes, as the guest knows: enlarge it first (truncate -s, lvextend)"
+        );
+    }
+    Ok(now)
+}
+
+impl Spec {
+    /// Tells other programs that the image is in use.
+    fn take_image(&self, file: &OwnedFd, key: EntryKey, served: bool) -> Result<(), LockError> {
+        if self.shared {
+            return Ok(());
+        }
+        let taken = lock::take_image(file, !self.read_only);
+        if let Err(error) = &taken
+            && served
+        {
+            // What the guest has had it keeps: it may be that the other program came meanwhile.
+            tracing::warn!("{key}: {error}");
+            return Ok(());
+        }
+        taken
+    }
+}
+
+fn of_lock(error: LockError) -> anyhow::Error {
+    if error.is_busy() {
+        Busy(error.to_string()).into()
+    } else {
+        error.into()
+    }
+}
+
+/// The first bytes of `text`, as many as a serial number has.
+fn padded(text: &str) -> Serial {
+    let mut serial = Serial::default();
+    for (to, from) in serial.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    serial
+}
+
+/// Changes the size of a disk.
+struct BlkControl {
+    capacity: Capacity,
+    told: StateArea,
+}
+
+impl Control for BlkControl {
+    fn change(&self, change: &Value) -> Result<()> {
+        self.capacity.set(u64::deserialize(change)?);
+        Ok(())
+    }
+
+    fn told(&self) {
+        self.told.store(0, self.capacity.get());
+    }
+}
