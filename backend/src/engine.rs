@@ -2,12 +2,14 @@
 
 mod coalescer;
 mod copy;
+mod one_by_one;
 mod pool;
 mod scratch;
 mod stopwatch;
 
 pub(crate) use coalescer::Coalescer;
 pub(crate) use copy::{copy, first_fault};
+pub use one_by_one::{Failure, OneByOne, Serve};
 pub(crate) use pool::{PageRun, Pool};
 pub use scratch::Scratch;
 pub(crate) use stopwatch::Stopwatch;

@@ -115,6 +115,10 @@ impl QueueSet {
 }
 
 impl ActiveQueue {
+    pub fn index(&self) -> QueueIndex {
+        self.index
+    }
+
     /// Whether the driver has accepted the feature of this number.
     pub fn has_feature(&self, bit: u32) -> bool {
         self.features & (1 << bit) != 0
