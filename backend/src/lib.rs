@@ -8,6 +8,7 @@ mod device;
 mod engine;
 mod log_limit;
 mod persist;
+pub mod rng;
 mod shortage;
 mod virtqueue;
 

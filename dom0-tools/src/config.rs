@@ -355,6 +355,6 @@ mod tests {
         assert_eq!(config.polling, PollingConfig::default());
         assert_eq!(config.limits, LimitsConfig::default());
         assert!(config.disks[0].shared);
-        assert_eq!(config.devices.len(), 1);
+        assert_eq!(config.devices.len(), 2);
     }
 }

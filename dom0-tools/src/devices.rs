@@ -2,6 +2,7 @@
 //! the sandbox.
 
 pub(crate) mod blk;
+mod rng;
 
 use crate::config::Config;
 use crate::guest_state::{Backing, DeviceRecords};
@@ -17,7 +18,7 @@ use xen_virtio_backend::blk::RingStock;
 use xen_virtio_backend::{Device, DeviceType};
 
 /// Every kind that there is.
-const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind];
+const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind, &rng::RngKind];
 
 /// A kind of device.
 pub(crate) trait DeviceKind: Sync {

@@ -299,6 +299,46 @@ fn a_second_disk_goes_to_the_same_worker() {
     assert_eq!(dom0.launched(), 1);
 }
 
+/// A device that is made of nothing in dom0.
+#[test]
+fn a_source_of_entropy_needs_no_configuration_and_keeps_nothing() {
+    let mut dom0 = Dom0::new();
+    let rng = EntryKey {
+        form: LibxlForm::Virtio,
+        devid: 0,
+    };
+    dom0.store.introduce(3, "ivi", "a");
+    let path = libxl::entry_path(3, rng);
+    for (name, value) in [
+        ("type", "virtio,device4"),
+        ("base", "0x2000000"),
+        ("irq", "33"),
+        ("transport", "mmio"),
+        ("grant_usage", "1"),
+        ("state", "1"),
+    ] {
+        dom0.store.write(&format!("{path}/{name}"), value);
+    }
+    assert!(matches!(dom0.next(0), ToWorker::Start { .. }));
+    let device = dom0.hands(0, rng, false);
+    assert_eq!((device.device_type, device.backing), (4, None));
+    assert!(matches!(dom0.next(0), ToWorker::Serve));
+    dom0.says(0, &FromWorker::Attached { key: rng });
+    dom0.says(0, &FromWorker::Serving);
+    let (guests, store, mut context) = dom0.supervisor.parts();
+    let resized = guests
+        .get_mut(&3)
+        .unwrap()
+        .resize("virtio/0", store, &mut context);
+    let error = format!("{:#}", resized.unwrap_err());
+    assert!(
+        error.contains("virtio/0: a device of type rng has no size"),
+        "{error}"
+    );
+    dom0.kill(0);
+    dom0.begins(1, 3, &[(rng, true)]);
+}
+
 #[test]
 fn a_worker_that_dies_is_followed_by_one_that_takes_over() {
     let mut dom0 = Dom0::new();

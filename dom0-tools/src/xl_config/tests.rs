@@ -233,6 +233,14 @@ fn other_disks_are_let_alone() {
 }
 
 #[test]
+fn a_source_of_entropy_needs_none() {
+    let findings =
+        check_text("name='ivi'\nvirtio = [ 'type=virtio,device4, transport=mmio, grant_usage=1' ]");
+    assert_eq!(findings.good, ["virtio 0: rng; touches granted pages only"]);
+    assert!(findings.problems.is_empty(), "{:?}", findings.problems);
+}
+
+#[test]
 fn the_other_form_needs_its_configuration() {
     let problems = check_text(
         "name='ivi'\nvirtio = [ 'type=virtio,device2, transport=mmio', 'type=virtio,device22, transport=mmio' ]",

@@ -1,6 +1,7 @@
 //! What a guest on the board does to its disks: measures them, and verifies them under random writes.
 
 mod bench;
+mod chi_square;
 mod grants;
 mod hung;
 mod registers;
@@ -15,7 +16,8 @@ use xen_virtio_guest_io::board::BoardDevice;
 use xen_virtio_guest_io::{Driver, malformed, missteps};
 
 const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
-                     | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME | guest-io hung BASE";
+                     | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME | guest-io hung BASE \
+                     | guest-io chi-square SOURCE BYTES";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -45,6 +47,9 @@ fn main() -> Result<()> {
             missteps::make(&Driver::new(BoardDevice::open(address(base)?)?), name)
         }
         ["hung", base] => hung::run(&Driver::new(BoardDevice::open(address(base)?)?)),
+        ["chi-square", source, count] => {
+            chi_square::run(Path::new(source), count.parse().context(USAGE)?)
+        }
         _ => bail!(USAGE),
     }
 }
