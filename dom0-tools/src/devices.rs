@@ -111,15 +111,23 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// The settings that the configuration has for the device, if it has a `[[virtio]]` for it.
+    /// The settings that its guest's file has for the device, or the configuration, if it has a `[[virtio]]` for it.
     ///
     /// # Errors
     ///
     /// What is wrong with them.
     pub(crate) fn settings<T: DeserializeOwned>(&self) -> Result<Option<T>> {
-        let device = self.config.device(self.name, self.key.devid);
-        let settings = device.map(|device| parse_settings(&device.settings));
-        settings.transpose()
+        let settings = match self.source {
+            EntryKind::Virtio {
+                settings: Some(settings),
+                ..
+            } => Some(settings),
+            _ => {
+                let device = self.config.device(self.name, self.key.devid);
+                device.map(|device| &device.settings)
+            }
+        };
+        settings.map(parse_settings).transpose()
     }
 }
 

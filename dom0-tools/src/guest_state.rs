@@ -367,13 +367,13 @@ impl GuestState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::LibxlForm;
+    use crate::libxl::EntryForm;
 
     const BASE: u64 = 0x0200_0000;
 
     fn key(devid: u32) -> EntryKey {
         EntryKey {
-            form: LibxlForm::Disk,
+            form: EntryForm::Disk,
             devid,
         }
     }

@@ -6,6 +6,7 @@ pub mod control;
 pub mod demo;
 mod devices;
 pub mod event_loop;
+pub mod guest_file;
 pub mod guest_state;
 pub mod ipc;
 pub mod libxl;

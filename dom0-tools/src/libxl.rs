@@ -8,29 +8,32 @@ use xen_virtio_backend::DeviceType;
 use xen_virtio_transport::MmioRange;
 
 /// Bytes of a device's page (`VIRTIO_MMIO_DEV_SIZE` in libxl).
-const PAGE_LEN: u64 = 0x200;
+pub(crate) const PAGE_LEN: u64 = 0x200;
 
 /// Virtio devices that a guest can have: libxl has the interrupts 33 to 43 for them.
 pub const MAX_DEVICES: usize = 11;
 
-/// Which of libxl's two forms an entry has.
+/// Which form an entry has: one of libxl's two, or ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum LibxlForm {
+pub enum EntryForm {
     /// `disk = [ "specification=virtio, …" ]`
     Disk,
     /// `virtio = [ "type=virtio,device…, …" ]`
     Virtio,
+    /// A guest's own file, see [`guest_file`](crate::guest_file).
+    File,
 }
 
-impl LibxlForm {
-    pub const ALL: [Self; 2] = [Self::Disk, Self::Virtio];
+impl EntryForm {
+    pub const ALL: [Self; 3] = [Self::Disk, Self::Virtio, Self::File];
 
     /// The name of its directory among the backends.
     pub fn directory(self) -> &'static str {
         match self {
             Self::Disk => "virtio_disk",
             Self::Virtio => "virtio",
+            Self::File => "virtio_file",
         }
     }
 }
@@ -38,7 +41,7 @@ impl LibxlForm {
 /// Names an entry of one guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EntryKey {
-    pub form: LibxlForm,
+    pub form: EntryForm,
     pub devid: u32,
 }
 
@@ -46,8 +49,9 @@ impl EntryKey {
     /// The key as a number of 40 bits, which stands in state files.
     pub(crate) fn number(self) -> u64 {
         let form = match self.form {
-            LibxlForm::Disk => 0,
-            LibxlForm::Virtio => 1,
+            EntryForm::Disk => 0,
+            EntryForm::Virtio => 1,
+            EntryForm::File => 2,
         };
         form << 32 | u64::from(self.devid)
     }
@@ -76,7 +80,7 @@ pub(crate) fn page(base: u64) -> Option<MmioRange> {
 }
 
 /// An entry that libxl has written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub base: u64,
     pub irq: u32,
@@ -90,15 +94,20 @@ impl Entry {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum EntryKind {
     Disk {
         path: PathBuf,
         read_only: bool,
         vdev: String,
     },
-    /// A virtio device type number (virtio 1.3, section 5); what it is made of stands in our configuration.
-    Virtio { device_type: u32 },
+    /// A virtio device.
+    Virtio {
+        /// A virtio device type number (virtio 1.3, section 5).
+        device_type: u32,
+        /// What it is made of, if its guest's file says that; our configuration may, if not.
+        settings: Option<toml::Table>,
+    },
 }
 
 impl EntryKind {
@@ -106,7 +115,7 @@ impl EntryKind {
     pub fn device_type(&self) -> u32 {
         match self {
             Self::Disk { .. } => DeviceType::BLOCK.0,
-            Self::Virtio { device_type } => *device_type,
+            Self::Virtio { device_type, .. } => *device_type,
         }
     }
 }
@@ -138,7 +147,7 @@ pub fn parse_path(path: &str) -> Option<(u16, EntryKey)> {
         .skip_while(|part| *part != "backend")
         .skip(1);
     let directory = parts.next()?;
-    let form = LibxlForm::ALL
+    let form = EntryForm::ALL
         .into_iter()
         .find(|form| form.directory() == directory)?;
     let domid = parts.next()?.parse().ok()?;
@@ -153,7 +162,7 @@ pub fn parse_path(path: &str) -> Option<(u16, EntryKey)> {
 /// [`XenStoreError`].
 pub fn entries(store: &mut XenStore) -> Result<Vec<(u16, EntryKey)>, XenStoreError> {
     let mut found = Vec::new();
-    for form in LibxlForm::ALL {
+    for form in EntryForm::ALL {
         let directory = format!("backend/{}", form.directory());
         for domid in store.directory(&directory)? {
             for devid in store.directory(&format!("{directory}/{domid}"))? {
@@ -265,13 +274,18 @@ pub fn read_entry(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<Ent
         Some(_) => return Err(node.wrong("grant_usage", "0 or 1")),
     };
     let kind = match key.form {
-        LibxlForm::Disk => EntryKind::Disk {
+        EntryForm::Disk => EntryKind::Disk {
             path: node.required("params")?.into(),
             read_only: node.required("mode")? != "w",
             vdev: node.optional("dev")?.unwrap_or_default(),
         },
-        LibxlForm::Virtio => EntryKind::Virtio {
+        EntryForm::Virtio => EntryKind::Virtio {
             device_type: node.device_type()?,
+            settings: None,
+        },
+        EntryForm::File => EntryKind::Virtio {
+            device_type: node.device_type()?,
+            settings: Some(node.settings()?),
         },
     };
     Ok(Entry {
@@ -317,6 +331,12 @@ impl Nodes<'_> {
             .ok_or_else(|| self.wrong("type", "virtio,device and a type number in hexadecimal"))
     }
 
+    /// As our own service has written them.
+    fn settings(&mut self) -> Result<toml::Table, EntryError> {
+        let text = self.required("settings")?;
+        serde_json::from_str(&text).map_err(|_| self.wrong("settings", "a table in JSON"))
+    }
+
     fn wrong(&mut self, name: &str, expected: &'static str) -> EntryError {
         let path = format!("{}/{name}", self.path);
         let value = self.store.read(&path).ok().flatten().unwrap_or_default();
@@ -336,7 +356,7 @@ mod tests {
     #[test]
     fn a_path_names_its_entry_whatever_is_before_and_behind() {
         let disk = |devid| EntryKey {
-            form: LibxlForm::Disk,
+            form: EntryForm::Disk,
             devid,
         };
         for (path, expected) in [
@@ -350,7 +370,7 @@ mod tests {
                 Some((
                     7,
                     EntryKey {
-                        form: LibxlForm::Virtio,
+                        form: EntryForm::Virtio,
                         devid: 0,
                     },
                 )),
@@ -372,7 +392,7 @@ mod tests {
 
         #[test]
         fn a_path_made_is_a_path_parsed(domid: u16, devid: u32) {
-            for form in LibxlForm::ALL {
+            for form in EntryForm::ALL {
                 let key = EntryKey { form, devid };
                 prop_assert_eq!(parse_path(&entry_path(domid, key)), Some((domid, key)));
             }

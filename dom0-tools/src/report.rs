@@ -2,7 +2,7 @@
 
 use crate::devices::{self, DeviceKind};
 use crate::event_loop::EventLoopReport;
-use crate::libxl::{EntryKey, LibxlForm, entry_path};
+use crate::libxl::{EntryForm, EntryKey, entry_path};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
 use virtio_bindings::{virtio_config as config, virtio_ids as ids, virtio_ring as ring};
@@ -173,8 +173,8 @@ impl EntryReport {
         let device = self.device.as_ref().unwrap_or(&none);
         let kind = match (&self.device, self.key.form) {
             (Some(device), _) => type_name(device.device_type),
-            (None, LibxlForm::Disk) => type_name(ids::VIRTIO_ID_BLOCK),
-            (None, LibxlForm::Virtio) => "?".to_owned(),
+            (None, EntryForm::Disk) => type_name(ids::VIRTIO_ID_BLOCK),
+            (None, EntryForm::Virtio | EntryForm::File) => "?".to_owned(),
         };
         [
             guest.domid.to_string(),
@@ -250,7 +250,7 @@ mod tests {
 
     fn report(device: Option<DeviceReport>, error: Option<&str>) -> Report {
         let key = EntryKey {
-            form: LibxlForm::Disk,
+            form: EntryForm::Disk,
             devid: 51712,
         };
         let error = error.map(str::to_owned);

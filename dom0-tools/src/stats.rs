@@ -115,7 +115,7 @@ fn write_guest(f: &mut Formatter<'_>, guest: &GuestReport) -> fmt::Result {
 mod tests {
     use super::*;
     use crate::event_loop::EventLoopReport;
-    use crate::libxl::{EntryKey, LibxlForm};
+    use crate::libxl::{EntryForm, EntryKey};
 
     fn report(requests: u64) -> Report {
         let device = DeviceReport {
@@ -127,7 +127,7 @@ mod tests {
             ..DeviceReport::default()
         };
         let key = EntryKey {
-            form: LibxlForm::Disk,
+            form: EntryForm::Disk,
             devid: 51712,
         };
         Report {

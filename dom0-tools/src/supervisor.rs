@@ -18,6 +18,7 @@ mod worker_process;
 use crate::config::Config;
 use crate::control::Question;
 use crate::devices::blk::Uses;
+use crate::guest_file::{self, GuestFileError, GuestFiles};
 use crate::ipc::{FromWorker, ToWorker};
 use crate::libxl::{self, XenbusState};
 use crate::report::{Refusal, Report};
@@ -39,6 +40,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use worker_process::{Launcher, WorkerProcess, XenLauncher};
+
+/// The tokens of watches on domains that come and go; those of the others are their directories.
+const INTRODUCE: &str = "introduce";
+const RELEASE: &str = "release";
 
 const XENSTORE: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -63,8 +68,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 pub fn run(config: Config, control_socket: &Path) -> Result<()> {
     let store = XenStore::connect()?;
     let files = StateFiles::new(Path::new(state_files::DIRECTORY))?;
+    let guest_files = GuestFiles::new(Path::new(guest_file::DIRECTORY));
+    let launcher = Box::new(XenLauncher);
     let mut supervisor =
-        Supervisor::new(config, control_socket, store, files, Box::new(XenLauncher))?;
+        Supervisor::new(config, control_socket, store, files, guest_files, launcher)?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -88,6 +95,7 @@ struct Supervisor {
     store: XenStore,
     config: Config,
     files: StateFiles,
+    guest_files: GuestFiles,
     launcher: Box<dyn Launcher>,
     /// The disks that guests have.
     uses: Uses,
@@ -124,6 +132,7 @@ impl Supervisor {
         control_socket: &Path,
         store: XenStore,
         files: StateFiles,
+        guest_files: GuestFiles,
         launcher: Box<dyn Launcher>,
     ) -> Result<Self> {
         let poll = Poll::new()?;
@@ -134,6 +143,7 @@ impl Supervisor {
             store,
             config,
             files,
+            guest_files,
             launcher,
             uses: Uses::default(),
             refusals: VecDeque::new(),
@@ -152,17 +162,25 @@ impl Supervisor {
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), XENSTORE, Interest::READABLE)?;
-        for form in libxl::LibxlForm::ALL {
+        for form in libxl::EntryForm::ALL {
             self.store
                 .watch(&format!("backend/{}", form.directory()), form.directory())?;
         }
-        self.store.watch("@releaseDomain", "release")?;
+        self.store.watch("@releaseDomain", RELEASE)?;
         let store = &mut self.store;
         let served = self.files.sweep(|domid| {
             let lives = store.is_introduced(domid)?;
             lives.then(|| guest::identify(store, domid)).transpose()
         })?;
         orphan_workers::end_orphans(|domid| store.is_introduced(domid))?;
+        let files = &self.files;
+        let announced = guest_file::sweep(store, |store, domid| {
+            let lives = store.is_introduced(domid)?;
+            Ok(lives && files.has(&guest::identify(store, domid)?))
+        });
+        tolerate(announced)?;
+        // Which tells of those that are there already, too.
+        self.store.watch("@introduceDomain", INTRODUCE)?;
         // Also those whose entries libxl has removed meanwhile: what is left of an old program serves them still.
         for domid in served {
             tolerate(self.take_over(domid))?;
@@ -309,8 +327,10 @@ impl Supervisor {
 
     fn follow_xenstore(&mut self) -> Result<()> {
         while let Some(event) = self.store.next_event()? {
-            if event.token == "release" {
+            if event.token == RELEASE {
                 tolerate(self.release_guests())?;
+            } else if event.token == INTRODUCE {
+                tolerate(self.announce_guests())?;
             } else if let Some((domid, key)) = libxl::parse_path(&event.path) {
                 tolerate(self.follow_entry(domid, key))?;
             } else {
@@ -326,6 +346,22 @@ impl Supervisor {
                 }
                 for (domid, key) in all {
                     tolerate(self.follow_entry(domid, key))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Announces the devices that files give to guests which have come up.
+    fn announce_guests(&mut self) -> Result<(), XenStoreError> {
+        for domid in self.store.directory("/local/domain")? {
+            let Ok(domid) = domid.parse() else { continue };
+            match self.guest_files.announce(&mut self.store, domid) {
+                Ok(_) => {}
+                Err(GuestFileError::XenStore(error)) => return Err(error),
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    tracing::error!("guest {domid} gets no device by its file: {error:#}");
                 }
             }
         }
@@ -446,6 +482,9 @@ impl Supervisor {
 
     fn release_guest(&mut self, domid: u16) {
         self.note_refusals(domid, None);
+        if let Err(error) = guest_file::forget(&mut self.store, domid) {
+            tracing::warn!("{error}");
+        }
         if let Some(mut guest) = self.guests.remove(&domid) {
             tracing::info!("guest {} ({domid}) is gone", guest.name());
             guest.end_earlier_workers();

@@ -111,6 +111,16 @@ impl XenStore {
             .is_some())
     }
 
+    /// Removes a node and all below it, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`XenStore::read`].
+    pub fn remove(&mut self, path: &str) -> Result<(), XenStoreError> {
+        self.request(Kind::Remove, "remove", &[path.as_bytes(), b"\0"])
+            .map(drop)
+    }
+
     /// Asks for a [`WatchEvent`] with `token` now, and whenever something at or below `path` changes.
     ///
     /// # Errors

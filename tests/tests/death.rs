@@ -17,7 +17,7 @@ use xen_virtio_backend::{DeviceType, StateArea, StateMemory};
 use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_dom0_tools::event_loop::EventLoop;
 use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, Name};
-use xen_virtio_dom0_tools::libxl::{EntryKey, LibxlForm};
+use xen_virtio_dom0_tools::libxl::{EntryForm, EntryKey};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_tests::{BlkRequest, Driver, Random, RawQueue, driver};
@@ -59,7 +59,7 @@ fn serve(
     };
     let state = GuestState::new(StateArea::new(Rc::new(memory), BYTES), BYTES).unwrap();
     let key = EntryKey {
-        form: LibxlForm::Disk,
+        form: EntryForm::Disk,
         devid: 51712,
     };
     let disk = Disk::open(disk, false).unwrap();

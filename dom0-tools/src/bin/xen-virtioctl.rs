@@ -1,11 +1,12 @@
 //! Shows what `xen-virtiod` does, and tries the same devices on a simulated guest.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
+use xen_virtio_dom0_tools::guest_file::{self, GuestFiles};
 use xen_virtio_dom0_tools::stats::Stats;
 use xen_virtio_dom0_tools::{control, demo, xl_config};
 
@@ -35,6 +36,12 @@ enum Command {
         config: Option<PathBuf>,
         /// The guest's xl file.
         file: Option<PathBuf>,
+    },
+    /// Prints the source of the partial device tree with which a guest finds the devices of its file in
+    /// /etc/xen-virtiod/guests: for device_tree= in its xl file, after dtc.
+    DeviceTree {
+        /// The guest's name.
+        guest: String,
     },
     /// Tells a guest of what was added to one of its disks, which has been enlarged.
     Resize {
@@ -87,9 +94,18 @@ fn run(command: Command) -> Result<String> {
                 None => Config::load_default()?,
             };
             match file {
-                None => Ok(config_summary(path, &config)),
+                None => Ok(config_summary(path, &config) + &check_guest_files()?),
                 Some(file) => check(&file, &config),
             }
+        }
+        Command::DeviceTree { guest } => {
+            let devices = guest_files().devices(&guest)?;
+            ensure!(
+                !devices.is_empty(),
+                "{}/{guest}.toml is not there, or has no [[device]]",
+                guest_file::DIRECTORY
+            );
+            Ok(guest_file::device_tree(&guest, &devices))
         }
         Command::Resize { guest, device } => {
             Ok(control::resize(control::SOCKET_PATH.as_ref(), guest, device)? + "\n")
@@ -111,6 +127,21 @@ fn config_summary(path: &Path, config: &Config) -> String {
         config.polling.limit_us,
         config.limits.cpu_percent,
     )
+}
+
+fn guest_files() -> GuestFiles {
+    GuestFiles::new(guest_file::DIRECTORY.as_ref())
+}
+
+/// A line for each guest that has a file.
+fn check_guest_files() -> Result<String> {
+    let files = guest_files();
+    let mut text = String::new();
+    for name in files.names() {
+        let count = files.devices(&name)?.len();
+        text += &format!("{}/{name}.toml: {count} devices\n", guest_file::DIRECTORY);
+    }
+    Ok(text)
 }
 
 fn check(file: &Path, config: &Config) -> Result<String> {

@@ -89,10 +89,10 @@ impl ClosingEntries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::LibxlForm;
+    use crate::libxl::EntryForm;
 
     const KEY: EntryKey = EntryKey {
-        form: LibxlForm::Disk,
+        form: EntryForm::Disk,
         devid: 51712,
     };
 

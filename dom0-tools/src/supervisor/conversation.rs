@@ -122,11 +122,11 @@ impl AsFd for Conversation {
 mod tests {
     use super::*;
     use crate::event_loop::EventLoopReport;
-    use crate::libxl::{EntryKey, LibxlForm};
+    use crate::libxl::{EntryForm, EntryKey};
     use xen_virtio_transport::DeviceReport;
 
     const KEY: EntryKey = EntryKey {
-        form: LibxlForm::Disk,
+        form: EntryForm::Disk,
         devid: 51712,
     };
 

@@ -251,7 +251,7 @@ mod tests {
         let files = StateFiles::new(directory.path()).unwrap();
         let (first, second) = (guest(1, "a"), guest(1, "b"));
         let key = |devid| EntryKey {
-            form: crate::libxl::LibxlForm::Disk,
+            form: crate::libxl::EntryForm::Disk,
             devid,
         };
         let binding = |bytes: u64| serde_json::json!({ "bytes": bytes });

@@ -6,8 +6,9 @@ use super::worker_process::{Launched, Launcher};
 use super::{Supervisor, libxl};
 use crate::config::Config;
 use crate::devices::blk::lock;
+use crate::guest_file::GuestFiles;
 use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
-use crate::libxl::{EntryKey, LibxlForm};
+use crate::libxl::{EntryForm, EntryKey};
 use crate::xenstore::sim::SimStore;
 use anyhow::Result;
 use mio::Events;
@@ -70,7 +71,7 @@ struct Dom0 {
 
 const fn key(devid: u32) -> EntryKey {
     EntryKey {
-        form: LibxlForm::Disk,
+        form: EntryForm::Disk,
         devid,
     }
 }
@@ -102,6 +103,7 @@ impl Dom0 {
             &directory.path().join("control.sock"),
             connection,
             StateFiles::new(directory.path()).unwrap(),
+            GuestFiles::new(&directory.path().join("guests")),
             Box::new(workers.clone()),
         )
         .unwrap();
@@ -304,7 +306,7 @@ fn a_second_disk_goes_to_the_same_worker() {
 fn a_source_of_entropy_needs_no_configuration_and_keeps_nothing() {
     let mut dom0 = Dom0::new();
     let rng = EntryKey {
-        form: LibxlForm::Virtio,
+        form: EntryForm::Virtio,
         devid: 0,
     };
     dom0.store.introduce(3, "ivi", "a");
@@ -337,6 +339,45 @@ fn a_source_of_entropy_needs_no_configuration_and_keeps_nothing() {
     );
     dom0.kill(0);
     dom0.begins(1, 3, &[(rng, true)]);
+}
+
+/// A guest of which no toolstack says anything.
+#[test]
+fn a_guest_has_the_devices_of_its_file_as_long_as_it_lives() {
+    let mut dom0 = Dom0::new();
+    let guests = dom0.directory.path().join("guests");
+    std::fs::create_dir(&guests).unwrap();
+    let file = guests.join("ivi.toml");
+    let image = dom0.image("a.img");
+    let text =
+        format!("[[device]]\ntype = \"rng\"\n[[device]]\ntype = \"blk\"\npath = {image:?}\n");
+    std::fs::write(&file, text).unwrap();
+    let [rng, disk] = [0, 1].map(|devid| EntryKey {
+        form: EntryForm::File,
+        devid,
+    });
+    dom0.store.introduce(3, "ivi", "a");
+    dom0.begins(0, 3, &[(rng, false)]);
+    dom0.hands(0, disk, false);
+    dom0.says(0, &FromWorker::Attached { key: disk });
+    for key in [rng, disk] {
+        dom0.until("its state to be told", |dom0| {
+            (dom0.state(3, key)? == "2").then_some(())
+        });
+    }
+    // What becomes of the file is none of a running guest's.
+    std::fs::write(&file, "nonsense").unwrap();
+    dom0.kill(0);
+    dom0.begins(1, 3, &[(rng, true), (disk, true)]);
+    dom0.store.release(3);
+    assert!(matches!(dom0.next(1), ToWorker::Stop));
+    dom0.until("its entries to be gone", |dom0| {
+        dom0.state(3, rng).is_none().then_some(())
+    });
+    // The next one of its name waits for a better file.
+    dom0.store.introduce(4, "ivi", "b");
+    dom0.rest();
+    assert_eq!(dom0.launched(), 2);
 }
 
 #[test]

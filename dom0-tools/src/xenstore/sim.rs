@@ -77,9 +77,7 @@ impl SimStore {
 
     /// Removes a node and all below it.
     pub(crate) fn remove(&self, path: &str) {
-        let (mut state, path) = (self.state(), absolute(path));
-        state.nodes.retain(|node, _| !is_below(node, &path));
-        state.fire(&path);
+        self.state().remove(&absolute(path));
     }
 
     /// Every request for something below `path` is refused from now on.
@@ -92,6 +90,7 @@ impl SimStore {
         self.state().domains.insert(domid);
         self.write(&format!("/local/domain/{domid}/name"), name);
         self.write(&format!("/local/domain/{domid}/vm"), &format!("/vm/{uuid}"));
+        self.state().fire("@introduceDomain");
     }
 
     /// The domain is gone, and has left its nodes.
@@ -105,6 +104,11 @@ impl SimStore {
 impl State {
     fn write(&mut self, path: &str, value: &str) {
         self.nodes.insert(path.to_owned(), value.to_owned());
+        self.fire(path);
+    }
+
+    fn remove(&mut self, path: &str) {
+        self.nodes.retain(|node, _| !is_below(node, path));
         self.fire(path);
     }
 
@@ -144,6 +148,7 @@ impl State {
             Kind::Read,
             Kind::Watch,
             Kind::Write,
+            Kind::Remove,
             Kind::IsDomainIntroduced,
         ]
         .into_iter()
@@ -155,6 +160,10 @@ impl State {
             Some(Kind::Directory) => self.names(&path).ok_or("ENOENT"),
             Some(Kind::Write) => {
                 self.write(&path, texts.get(1).map_or("", String::as_str));
+                Ok("OK\0".to_owned())
+            }
+            Some(Kind::Remove) => {
+                self.remove(&path);
                 Ok("OK\0".to_owned())
             }
             Some(Kind::Watch) => {

@@ -14,6 +14,7 @@ pub(super) enum Kind {
     Read = 2,
     Watch = 4,
     Write = 11,
+    Remove = 13,
     WatchEvent = 15,
     Error = 16,
     IsDomainIntroduced = 17,

@@ -6,7 +6,7 @@ use vm_memory::MmapRegion;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, DeviceType, StateArea};
 use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, GuestStateError, Name};
-use xen_virtio_dom0_tools::libxl::{EntryKey, LibxlForm};
+use xen_virtio_dom0_tools::libxl::{EntryKey, EntryForm};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
@@ -22,7 +22,7 @@ pub static HYPERCALL_PAGE: [u8; 4096] = [0; 4096];
 
 /// The device's key and page, as libxl would give them.
 pub const KEY: EntryKey = EntryKey {
-    form: LibxlForm::Disk,
+    form: EntryForm::Disk,
     devid: 51712,
 };
 pub const BASE: u64 = 0x0200_0000;

@@ -169,7 +169,7 @@ pub(crate) fn take_image(image: &OwnedFd, writes: bool) -> Result<(), LockError>
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::libxl::LibxlForm;
+    use crate::libxl::EntryForm;
     use std::time::{Duration, Instant};
 
     /// Programs that other tests start have our files open for a moment, until they are executed.
@@ -186,7 +186,7 @@ pub(crate) mod tests {
         let path = tempfile::NamedTempFile::new().unwrap();
         let open = || OwnedFd::from(path.reopen().unwrap());
         let lock = |vm, devid| {
-            let form = LibxlForm::Disk;
+            let form = EntryForm::Disk;
             name(vm, EntryKey { form, devid })
         };
         let (first, second, other) = (open(), open(), open());

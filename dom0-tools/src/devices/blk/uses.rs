@@ -279,7 +279,7 @@ impl Uses {
 mod tests {
     use super::*;
     use crate::devices::blk::lock;
-    use crate::libxl::LibxlForm;
+    use crate::libxl::EntryForm;
 
     const fn device(minor: u64) -> Store {
         Store::Device(minor)
@@ -349,7 +349,7 @@ mod tests {
             vm: Some(format!("/vm/{domid}")),
         };
         let key = |devid| EntryKey {
-            form: LibxlForm::Disk,
+            form: EntryForm::Disk,
             devid,
         };
         let image = tempfile::NamedTempFile::new().unwrap();

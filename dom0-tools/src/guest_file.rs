@@ -1,0 +1,523 @@
+//! A toolstack in a file: the devices of guests that no other toolstack describes (dom0less, Xen before 4.18, a guest whose
+//! configuration nobody may change).
+//!
+//! A file says of each device what libxl says in xenstore. When the guest of its name comes up, that is written there, and is
+//! what holds until the guest ends, whatever becomes of the file.
+
+use crate::devices::{self, DeviceKind};
+use crate::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
+use crate::xenstore::{XenStore, XenStoreError};
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where the files are: the guest's name, and `.toml`.
+pub const DIRECTORY: &str = "/etc/xen-virtiod/guests";
+
+/// Where devices are unless their file says otherwise, one behind the other, as libxl has it (`GUEST_VIRTIO_MMIO_BASE`).
+const FIRST_BASE: u64 = 0x0200_0000;
+/// The first of their interrupts (`GUEST_VIRTIO_MMIO_SPI_FIRST`).
+const FIRST_INTERRUPT: u32 = 33;
+/// Interrupts from here on are shared ones, which a device tree counts from zero.
+const FIRST_SHARED: u32 = 32;
+const LAST_SHARED: u32 = 1019;
+
+/// Bytes of a device's settings: what is sent to xenstored at once has 4096 (`XENSTORE_PAYLOAD_MAX`), with the path.
+const MAX_SETTINGS: usize = 3500;
+
+/// The guest's interrupt controller in its device tree (`GUEST_PHANDLE_GIC`).
+const GIC_PHANDLE: u32 = 65000;
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestFileError {
+    #[error("{} cannot be read", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is no file of a guest's devices: {error}", .path.display())]
+    Parse {
+        path: PathBuf,
+        error: toml::de::Error,
+    },
+    #[error("{}: [[device]] number {index}: {problem}", .path.display())]
+    Device {
+        path: PathBuf,
+        index: usize,
+        problem: String,
+    },
+    #[error("{} has {count} devices, and a guest can have {MAX_DEVICES}", .path.display())]
+    Count { path: PathBuf, count: usize },
+    #[error(transparent)]
+    XenStore(#[from] XenStoreError),
+}
+
+/// What a file says.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GuestFile {
+    #[serde(default, rename = "device")]
+    devices: Vec<DeviceTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct DeviceTable {
+    /// The name of its kind.
+    #[serde(rename = "type")]
+    kind: String,
+    base: Option<u64>,
+    interrupt: Option<u32>,
+    #[serde(default = "yes")]
+    grant_usage: bool,
+    #[serde(flatten)]
+    settings: toml::Table,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A device of a guest's file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FileDevice {
+    /// A virtio device type number.
+    pub device_type: u32,
+    pub base: u64,
+    /// As the guest's interrupt controller counts.
+    pub interrupt: u32,
+    pub grant_usage: bool,
+    /// What a device of its kind is made of.
+    pub settings: toml::Table,
+}
+
+/// The files of guests.
+#[derive(Clone, Debug)]
+pub struct GuestFiles {
+    directory: PathBuf,
+}
+
+impl GuestFiles {
+    /// Those in `directory`, which need not be there.
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// The devices of guest `name`; none without a file.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestFileError`], which names the file and what is wrong in it.
+    pub fn devices(&self, name: &str) -> Result<Vec<FileDevice>, GuestFileError> {
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            return Ok(Vec::new());
+        }
+        let path = self.directory.join(format!("{name}.toml"));
+        match fs::read_to_string(&path) {
+            Ok(text) => parse(&path, &text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(GuestFileError::Read { path, source }),
+        }
+    }
+
+    /// The names of the guests that have files.
+    pub fn names(&self) -> Vec<String> {
+        let files = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let name = |file: fs::DirEntry| {
+            let name = file.file_name().into_string().ok()?;
+            Some(name.strip_suffix(".toml")?.to_owned())
+        };
+        let mut names: Vec<_> = files.filter_map(name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Writes to xenstore what the files say of the guest `domid`, unless that was done. How many devices it has got.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestFileError`].
+    pub(crate) fn announce(
+        &self,
+        store: &mut XenStore,
+        domid: u16,
+    ) -> Result<usize, GuestFileError> {
+        if !store.directory(&guest_path(domid))?.is_empty() {
+            return Ok(0);
+        }
+        let Some(name) = store.read(&format!("/local/domain/{domid}/name"))? else {
+            return Ok(0);
+        };
+        let devices = self.devices(&name)?;
+        for (device, devid) in devices.iter().zip(0..) {
+            let key = EntryKey {
+                form: EntryForm::File,
+                devid,
+            };
+            let path = libxl::entry_path(domid, key);
+            let FileDevice {
+                device_type,
+                base,
+                interrupt,
+                grant_usage,
+                settings,
+            } = device;
+            for (node, value) in [
+                ("type", format!("virtio,device{device_type:x}")),
+                ("base", format!("{base:#x}")),
+                ("irq", interrupt.to_string()),
+                ("grant_usage", u8::from(*grant_usage).to_string()),
+                ("settings", json(settings)),
+                // Last: with it the entry is there.
+                ("state", "1".to_owned()),
+            ] {
+                store.write(&format!("{path}/{node}"), &value)?;
+            }
+        }
+        Ok(devices.len())
+    }
+}
+
+/// What the files say of the guests that are up, and that have not been served, is not known any more: those that have
+/// (`is_served`) keep what they have.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub(crate) fn sweep(
+    store: &mut XenStore,
+    mut is_served: impl FnMut(&mut XenStore, u16) -> Result<bool, XenStoreError>,
+) -> Result<(), XenStoreError> {
+    for domid in store.directory(&root())? {
+        let served = match domid.parse() {
+            Ok(domid) => is_served(store, domid)?,
+            Err(_) => false,
+        };
+        if !served {
+            store.remove(&format!("{}/{domid}", root()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets what was written of a guest that is gone.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub(crate) fn forget(store: &mut XenStore, domid: u16) -> Result<(), XenStoreError> {
+    store.remove(&guest_path(domid))
+}
+
+fn root() -> String {
+    format!("backend/{}", EntryForm::File.directory())
+}
+
+fn guest_path(domid: u16) -> String {
+    format!("{}/{domid}", root())
+}
+
+fn parse(path: &Path, text: &str) -> Result<Vec<FileDevice>, GuestFileError> {
+    let file: GuestFile = toml::from_str(text).map_err(|error| GuestFileError::Parse {
+        path: path.into(),
+        error,
+    })?;
+    let count = file.devices.len();
+    if count > MAX_DEVICES {
+        return Err(GuestFileError::Count {
+            path: path.into(),
+            count,
+        });
+    }
+    let mut devices: Vec<FileDevice> = Vec::new();
+    for (index, table) in file.devices.into_iter().enumerate() {
+        let device = device(index, table, &devices).map_err(|problem| GuestFileError::Device {
+            path: path.into(),
+            index,
+            problem,
+        })?;
+        devices.push(device);
+    }
+    Ok(devices)
+}
+
+/// A table as one value in xenstore.
+fn json(settings: &toml::Table) -> String {
+    serde_json::to_string(settings).expect("a table without binary keys")
+}
+
+/// The device number `index`, behind the `others`.
+///
+/// # Errors
+///
+/// What is wrong with it.
+fn device(index: usize, table: DeviceTable, others: &[FileDevice]) -> Result<FileDevice, String> {
+    let DeviceTable {
+        kind: name,
+        base,
+        interrupt,
+        grant_usage,
+        settings,
+    } = table;
+    let kind = devices::kinds().find(|kind| kind.name() == name);
+    let kind = kind.ok_or_else(|| {
+        let names: Vec<_> = devices::kinds().map(DeviceKind::name).collect();
+        format!("type = {name:?} is none of {}", names.join(", "))
+    })?;
+    kind.check_settings(&settings)
+        .map_err(|error| format!("{error:#}"))?;
+    let len = json(&settings).len();
+    if len > MAX_SETTINGS {
+        return Err(format!(
+            "its settings take {len} bytes, and xenstore has room for {MAX_SETTINGS}"
+        ));
+    }
+    let number = u32::try_from(index).expect("few devices");
+    let base = base.unwrap_or(FIRST_BASE + u64::from(number) * libxl::PAGE_LEN);
+    let interrupt = interrupt.unwrap_or(FIRST_INTERRUPT + number);
+    let range = libxl::page(base).ok_or_else(|| {
+        format!(
+            "base = {base:#x} is no multiple of {:#x} from there on",
+            libxl::PAGE_LEN
+        )
+    })?;
+    if !(FIRST_SHARED..=LAST_SHARED).contains(&interrupt) {
+        return Err(format!(
+            "interrupt = {interrupt} is no shared one, from {FIRST_SHARED} to {LAST_SHARED}"
+        ));
+    }
+    for other in others {
+        if libxl::page(other.base).is_some_and(|other| other.overlaps(&range)) {
+            return Err(format!("base = {base:#x} is another device's too"));
+        }
+        if other.interrupt == interrupt {
+            return Err(format!("interrupt = {interrupt} is another device's too"));
+        }
+    }
+    Ok(FileDevice {
+        device_type: kind.device_type().0,
+        base,
+        interrupt,
+        grant_usage,
+        settings,
+    })
+}
+
+/// The source of the partial device tree with which a guest finds `devices`, for `device_tree=` of xl and the like.
+pub fn device_tree(name: &str, devices: &[FileDevice]) -> String {
+    let interrupts: BTreeSet<u32> = devices.iter().map(|device| device.interrupt).collect();
+    let shared = interrupts.last().map_or(0, |last| last + 1 - FIRST_SHARED);
+    let mut text = format!(
+        "/* The virtio devices of guest {name}, by {DIRECTORY}/{name}.toml.\n\
+         \x20* dtc -O dtb -o {name}.dtb FILE; in its xl file: device_tree = \"{name}.dtb\", and nr_spis = {shared} (Xen 4.19\n\
+         \x20* and later; before, vuart = \"sbsa_uart\" gives the guest 32 shared interrupts). */\n\
+         /dts-v1/;\n\n/ {{\n    #address-cells = <2>;\n    #size-cells = <2>;\n\n    passthrough {{\n        \
+         compatible = \"simple-bus\";\n        ranges;\n        #address-cells = <2>;\n        #size-cells = <2>;\n"
+    );
+    if devices.iter().any(|device| device.grant_usage) {
+        text.push_str(
+            "\n        grants: xen_iommu {\n            compatible = \"xen,grant-dma\";\n            \
+             #iommu-cells = <1>;\n        };\n",
+        );
+    }
+    for device in devices {
+        let FileDevice {
+            base, interrupt, ..
+        } = device;
+        let (high, low) = (base >> 32, base & u64::from(u32::MAX));
+        let number = interrupt - FIRST_SHARED;
+        // 0: a shared interrupt; 1: its rising edges.
+        let _ = write!(
+            text,
+            "\n        virtio@{base:x} {{\n            compatible = \"virtio,mmio\";\n            \
+             reg = <{high:#x} {low:#x} 0x0 {:#x}>;\n            interrupt-parent = <{GIC_PHANDLE}>;\n            \
+             interrupts = <0 {number} 1>;\n            dma-coherent;\n",
+            libxl::PAGE_LEN
+        );
+        if device.grant_usage {
+            // 0: the domain that the pages are granted to.
+            text.push_str("            iommus = <&grants 0>;\n");
+        }
+        text.push_str("        };\n");
+    }
+    text.push_str("    };\n};\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xenstore::sim::SimStore;
+
+    const FILE: &str = "[[device]]\ntype = \"blk\"\npath = \"/dev/vg/ivi\"\n\n[[device]]\ntype = \"rng\"\n\
+                        grant-usage = false\nbase = 0x2100000\ninterrupt = 50\nbytes-per-second = 4096\n";
+
+    fn files(text: &str) -> (tempfile::TempDir, GuestFiles) {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("ivi.toml"), text).unwrap();
+        let files = GuestFiles::new(directory.path());
+        (directory, files)
+    }
+
+    #[test]
+    fn a_guest_has_the_devices_of_the_file_of_its_name() {
+        let (_directory, files) = files(FILE);
+        assert_eq!(files.names(), ["ivi"]);
+        let devices = files.devices("ivi").unwrap();
+        let places = devices.iter().map(|device| {
+            (
+                device.device_type,
+                device.base,
+                device.interrupt,
+                device.grant_usage,
+            )
+        });
+        assert_eq!(
+            places.collect::<Vec<_>>(),
+            [(2, 0x200_0000, 33, true), (4, 0x210_0000, 50, false)]
+        );
+        for other in ["rtos", "", "../ivi", ".", "a/b"] {
+            assert_eq!(files.devices(other).unwrap(), [], "{other}");
+        }
+        let none = GuestFiles::new(Path::new("/nonexistent"));
+        assert_eq!(none.devices("ivi").unwrap(), []);
+        assert!(none.names().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_named_with_its_file() {
+        let disk = "[[device]]\ntype = \"blk\"\npath = \"/a\"\n";
+        for (text, expected) in [
+            ("[[device]]\n", "missing field `type`"),
+            ("[[devices]]\n", "unknown field `devices`"),
+            (
+                "[[device]]\ntype = \"gpu\"\n",
+                "type = \"gpu\" is none of blk, rng",
+            ),
+            (
+                "[[device]]\ntype = \"blk\"\n",
+                "number 0: missing field `path`",
+            ),
+            (
+                "[[device]]\ntype = \"blk\"\npath = \"a\"\n",
+                "no absolute path",
+            ),
+            (
+                "[[device]]\ntype = \"rng\"\npath = \"/a\"\n",
+                "unknown field `path`",
+            ),
+            (
+                &format!("{disk}base = 0x2000100\n"),
+                "base = 0x2000100 is no multiple",
+            ),
+            (&format!("{disk}base = 0\n"), "base = 0x0"),
+            (
+                &format!("{disk}interrupt = 31\n"),
+                "interrupt = 31 is no shared one",
+            ),
+            (
+                &format!("{disk}{disk}base = 0x2000000\n"),
+                "number 1: base = 0x2000000 is another",
+            ),
+            (
+                &format!("{disk}{disk}interrupt = 33\n"),
+                "number 1: interrupt = 33 is another",
+            ),
+            (
+                &disk.replace("/a", &format!("/{}", "a".repeat(4000))),
+                "xenstore has room for 3500",
+            ),
+            (&disk.repeat(12), "12 devices, and a guest can have 11"),
+        ] {
+            let (_directory, files) = files(text);
+            let error = files.devices("ivi").unwrap_err().to_string();
+            assert!(
+                error.contains("ivi.toml") && error.contains(expected),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_file_says_is_written_once_and_outlives_it() {
+        let (directory, files) = files(FILE);
+        let (sim, mut store) = SimStore::new();
+        sim.introduce(3, "ivi", "a");
+        sim.introduce(4, "rtos", "b");
+        assert_eq!(files.announce(&mut store, 3).unwrap(), 2);
+        assert_eq!(files.announce(&mut store, 4).unwrap(), 0);
+        fs::remove_file(directory.path().join("ivi.toml")).unwrap();
+        assert_eq!(files.announce(&mut store, 3).unwrap(), 0);
+        let key = |devid| EntryKey {
+            form: EntryForm::File,
+            devid,
+        };
+        let entry = libxl::read_entry(&mut store, 3, key(1)).unwrap();
+        assert_eq!(
+            (entry.base, entry.irq, entry.grant_usage),
+            (0x210_0000, 50, false)
+        );
+        let libxl::EntryKind::Virtio {
+            device_type,
+            settings,
+        } = entry.kind
+        else {
+            panic!("{:?}", entry.kind)
+        };
+        assert_eq!(device_type, 4);
+        assert_eq!(
+            settings.unwrap()["bytes-per-second"].as_integer(),
+            Some(4096)
+        );
+        assert_eq!(
+            libxl::entries(&mut store).unwrap(),
+            [(3, key(0)), (3, key(1))]
+        );
+        sweep(&mut store, |_, domid| Ok(domid == 3)).unwrap();
+        assert_eq!(libxl::entries(&mut store).unwrap().len(), 2);
+        forget(&mut store, 3).unwrap();
+        assert!(libxl::entries(&mut store).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_page_on_configuration_has_a_file_that_the_service_takes() {
+        let page = include_str!("../../docs/configuration.md");
+        let section = page.split("## In a file for the guest").nth(1).unwrap();
+        let example = section.split("| key").next().unwrap();
+        let example = example.lines().filter_map(|line| line.strip_prefix("    "));
+        let devices = parse(
+            Path::new("ivi.toml"),
+            &example.collect::<Vec<_>>().join("\n"),
+        )
+        .unwrap();
+        let defaults =
+            "[[device]]\ntype = \"blk\"\npath = \"/dev/vg/guest\"\n[[device]]\ntype = \"rng\"\n";
+        assert_eq!(devices, parse(Path::new("ivi.toml"), defaults).unwrap());
+    }
+
+    #[test]
+    fn a_device_tree_has_what_a_guest_must_know() {
+        let (_directory, files) = files(FILE);
+        let tree = device_tree("ivi", &files.devices("ivi").unwrap());
+        for expected in [
+            "nr_spis = 19 ",
+            "xen,grant-dma",
+            "virtio@2000000",
+            "reg = <0x0 0x2000000 0x0 0x200>;",
+            "interrupts = <0 1 1>;",
+            "virtio@2100000",
+            "interrupts = <0 18 1>;",
+        ] {
+            assert!(tree.contains(expected), "{expected}: {tree}");
+        }
+        assert_eq!(tree.matches("iommus").count(), 1, "{tree}");
+        let frames = files.devices("ivi").unwrap().split_off(1);
+        assert!(!device_tree("ivi", &frames).contains("grant"));
+    }
+}
