@@ -68,6 +68,23 @@ guest() {
     } >"/tmp/$name.cfg"
 }
 
+# by_file NAME: gives the guest the devices on standard input by a file of ours; prints the xl lines that it needs then.
+by_file() {
+    mkdir -p /etc/xen-virtiod/guests
+    cat >"/etc/xen-virtiod/guests/$1.toml"
+    xen-virtioctl device-tree "$1" | dtc -q -I dts -O dtb -o "/tmp/$1.dtb" || fail "the device tree of $1"
+    echo "device_tree = '/tmp/$1.dtb'"
+    # Before Xen 4.19 this is what brings shared interrupts.
+    [ "$XEN_VERSION" = 4.17 ] && echo "vuart = 'sbsa_uart'" || echo "nr_spis = 16"
+}
+# create_by_file NAME: creates such a guest, and lets it run when its devices are there.
+create_by_file() {
+    command xl create -q -p "/tmp/$1.cfg" || fail "xl create $1"
+    wait_for 10 "the devices of $1 to be served" are_ready "backend/virtio_file/$(domid "$1")"
+    command xl unpause "$1"
+}
+are_ready() { xenstore-ls "$1" 2>/dev/null | awk '/^ *state = / { n++; ready += /"2"/ } END { exit !n || n != ready }'; }
+
 create() { xl create -q "/tmp/$1.cfg" || fail "xl create $1"; }
 console() { tr -d '\r' <"$CONSOLES/guest-$1.log" 2>/dev/null; }
 has_said() { console "$1" | grep -qaE "$2"; }
@@ -195,7 +212,7 @@ clean_up() {
     pkill -KILL xen-virtiod || true
     xl list | awk 'NR > 1 && $1 != "Domain-0" { print $2 }' | while read -r domain; do xl destroy "$domain"; done
     wait_for 20 "dead domains to go" no_zombie
-    xenstore-rm backend/virtio_disk
+    xenstore-rm backend/virtio_disk backend/virtio_file
     dmsetup --noudevsync remove_all
     losetup --detach-all
     rm -rf /tmp/* /etc/xen-virtiod /run/xen-virtiod "$CONSOLES"/guest-*
