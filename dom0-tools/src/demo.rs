@@ -25,7 +25,7 @@ use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Device, StateArea};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceReport, DeviceState, Hypervisor, MmioDevice, MmioRange};
+use xen_virtio_transport::{DeviceReport, DeviceState, MmioDevice, MmioRange};
 
 /// Where the simulated guest's first device is, and its interrupt: where libxl puts a guest's first.
 pub const FIRST_DEVICE: MmioRange = MmioRange {
@@ -270,10 +270,8 @@ fn serve(
         .zip((FIRST_DEVICE.base..).step_by(0x200))
         .zip(FIRST_IRQ..)
     {
-        let access = server.hypervisor().guest_access(mode);
-        let line = server.hypervisor().interrupt_line(irq);
         let state = DeviceState::private()?;
-        let device = MmioDevice::new(device, mode, access, line, state);
+        let device = MmioDevice::new(device, server.hypervisor(), mode, irq, state);
         let device = device.map_err(std::io::Error::other)?;
         let range = MmioRange {
             base,

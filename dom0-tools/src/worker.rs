@@ -19,7 +19,7 @@ use xen_virtio_backend::blk::RingStock;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
-use xen_virtio_transport::{Hypervisor, MmioDevice, MmioRange, Slot};
+use xen_virtio_transport::{MmioDevice, MmioRange, Slot};
 
 const SUPERVISOR: Token = Token(0);
 
@@ -328,9 +328,7 @@ impl Worker {
             AddressMode::Frames
         };
         let state = records.device_state(&device.identity().queue_sizes)?;
-        let access = hypervisor.guest_access(mode);
-        let line = hypervisor.interrupt_line(new.irq);
-        let mut device = MmioDevice::new(device, mode, access, line, state)?;
+        let mut device = MmioDevice::new(device, hypervisor, mode, new.irq, state)?;
         // The driver may have been told otherwise by an earlier worker.
         device.update();
         let range = MmioRange {

@@ -1,9 +1,13 @@
 //! The guest driver of `guest-io` on the simulator, for tests, fuzz seeds and benches.
 #![forbid(unsafe_code)]
 
+mod echo;
+mod mortal;
 mod sim;
 mod workload;
 
+pub use echo::Echo;
+pub use mortal::{MakeDevice, allow_descriptors, drive_over_deaths, wait_for_all};
 pub use sim::{Staged, allocate, disk_device, disk_of, drive, driver, numbered_disk};
 pub use workload::{Operation, WORKLOADS, Workload};
 pub use xen_virtio_guest_io::*;

@@ -80,10 +80,14 @@ pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimM
 pub fn disk_device(hypervisor: &mut SimHypervisor, disk: Disk, state: DeviceState) -> MmioDevice {
     let kept = StateArea::private(Blk::KEPT).expect("memory");
     let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).expect("memory");
-    let mode = AddressMode::Grants;
-    let access = hypervisor.guest_access(mode);
-    let line = hypervisor.interrupt_line(FIRST_IRQ);
-    MmioDevice::new(Box::new(blk), mode, access, line, state).expect("registers of such a device")
+    MmioDevice::new(
+        Box::new(blk),
+        hypervisor,
+        AddressMode::Grants,
+        FIRST_IRQ,
+        state,
+    )
+    .expect("registers of such a device")
 }
 
 /// Has the driver of the guest's first device do `what` while `machine` serves it.

@@ -1,111 +1,23 @@
 //! The process that serves a guest dies at every step of what it does, and another one takes over: nothing
 //! is lost, nothing is done twice, and the driver notices nothing.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::collections::BTreeSet;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
-use xen_virtio_backend::{DeviceType, StateArea, StateMemory};
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
-use xen_virtio_dom0_tools::event_loop::EventLoop;
-use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, Name};
-use xen_virtio_dom0_tools::libxl::{EntryForm, EntryKey};
-use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_guest_mapping::sim::SimMemory;
-use xen_virtio_tests::{BlkRequest, Driver, Random, RawQueue, driver};
-use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{Hypervisor, MmioDevice, Register};
+use xen_virtio_tests::{
+    BlkRequest, Driver, MakeDevice, Random, RawQueue, allow_descriptors, drive_over_deaths, driver,
+    wait_for_all,
+};
+use xen_virtio_transport::Register;
+use xen_virtio_transport::sim::SimGuest;
 
 const SIZE: u16 = 32;
 const BLOCK: usize = 4096;
-/// Bytes of the guest's state file.
-const BYTES: usize = 64 << 10;
 /// Requests that are made available at once.
 const TOGETHER: u16 = 3;
-const LIMIT: Duration = Duration::from_secs(10);
-
-/// A state file whose every access is a step of the process.
-struct SteppedMemory {
-    file: Arc<MmapRegion<()>>,
-    guest: SimMemory,
-}
-
-impl StateMemory for SteppedMemory {
-    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
-        self.guest.lifeline().step();
-        self.file.get_slice(offset, len).expect("within the state")
-    }
-}
-
-/// Serves the guest with one disk, as a worker does, until `over`.
-fn serve(
-    hypervisor: SimHypervisor,
-    guest: &SimGuest,
-    file: Arc<MmapRegion<()>>,
-    disk: &Path,
-    over: &AtomicBool,
-) {
-    let memory = SteppedMemory {
-        file,
-        guest: guest.memory().clone(),
-    };
-    let state = GuestState::new(StateArea::new(Rc::new(memory), BYTES), BYTES).unwrap();
-    let key = EntryKey {
-        form: EntryForm::Disk,
-        devid: 51712,
-    };
-    let disk = Disk::open(disk, false).unwrap();
-    let backing = Backing::of(disk.file()).unwrap();
-    let name = Name {
-        key,
-        base: FIRST_DEVICE.base,
-        backing: Some(backing),
-        device_type: DeviceType::BLOCK.0,
-    };
-    let records = state.device(&name, false).unwrap();
-    let kept = records.own(0, Blk::KEPT).unwrap();
-    let state = records.device_state(&[Blk::QUEUE_SIZE]).unwrap();
-    let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap();
-    let access = hypervisor.guest_access(AddressMode::Grants);
-    let line = hypervisor.interrupt_line(FIRST_IRQ);
-    let mode = AddressMode::Grants;
-    let device = MmioDevice::new(Box::new(blk), mode, access, line, state).unwrap();
-    let mut server = EventLoop::new(hypervisor, Duration::from_micros(20), 100).unwrap();
-    server.add(FIRST_DEVICE, device).unwrap();
-    while !over.load(Ordering::SeqCst) {
-        server.serve(Some(Duration::from_millis(1))).unwrap();
-    }
-}
-
-/// Waits as a driver does: for interrupts, and for as many used elements as were offered. Each head comes
-/// back once.
-fn wait_for_all(guest: &SimGuest, queue: &RawQueue, offered: u16, heads: &mut BTreeSet<u32>) {
-    let mut seen = offered - u16::try_from(heads.len()).unwrap();
-    while seen != offered {
-        queue.set_used_event(seen);
-        let interrupts = guest.interrupts(FIRST_IRQ);
-        if queue.used_index() == seen {
-            assert!(
-                guest.wait_interrupt(FIRST_IRQ, interrupts, LIMIT),
-                "no interrupt for the used element {seen} of {offered}"
-            );
-        }
-        while seen != queue.used_index() {
-            let (head, _) = queue.used(seen);
-            assert!(heads.remove(&head), "head {head} came back twice");
-            seen = seen.wrapping_add(1);
-            assert!(seen <= offered, "more came back than was offered");
-        }
-    }
-}
 
 /// Offers `requests` together, and waits for all of them.
 fn perform(
@@ -115,15 +27,15 @@ fn perform(
     offered: &mut u16,
     requests: &[BlkRequest],
 ) {
-    let mut heads = BTreeSet::new();
+    let mut heads = Vec::new();
     for (request, head) in requests.iter().zip((0..).step_by(3)) {
         request.describe(queue, head);
         queue.offer(head);
-        heads.insert(head.into());
+        heads.push(head);
         *offered += 1;
     }
     driver.notify(0);
-    wait_for_all(guest, queue, *offered, &mut heads);
+    wait_for_all(guest, queue, *offered, &heads);
     for request in requests {
         assert_eq!(request.status.read(), [0]);
     }
@@ -180,43 +92,14 @@ fn dies_at(deaths: &[u64]) -> usize {
 fn dies_without_memory_at(deaths: &[u64], maps: u32) -> usize {
     let disk = NamedTempFile::new().unwrap();
     disk.as_file().set_len(1 << 20).unwrap();
-    let (hypervisor, guest) = simulate(64).unwrap();
-    let state = Arc::new(MmapRegion::new(BYTES).unwrap());
-    let over = Arc::new(AtomicBool::new(false));
-    let process = |hypervisor: SimHypervisor| {
-        let (guest, state) = (guest.clone(), Arc::clone(&state));
-        let (disk, over) = (disk.path().to_owned(), Arc::clone(&over));
-        thread::spawn(move || serve(hypervisor, &guest, state, &disk, &over))
-    };
-    let driving = {
-        let (guest, path) = (guest.clone(), disk.path().to_owned());
-        thread::spawn(move || drive(&guest, &path))
-    };
-    let lifeline = guest.memory().lifeline();
-    let (mut died, mut next) = (0, hypervisor);
-    let serving = loop {
-        // Zero is no step.
-        lifeline.cut_at(deaths.get(died).copied().unwrap_or(0));
-        let serving = process(next);
-        while !driving.is_finished() && !lifeline.is_cut() {
-            thread::sleep(Duration::from_micros(50));
-        }
-        if !lifeline.is_cut() {
-            break serving;
-        }
-        // The thread stays where it is for ever, as nothing of a killed process goes on.
-        died += 1;
-        guest.memory().run_out_of_memory(0, maps);
-        next = guest.take_over();
-    };
-    let driven = driving.join();
-    over.store(true, Ordering::SeqCst);
-    assert!(driven.is_ok(), "after deaths at the steps {deaths:?}");
-    // One that dies after its driver was done has nobody to follow it.
-    while !serving.is_finished() && !lifeline.is_cut() {
-        thread::sleep(Duration::from_micros(50));
-    }
-    died + usize::from(lifeline.is_cut())
+    let path = disk.path().to_owned();
+    let make: Arc<MakeDevice> = Arc::new(move |records| {
+        let disk = Disk::open(&path, false).unwrap();
+        let kept = records.own(0, Blk::KEPT).unwrap();
+        Box::new(Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap())
+    });
+    let path = disk.path().to_owned();
+    drive_over_deaths(deaths, maps, &make, move |guest| drive(guest, &path))
 }
 
 /// Dies at step `first` and every other one after it. The last one that there was.
@@ -228,12 +111,6 @@ fn die_at_every_other(first: u64) -> u64 {
         step += 2;
     }
     step
-}
-
-/// Each dead process keeps its descriptors.
-fn allow_descriptors() {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 #[test]

@@ -23,13 +23,9 @@ fn machine<H: Hypervisor>(hypervisor: H) -> GuestDevices<H> {
     let kept = StateArea::private(Blk::KEPT).unwrap();
     let disk = Disk::open(file.path(), false).unwrap();
     let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap();
-    let mode = AddressMode::Grants;
-    let (access, line) = (
-        hypervisor.guest_access(mode),
-        hypervisor.interrupt_line(FIRST_IRQ),
-    );
     let state = DeviceState::private().unwrap();
-    let device = MmioDevice::new(Box::new(blk), mode, access, line, state).unwrap();
+    let mode = AddressMode::Grants;
+    let device = MmioDevice::new(Box::new(blk), &hypervisor, mode, FIRST_IRQ, state).unwrap();
     let mut machine = GuestDevices::new(hypervisor);
     machine.add(FIRST_DEVICE, device).unwrap();
     machine

@@ -1,7 +1,7 @@
 //! A device behind its registers: performs what the driver's accesses ask for.
 
 use crate::device_state::{DeviceState, DeviceStateError};
-use crate::hypervisor::{InterruptLine, Width};
+use crate::hypervisor::{Hypervisor, Width};
 use crate::interrupt::{Cause, Interrupt};
 use crate::register_file::{Effect, QueueSetup, RegisterFile};
 use crate::registers::{Location, Register, TrapCounters};
@@ -77,17 +77,17 @@ pub struct DeviceReport {
 }
 
 impl MmioDevice {
-    /// A device whose driver names its memory as `mode` says, through `access`. It goes on from `state`:
-    /// from the beginning, if nobody has driven it yet.
+    /// A device of the guest that `hypervisor` shows, whose driver names its memory as `mode` says, and is interrupted by the
+    /// interrupt `irq`. The device goes on from `state`: from the beginning, if nobody has driven it yet.
     ///
     /// # Errors
     ///
     /// [`DeviceStateError`] if it cannot.
     pub fn new(
         device: Box<dyn Device>,
+        hypervisor: &impl Hypervisor,
         mode: AddressMode,
-        access: Box<dyn GuestAccess>,
-        line: Box<dyn InterruptLine>,
+        irq: u32,
         state: DeviceState,
     ) -> Result<Self, DeviceStateError> {
         let required_features = match mode {
@@ -101,8 +101,8 @@ impl MmioDevice {
             registers: RegisterFile::new(identity.clone(), required_features),
             state,
             device,
-            access,
-            interrupt: Interrupt::new(line),
+            access: hypervisor.guest_access(mode),
+            interrupt: Interrupt::new(hypervisor.interrupt_line(irq)),
             unstarted: Vec::new(),
             shortage: Shortage::default(),
             config_changed: false,

@@ -6,12 +6,12 @@ use vm_memory::MmapRegion;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, DeviceType, StateArea};
 use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, GuestStateError, Name};
-use xen_virtio_dom0_tools::libxl::{EntryKey, EntryForm};
+use xen_virtio_dom0_tools::libxl::{EntryForm, EntryKey};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_transport::sim::{SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceState, Hypervisor, MmioDevice, Width};
+use xen_virtio_transport::{DeviceState, MmioDevice, Width};
 
 /// What `xen-sys` would make hypercalls through in a guest of its own. Nothing here calls that; but the linker keeps all of
 /// an instrumented program (ld 2.44), and wants to find it.
@@ -107,10 +107,9 @@ pub fn make_device(area: StateArea) -> bool {
             return false;
         };
         let blk = Blk::new(disk, [0; 20], 2, own, &RingStock::new(1)).expect("memory");
+        let hypervisor = &world.hypervisor;
         let mode = AddressMode::Grants;
-        let access = world.hypervisor.guest_access(mode);
-        let line = world.hypervisor.interrupt_line(LINE);
-        world.device = MmioDevice::new(Box::new(blk), mode, access, line, state).ok();
+        world.device = MmioDevice::new(Box::new(blk), hypervisor, mode, LINE, state).ok();
         world.device.is_some()
     })
 }

@@ -1,0 +1,56 @@
+//! A device that gives requests back what they bring, and does none of them twice.
+
+use std::io;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use xen_virtio_backend::{
+    DeviceType, Failure, Identity, QueueIndex, Request, Scratch, Serve, Unfinished,
+};
+use xen_virtio_guest_mapping::GuestAccess;
+
+/// Echoes a page at most.
+pub struct Echo {
+    identity: Identity,
+    scratch: Scratch,
+}
+
+impl Echo {
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            identity: Identity {
+                device_type: DeviceType(0x3f),
+                features: 1 << VIRTIO_RING_F_EVENT_IDX,
+                queue_sizes: vec![64],
+            },
+            scratch: Scratch::new()?,
+        })
+    }
+}
+
+impl Serve for Echo {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn unfinished(&self, _queue: QueueIndex) -> Unfinished {
+        Unfinished::GiveBack
+    }
+
+    fn serve(
+        &mut self,
+        _queue: usize,
+        request: &Request,
+        access: &mut dyn GuestAccess,
+    ) -> Result<usize, Failure> {
+        let len = request.readable.len();
+        if len > Scratch::BYTES || len > request.writable.len() {
+            return Err(Failure::Guest);
+        }
+        let mut bytes = vec![0; len];
+        self.scratch.read(&request.readable, &mut bytes, access)?;
+        self.scratch.write(&bytes, &request.writable, access)?;
+        Ok(len)
+    }
+}
