@@ -16,7 +16,7 @@ use std::process::Command;
 use std::rc::Rc;
 use vm_memory::{Bytes, VolatileSlice};
 use xen_virtio_backend::blk::RingStock;
-use xen_virtio_dom0_tools::sandbox;
+use xen_virtio_dom0_tools::worker::sandbox;
 use xen_virtio_guest_mapping::xen::{Domid, FrameAccess, GrantAccess, Privcmd};
 use xen_virtio_guest_mapping::{
     BusAddress, CopyOp, Direction, Gref, GuestAccess, GuestAddress, PAGE_SIZE, Page, Permissions,

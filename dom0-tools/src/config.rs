@@ -51,7 +51,7 @@ impl Default for LimitsConfig {
     }
 }
 
-/// How long a worker looks for work before it sleeps, see [`polling`](crate::polling).
+/// How long a worker looks for work before it sleeps, see [`polling`](crate::worker::polling).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PollingConfig {

@@ -6,8 +6,8 @@ mod rng;
 
 use crate::config::Config;
 use crate::guest_state::{Backing, DeviceRecords};
-use crate::libxl::{EntryKey, EntryKind};
 use crate::supervisor::Identity;
+use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail};
 use blk::Uses;
 use serde::Serialize;

@@ -6,7 +6,7 @@
 mod first_format;
 mod records_format;
 
-use crate::libxl::{self, EntryKey};
+use crate::toolstack::libxl::{self, EntryKey};
 use first_format::FirstFormat;
 use records_format::RecordsFormat;
 use serde::{Deserialize, Serialize};
@@ -367,7 +367,7 @@ impl GuestState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::EntryForm;
+    use crate::toolstack::libxl::EntryForm;
 
     const BASE: u64 = 0x0200_0000;
 

@@ -1,8 +1,8 @@
 //! What supervisor and worker say to each other: one JSON message a packet, with file descriptors beside.
 
-use crate::event_loop::EventLoopReport;
 use crate::guest_state::Backing;
-use crate::libxl::EntryKey;
+use crate::toolstack::libxl::EntryKey;
+use crate::worker::event_loop::EventLoopReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{

@@ -1,10 +1,15 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
+mod budget;
+pub mod event_loop;
+pub mod polling;
+pub mod sandbox;
+
 use crate::devices::{self, Built, Control, NewDevice, Resources};
-use crate::event_loop::EventLoop;
 use crate::guest_state::{GuestState, Name};
 use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
-use crate::libxl::{EntryKey, MAX_DEVICES};
+use crate::toolstack::libxl::{EntryKey, MAX_DEVICES};
+use crate::worker::event_loop::EventLoop;
 use anyhow::{Context, Result, anyhow, bail};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -76,7 +81,7 @@ fn start(channel: &Channel) -> Result<Option<(EventLoop<XenGuest>, GuestState, R
     };
     let [privcmd, evtchn, gntdev, state] = <[OwnedFd; 4]>::try_from(fds)
         .map_err(|fds| anyhow!("{} descriptors instead of 4", fds.len()))?;
-    let rings = crate::sandbox::enter(domid, || RingStock::new(MAX_DEVICES))
+    let rings = crate::worker::sandbox::enter(domid, || RingStock::new(MAX_DEVICES))
         .context("going into the sandbox")?;
     // The next supervisor ends the workers that it finds by their user, which this one has had since the
     // line before. Whose supervisor had ended by then ends by itself, before it touches the guest.

@@ -7,7 +7,7 @@ use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock, SECTOR};
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ, SimMachine};
+use xen_virtio_dom0_tools::ctl::demo::{FIRST_DEVICE, FIRST_IRQ, SimMachine};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_guest_mapping::{

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use xen_virtio_dom0_tools::event_loop::EventLoop;
+use xen_virtio_dom0_tools::worker::event_loop::EventLoop;
 use xen_virtio_tests::Staged;
 use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{Hypervisor, Trap, TrapRequest};

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, StateArea};
-use xen_virtio_dom0_tools::demo::{FIRST_DEVICE, FIRST_IRQ};
+use xen_virtio_dom0_tools::ctl::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_tests::{BlkRequest, Staged, driver};
 use xen_virtio_transport::sim::simulate;

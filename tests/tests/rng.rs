@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 use xen_virtio_backend::OneByOne;
 use xen_virtio_backend::rng::Rng;
-use xen_virtio_dom0_tools::demo::SimMachine;
+use xen_virtio_dom0_tools::ctl::demo::SimMachine;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_tests::{Buffer, Driver, RawQueue, driver};
 use xen_virtio_transport::Register;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use xen_virtio_backend::blk::Disk;
-use xen_virtio_dom0_tools::demo::FIRST_DEVICE;
+use xen_virtio_dom0_tools::ctl::demo::FIRST_DEVICE;
 use xen_virtio_tests::{
     BlkRequest, Driver, RawQueue, disk_device, disk_of, drive, driver, numbered_disk,
 };

@@ -17,7 +17,7 @@ use library::Library;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use xen_virtio_dom0_tools::xl_config::{DiskLine, Value, parse_file};
+use xen_virtio_dom0_tools::ctl::xl_config::{DiskLine, Value, parse_file};
 
 /// Of what is generated. Another one gives other files and lines.
 const SEED: u64 = 0x78_6c;

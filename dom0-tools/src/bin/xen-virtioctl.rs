@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
-use xen_virtio_dom0_tools::guest_file::{self, GuestFiles};
-use xen_virtio_dom0_tools::stats::Stats;
-use xen_virtio_dom0_tools::{control, demo, xl_config};
+use xen_virtio_dom0_tools::ctl::stats::Stats;
+use xen_virtio_dom0_tools::ctl::{control, demo, xl_config};
+use xen_virtio_dom0_tools::toolstack::guest_file::{self, GuestFiles};
 
 /// Shows the virtio devices of this host's Xen guests.
 #[derive(Parser)]

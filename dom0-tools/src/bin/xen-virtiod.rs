@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::Config;
-use xen_virtio_dom0_tools::{control, log, supervisor, worker};
+use xen_virtio_dom0_tools::ctl::control;
+use xen_virtio_dom0_tools::{log, supervisor, worker};
 
 /// Serves virtio devices to Xen guests, as their xl configurations say.
 #[derive(Parser)]

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::CONFIG_PATH;
 use crate::guest_state::{self, Backing};
-use crate::libxl::{EntryKey, EntryKind};
+use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail, ensure};
 use lock::LockError;
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 //! serve them again.
 
 use super::{GuestStateError, HEADER, Layout, Name, Place};
-use crate::libxl::{self, EntryKey};
+use crate::toolstack::libxl::{self, EntryKey};
 use xen_virtio_backend::{QueueJournal, StateArea, StateCell};
 
 const SLOTS: usize = 16;

@@ -1,7 +1,7 @@
 //! The layout of this version: [`Records`] of each device, as many and as large as it keeps.
 
 use super::{GuestStateError, HEADER, Layout, Name, Place};
-use crate::libxl::EntryKey;
+use crate::toolstack::libxl::EntryKey;
 use xen_virtio_backend::{QueueJournal, RecordKey, RecordKind, Records, StateArea, StateCell};
 use xen_virtio_transport::DeviceState;
 

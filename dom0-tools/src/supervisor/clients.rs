@@ -1,6 +1,6 @@
 //! The clients of the control socket. None of them can hold the supervisor up.
 
-use crate::control::Question;
+use crate::ctl::control::Question;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::fs::{FlockOperation, flock};

@@ -3,7 +3,7 @@
 //! A worker gives an entry up first. Transfers that a worker left that was killed before may be under way still: libxl
 //! would give the disk to somebody whom an old write then hits.
 
-use crate::libxl::EntryKey;
+use crate::toolstack::libxl::EntryKey;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,7 @@ impl ClosingEntries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libxl::EntryForm;
+    use crate::toolstack::libxl::EntryForm;
 
     const KEY: EntryKey = EntryKey {
         form: EntryForm::Disk,

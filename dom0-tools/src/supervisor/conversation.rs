@@ -121,8 +121,8 @@ impl AsFd for Conversation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event_loop::EventLoopReport;
-    use crate::libxl::{EntryForm, EntryKey};
+    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::worker::event_loop::EventLoopReport;
     use xen_virtio_transport::DeviceReport;
 
     const KEY: EntryKey = EntryKey {

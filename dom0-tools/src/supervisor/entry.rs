@@ -2,12 +2,12 @@
 
 use super::guest::WorkerContext;
 use super::state_files::Identity;
+use crate::ctl::report::EntryReport;
 use crate::devices::{self, DeviceKind, Opened, Resized, Wanted};
 use crate::guest_state::Backing;
 use crate::ipc::{Attachment, ToWorker};
-use crate::libxl::{self, Entry, EntryKey};
-use crate::report::EntryReport;
-use crate::xenstore::XenStore;
+use crate::toolstack::libxl::{self, Entry, EntryKey};
+use crate::toolstack::xenstore::XenStore;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,6 +1,6 @@
 //! The workers that an earlier supervisor has left behind.
 
-use crate::sandbox;
+use crate::worker::sandbox;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;

@@ -2,7 +2,7 @@
 //! They are removed with the guests; they outlive every process and not the host.
 
 use crate::guest_state;
-use crate::libxl::EntryKey;
+use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde_json::Value;
@@ -251,7 +251,7 @@ mod tests {
         let files = StateFiles::new(directory.path()).unwrap();
         let (first, second) = (guest(1, "a"), guest(1, "b"));
         let key = |devid| EntryKey {
-            form: crate::libxl::EntryForm::Disk,
+            form: crate::toolstack::libxl::EntryForm::Disk,
             devid,
         };
         let binding = |bytes: u64| serde_json::json!({ "bytes": bytes });

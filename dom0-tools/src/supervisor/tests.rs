@@ -6,10 +6,10 @@ use super::worker_process::{Launched, Launcher};
 use super::{Supervisor, libxl};
 use crate::config::Config;
 use crate::devices::blk::lock;
-use crate::guest_file::GuestFiles;
 use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
-use crate::libxl::{EntryForm, EntryKey};
-use crate::xenstore::sim::SimStore;
+use crate::toolstack::guest_file::GuestFiles;
+use crate::toolstack::libxl::{EntryForm, EntryKey};
+use crate::toolstack::xenstore::sim::SimStore;
 use anyhow::Result;
 use mio::Events;
 use std::cell::RefCell;
@@ -93,7 +93,7 @@ impl Dom0 {
 
     fn with(
         store: SimStore,
-        connection: crate::xenstore::XenStore,
+        connection: crate::toolstack::xenstore::XenStore,
         directory: Rc<TempDir>,
         config: Config,
     ) -> Self {

@@ -6,7 +6,7 @@ use vm_memory::MmapRegion;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, DeviceType, StateArea};
 use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, GuestStateError, Name};
-use xen_virtio_dom0_tools::libxl::{EntryForm, EntryKey};
+use xen_virtio_dom0_tools::toolstack::libxl::{EntryForm, EntryKey};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::sim::SimMemory;

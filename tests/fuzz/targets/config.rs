@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use xen_virtio_dom0_tools::config::Config;
-use xen_virtio_dom0_tools::xl_config;
+use xen_virtio_dom0_tools::ctl::xl_config;
 // For what the linker wants to find in it.
 use xen_virtio_fuzz as _;
 

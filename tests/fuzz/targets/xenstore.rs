@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use xen_virtio_dom0_tools::libxl::{self, EntryKey, LibxlForm};
-use xen_virtio_dom0_tools::xenstore::XenStore;
+use xen_virtio_dom0_tools::toolstack::libxl::{self, EntryForm, EntryKey};
+use xen_virtio_dom0_tools::toolstack::xenstore::XenStore;
 // For what the linker wants to find in it.
 use xen_virtio_fuzz as _;
 
@@ -49,9 +49,9 @@ fuzz_target!(|input: &[u8]| {
         .expect("a socket");
     let mut store = XenStore::over(File::from(OwnedFd::from(ours)));
     let form = if first & 2 == 0 {
-        LibxlForm::Disk
+        EntryForm::Disk
     } else {
-        LibxlForm::Virtio
+        EntryForm::Virtio
     };
     let key = EntryKey { form, devid: 51712 };
     match first >> 2 & 3 {

@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::{mem, ptr, slice};
-use xen_virtio_dom0_tools::xl_config::Value;
+use xen_virtio_dom0_tools::ctl::xl_config::Value;
 
 /// Words that hold a `libxl_device_disk` of any version: libxenlight alone knows its fields, and has 200
 /// bytes of them.

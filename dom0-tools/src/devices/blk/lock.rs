@@ -5,7 +5,7 @@
 //! ended after the next worker's first would undo it. Each worker therefore holds a lock that belongs to its
 //! open file, and so to whatever transfers of it are left, and begins nothing before it has that.
 
-use crate::libxl::EntryKey;
+use crate::toolstack::libxl::EntryKey;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::os::fd::OwnedFd;
@@ -169,7 +169,7 @@ pub(crate) fn take_image(image: &OwnedFd, writes: bool) -> Result<(), LockError>
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::libxl::EntryForm;
+    use crate::toolstack::libxl::EntryForm;
     use std::time::{Duration, Instant};
 
     /// Programs that other tests start have our files open for a moment, until they are executed.

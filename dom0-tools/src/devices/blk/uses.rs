@@ -4,8 +4,8 @@
 //! in is told by device and inode numbers, through loop devices and partitions, and not by its path.
 
 use super::lock::Locks;
-use crate::libxl::EntryKey;
 use crate::supervisor::Identity;
+use crate::toolstack::libxl::EntryKey;
 use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -279,7 +279,7 @@ impl Uses {
 mod tests {
     use super::*;
     use crate::devices::blk::lock;
-    use crate::libxl::EntryForm;
+    use crate::toolstack::libxl::EntryForm;
 
     const fn device(minor: u64) -> Store {
         Store::Device(minor)

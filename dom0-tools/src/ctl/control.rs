@@ -1,6 +1,6 @@
 //! The socket at which `xen-virtioctl` asks the supervisor.
 
-use crate::report::Report;
+use crate::ctl::report::Report;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};

@@ -1,6 +1,6 @@
 //! What `xen-virtioctl stats` shows: what a request costs.
 
-use crate::report::{EntryReport, GuestReport, Report, write_table};
+use crate::ctl::report::{EntryReport, GuestReport, Report, write_table};
 use std::fmt::{self, Display, Formatter};
 use xen_virtio_transport::DeviceReport;
 
@@ -114,8 +114,8 @@ fn write_guest(f: &mut Formatter<'_>, guest: &GuestReport) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event_loop::EventLoopReport;
-    use crate::libxl::{EntryForm, EntryKey};
+    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::worker::event_loop::EventLoopReport;
 
     fn report(requests: u64) -> Report {
         let device = DeviceReport {

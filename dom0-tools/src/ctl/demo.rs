@@ -10,7 +10,7 @@ mod transport;
 pub use hal::SimHal;
 pub use transport::SimTransport;
 
-use crate::event_loop::EventLoop;
+use crate::worker::event_loop::EventLoop;
 use anyhow::{Context, Result, ensure};
 use mio::{Token, Waker};
 use std::fmt::Write as _;

@@ -1,8 +1,8 @@
 //! What `xen-virtioctl list` shows.
 
 use crate::devices::{self, DeviceKind};
-use crate::event_loop::EventLoopReport;
-use crate::libxl::{EntryForm, EntryKey, entry_path};
+use crate::toolstack::libxl::{EntryForm, EntryKey, entry_path};
+use crate::worker::event_loop::EventLoopReport;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
 use virtio_bindings::{virtio_config as config, virtio_ids as ids, virtio_ring as ring};

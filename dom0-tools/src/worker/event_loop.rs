@@ -1,7 +1,7 @@
 //! The loop that serves a guest: looks for work while that pays, and sleeps when it does not.
 
-use crate::budget::Budget;
-use crate::polling::Polling;
+use crate::worker::budget::Budget;
+use crate::worker::polling::Polling;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::sys::resource::{UsageWho, getrusage};

@@ -5,8 +5,8 @@
 //! what holds until the guest ends, whatever becomes of the file.
 
 use crate::devices::{self, DeviceKind};
-use crate::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
-use crate::xenstore::{XenStore, XenStoreError};
+use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
+use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -353,7 +353,7 @@ pub fn device_tree(name: &str, devices: &[FileDevice]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xenstore::sim::SimStore;
+    use crate::toolstack::xenstore::sim::SimStore;
 
     const FILE: &str = "[[device]]\ntype = \"blk\"\npath = \"/dev/vg/ivi\"\n\n[[device]]\ntype = \"rng\"\n\
                         grant-usage = false\nbase = 0x2100000\ninterrupt = 50\nbytes-per-second = 4096\n";
@@ -487,7 +487,7 @@ mod tests {
 
     #[test]
     fn the_page_on_configuration_has_a_file_that_the_service_takes() {
-        let page = include_str!("../../docs/configuration.md");
+        let page = include_str!("../../../docs/configuration.md");
         let section = page.split("## In a file for the guest").nth(1).unwrap();
         let example = section.split("| key").next().unwrap();
         let example = example.lines().filter_map(|line| line.strip_prefix("    "));

@@ -1,6 +1,6 @@
 //! What libxl writes to xenstore for a virtio device, and how it is answered.
 
-use crate::xenstore::{XenStore, XenStoreError};
+use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub enum EntryForm {
     Disk,
     /// `virtio = [ "type=virtio,device…, …" ]`
     Virtio,
-    /// A guest's own file, see [`guest_file`](crate::guest_file).
+    /// A guest's own file, see [`guest_file`](crate::toolstack::guest_file).
     File,
 }
 
