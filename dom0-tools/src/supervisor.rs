@@ -7,6 +7,7 @@ mod closing;
 mod conversation;
 mod entry;
 mod guest;
+mod lifecycle;
 mod orphan_workers;
 mod restarts;
 mod state_files;
@@ -19,7 +20,7 @@ use crate::config::Config;
 use crate::ctl::control::Question;
 use crate::ctl::report::{Refusal, Report};
 use crate::devices::blk::Uses;
-use crate::ipc::{FromWorker, ToWorker};
+use crate::ipc::ToWorker;
 use crate::toolstack::guest_file::{self, GuestFileError, GuestFiles};
 use crate::toolstack::libxl::{self, XenbusState};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
@@ -27,6 +28,7 @@ use crate::worker::sandbox;
 use anyhow::{Context, Result};
 use clients::Clients;
 use guest::{Guest, WorkerContext};
+use lifecycle::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
@@ -296,20 +298,31 @@ impl Supervisor {
     fn try_again(&mut self) -> Result<()> {
         let now = Instant::now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let (guests, store, mut context) = self.parts();
-        let mut closing = Vec::new();
-        for (domid, guest) in guests {
+        let (mut again, mut closing) = (Vec::new(), Vec::new());
+        for (domid, guest) in &self.guests {
             if is_due(guest.again_at()) {
-                guest.try_again(store, &mut context);
+                again.push(*domid);
             }
             if is_due(guest.closing_at()) {
                 closing.push(*domid);
             }
         }
+        for domid in again {
+            tolerate(self.tell(domid, Event::Again))?;
+        }
         for domid in closing {
             tolerate(self.close_entries(domid))?;
         }
         Ok(())
+    }
+
+    /// Has `event` happen to a guest, if it is there.
+    fn tell(&mut self, domid: u16, event: Event) -> Result<(), XenStoreError> {
+        let (guests, store, mut context) = self.parts();
+        match guests.get_mut(&domid) {
+            Some(guest) => guest.handle(event, store, &mut context),
+            None => Ok(()),
+        }
     }
 
     /// The guests, and what they are served with.
@@ -380,32 +393,23 @@ impl Supervisor {
         match state {
             None => {
                 self.note_refusals(domid, Some(key));
-                let (guests, _, mut context) = self.parts();
-                if let Some(guest) = guests.get_mut(&domid) {
-                    guest.forget(key, &mut context);
-                }
+                self.tell(domid, Event::Gone { key })?;
             }
             Some(state) if state == XenbusState::Closing as u32 => {
                 self.note_refusals(domid, Some(key));
-                let (guests, _, mut context) = self.parts();
-                let detaching = guests
-                    .get_mut(&domid)
-                    .is_some_and(|guest| guest.detach(key, &mut context));
-                if !detaching {
+                if self.guests.contains_key(&domid) {
+                    self.tell(domid, Event::Closing { key })?;
+                } else {
                     libxl::tell_closed(&mut self.store, domid, key)?;
                 }
             }
             Some(state) if state == XenbusState::Closed as u32 || known => {}
             Some(state) => {
-                let guest = match self.guests.entry(domid) {
-                    Entry::Occupied(guest) => guest.into_mut(),
-                    Entry::Vacant(place) => {
-                        place.insert(Guest::read(&mut self.store, &self.files, domid)?)
-                    }
-                };
+                if let Entry::Vacant(place) = self.guests.entry(domid) {
+                    place.insert(Guest::read(&mut self.store, &self.files, domid)?);
+                }
                 if state != XenbusState::Initialising as u32 {
-                    guest.refuse_served(key);
-                    return Ok(());
+                    return self.tell(domid, Event::Unrecorded { key });
                 }
                 // The last guest of this domid must not be served on as this one.
                 for stopping in &mut self.stopping {
@@ -413,11 +417,9 @@ impl Supervisor {
                         stopping.worker.kill(self.poll.registry());
                     }
                 }
-                let (guests, store, mut context) = self.parts();
-                if let Some(guest) = guests.get_mut(&domid) {
-                    guest.attach(key, false, store, &mut context);
-                    guest.serve_pending(&mut context);
-                }
+                let served = false;
+                self.tell(domid, Event::Appeared { key, served })?;
+                self.tell(domid, Event::Settled)?;
             }
         }
         Ok(())
@@ -449,15 +451,11 @@ impl Supervisor {
             return Ok(());
         }
         let entries = libxl::active_entries(&mut self.store, domid)?;
-        let (guests, store, mut context) = self.parts();
-        if let Some(guest) = guests.get_mut(&domid) {
-            for (key, state) in entries {
-                let served = state != XenbusState::Initialising as u32;
-                guest.attach(key, served, store, &mut context);
-            }
-            guest.serve_pending(&mut context);
+        for (key, state) in entries {
+            let served = state != XenbusState::Initialising as u32;
+            self.tell(domid, Event::Appeared { key, served })?;
         }
-        Ok(())
+        self.tell(domid, Event::Settled)
     }
 
     /// A domid that came round again is another guest: its worker goes.
@@ -552,26 +550,19 @@ impl Supervisor {
         };
         guest.relay_log(token, registry);
         let mut told = Ok(());
-        while let Some(message) = guest.on_message(registry) {
-            match message {
-                FromWorker::Attached { key } if guest.has_handed(key) => {
-                    told = told.and(libxl::tell_ready(&mut self.store, domid, key));
-                }
-                FromWorker::Detached { key } => guest.gave_up(key),
-                FromWorker::Report { .. } => {
-                    if let Some(collection) = &mut self.collection {
-                        collection.waiting.remove(&token);
-                    }
-                }
-                FromWorker::Attached { .. }
-                | FromWorker::Serving
-                | FromWorker::Failed { .. }
-                | FromWorker::AttachFailed { .. } => {}
-            }
+        let mut owes_report = true;
+        loop {
+            let (guests, store, mut context) = self.parts();
+            let Some(guest) = guests.get_mut(&domid) else {
+                break;
+            };
+            let Some(event) = guest.next_event() else {
+                owes_report = guest.owes_report(token);
+                break;
+            };
+            told = told.and(guest.handle(event, store, &mut context));
         }
-        if !guest.is_served_by(token)
-            && let Some(collection) = &mut self.collection
-        {
+        if !owes_report && let Some(collection) = &mut self.collection {
             collection.waiting.remove(&token);
         }
         let closed = self.close_entries(domid);

@@ -54,7 +54,7 @@ pub(super) enum Status {
     /// Not looked at yet.
     New,
     /// Opened, and to be handed to the worker.
-    Pending(Box<OpenedDevice>),
+    Pending,
     /// With the worker, which may not have claimed its page yet.
     Handed,
     Failed(String),
@@ -74,13 +74,13 @@ pub(super) struct OpenedDevice {
 }
 
 impl DeviceEntry {
-    pub(super) fn new(served: bool) -> Self {
+    pub(super) fn new(served: bool, now: Instant) -> Self {
         Self {
             detail: String::new(),
             status: Status::New,
             served,
             logged: String::new(),
-            found: Instant::now(),
+            found: now,
             claimed_after: None,
             grants: false,
             kind: None,
@@ -93,15 +93,20 @@ impl DeviceEntry {
         }
     }
 
-    /// A worker has claimed its page: how long after it was found, if it is the first.
-    pub(super) fn claimed(&mut self) -> Option<Duration> {
+    /// A worker has claimed its page. True if it is the first that has.
+    pub(super) fn claimed(&mut self, now: Instant) -> bool {
         self.served = true;
         self.logged.clear();
         if self.claimed_after.is_some() {
-            return None;
+            return false;
         }
-        self.claimed_after = Some(self.found.elapsed());
-        self.driver_due = Some(Instant::now() + DRIVER_LIMIT);
+        self.claimed_after = Some(now.saturating_duration_since(self.found));
+        self.driver_due = Some(now + DRIVER_LIMIT);
+        true
+    }
+
+    /// How long it took from its being found to its page's being claimed.
+    pub(super) fn claimed_after(&self) -> Option<Duration> {
         self.claimed_after
     }
 
@@ -185,7 +190,7 @@ impl DeviceEntry {
         match self.status {
             Status::Busy(_) => Some(TRY_BUSY_AGAIN),
             Status::Failed(_) => self.served.then_some(TRY_AGAIN),
-            Status::New | Status::Pending(_) | Status::Handed | Status::Lost(_) => None,
+            Status::New | Status::Pending | Status::Handed | Status::Lost(_) => None,
         }
     }
 
@@ -198,7 +203,7 @@ impl DeviceEntry {
                 Status::Failed(error) | Status::Busy(error) | Status::Lost(error) => {
                     Some(error.clone())
                 }
-                Status::New | Status::Pending(_) | Status::Handed => None,
+                Status::New | Status::Pending | Status::Handed => None,
             },
             claimed_after_ms: self
                 .claimed_after
