@@ -70,10 +70,11 @@ impl Serve for Rng {
         let count = getrandom(&mut *bytes, GetRandomFlags::NONBLOCK)
             .map_err(|error| Failure::Dom0(Box::new(error)))?;
         self.allowance.spend(LEAST.max(count as u64));
-        self.scratch
+        let written = self
+            .scratch
             .write(&bytes[..count], &request.writable, access)?;
-        self.bytes += count as u64;
-        Ok(count)
+        self.bytes += written as u64;
+        Ok(written)
     }
 
     fn metrics(&self, add: &mut dyn FnMut(&'static str, u64)) {

@@ -44,13 +44,10 @@ impl Serve for Echo {
         request: &Request,
         access: &mut dyn GuestAccess,
     ) -> Result<usize, Failure> {
-        let len = request.readable.len();
-        if len > Scratch::BYTES || len > request.writable.len() {
+        if request.readable.len() > Scratch::BYTES.min(request.writable.len()) {
             return Err(Failure::Guest);
         }
-        let mut bytes = vec![0; len];
-        self.scratch.read(&request.readable, &mut bytes, access)?;
-        self.scratch.write(&bytes, &request.writable, access)?;
-        Ok(len)
+        let bytes = self.scratch.read(&request.readable, access)?.to_vec();
+        Ok(self.scratch.write(&bytes, &request.writable, access)?)
     }
 }

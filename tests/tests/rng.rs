@@ -5,13 +5,11 @@ use xen_virtio_backend::OneByOne;
 use xen_virtio_backend::rng::Rng;
 use xen_virtio_dom0_tools::ctl::demo::SimMachine;
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_tests::{Buffer, Driver, RawQueue, driver};
+use xen_virtio_tests::{Buffer, Driver, RawQueue, WRITE, driver};
 use xen_virtio_transport::Register;
 use xen_virtio_transport::sim::SimGuest;
 
 const SIZE: u16 = 16;
-/// `VIRTQ_DESC_F_WRITE`.
-const WRITE: u16 = 2;
 
 /// A guest whose device gives `rate` bytes a second.
 fn guest(rate: u64) -> (SimGuest, SimMachine) {

@@ -23,7 +23,8 @@ pub trait Serve {
         None
     }
 
-    /// Carries out a request of `queue`. How many bytes of its writable buffers were filled, from their beginning on.
+    /// Carries out a request of `queue`. How many bytes of its writable buffers were filled, from their beginning on: no
+    /// more than they have room for.
     ///
     /// # Errors
     ///
@@ -128,6 +129,7 @@ impl<S: Serve> OneByOne<S> {
         self.shortage.end();
         self.counters.done += 1;
         if let Some(queue) = self.queues.get(queue) {
+            let written = written.min(request.writable.len());
             queue.complete(request.finish(written))?;
         }
         Ok(true)

@@ -8,7 +8,10 @@ use xen_virtio_guest_mapping::{CopyFault, CopyOp, Direction, GuestAccess, PAGE_S
 
 /// Memory for the data of one request at a time.
 pub struct Scratch {
+    /// What is copied from and to the guest.
     memory: MmapRegion<()>,
+    /// What was read last.
+    bytes: Vec<u8>,
     operations: Vec<CopyOp>,
 }
 
@@ -22,11 +25,12 @@ impl Scratch {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             memory: MmapRegion::new(Self::BYTES).map_err(io::Error::other)?,
+            bytes: Vec::with_capacity(Self::BYTES),
             operations: Vec::new(),
         })
     }
 
-    /// Copies from the beginning of `from` to `bytes`, as many as there are, at most [`Scratch::BYTES`].
+    /// The bytes of `from`, of which the first [`Scratch::BYTES`] are read.
     ///
     /// # Errors
     ///
@@ -34,16 +38,19 @@ impl Scratch {
     pub fn read(
         &mut self,
         from: &Buffers,
-        bytes: &mut [u8],
         access: &mut dyn GuestAccess,
-    ) -> Result<(), CopyFault> {
-        self.copy(Direction::FromGuest, from, bytes.len(), access)?;
-        let copied = self.memory.as_volatile_slice().read_slice(bytes, 0);
-        copied.expect("no more than a page");
-        Ok(())
+    ) -> Result<&[u8], CopyFault> {
+        let len = from.len().min(Self::BYTES);
+        self.copy(Direction::FromGuest, from, len, access)?;
+        self.bytes.resize(len, 0);
+        let memory = self.memory.as_volatile_slice();
+        let read = memory.read_slice(&mut self.bytes, 0);
+        read.expect("no more than a page");
+        Ok(&self.bytes)
     }
 
-    /// Copies `bytes`, at most [`Scratch::BYTES`], to the beginning of `to`.
+    /// Copies `bytes` to the beginning of `to`, as many as find room there, and [`Scratch::BYTES`] at most. How many those
+    /// are.
     ///
     /// # Errors
     ///
@@ -53,10 +60,13 @@ impl Scratch {
         bytes: &[u8],
         to: &Buffers,
         access: &mut dyn GuestAccess,
-    ) -> Result<(), CopyFault> {
-        let copied = self.memory.as_volatile_slice().write_slice(bytes, 0);
-        copied.expect("no more than a page");
-        self.copy(Direction::ToGuest, to, bytes.len(), access)
+    ) -> Result<usize, CopyFault> {
+        let len = bytes.len().min(to.len()).min(Self::BYTES);
+        let memory = self.memory.as_volatile_slice();
+        let written = memory.write_slice(&bytes[..len], 0);
+        written.expect("no more than a page");
+        self.copy(Direction::ToGuest, to, len, access)?;
+        Ok(len)
     }
 
     fn copy(
