@@ -28,17 +28,28 @@ pub(crate) trait DeviceKind: Sync {
     fn name(&self) -> &'static str;
 
     /// The feature bits of its own that it may offer, with their names.
-    fn feature_names(&self) -> &'static [(u32, &'static str)];
+    fn feature_names(&self) -> &'static [(u32, &'static str)] {
+        &[]
+    }
 
-    /// The option of a guest's Linux that has its driver.
-    fn driver_option(&self) -> &'static str;
+    /// The option of a guest's Linux that has its driver, if Linux has one.
+    fn driver_option(&self) -> Option<&'static str>;
 
-    /// Whether `settings`, of a `[[virtio]]` in the configuration, can be those of such a device.
+    /// Whether `settings`, of a `[[virtio]]` in the configuration or a `[[device]]` in a guest's file, can be those of such a
+    /// device: without this, it has none.
     ///
     /// # Errors
     ///
     /// What is wrong with them.
-    fn check_settings(&self, settings: &toml::Table) -> Result<()>;
+    fn check_settings(&self, settings: &toml::Table) -> Result<()> {
+        match settings.keys().next() {
+            Some(key) => bail!(
+                "unknown field `{key}`: a device of type {} has no settings",
+                self.name()
+            ),
+            None => Ok(()),
+        }
+    }
 
     /// Bytes of its guest's state file that it takes at most, see [`device_bytes`](crate::guest_state::device_bytes).
     fn state_bytes(&self) -> usize;

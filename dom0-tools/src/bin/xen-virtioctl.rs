@@ -139,7 +139,10 @@ fn check_guest_files() -> Result<String> {
     let mut text = String::new();
     for name in files.names() {
         let count = files.devices(&name)?.len();
-        text += &format!("{}/{name}.toml: {count} devices\n", guest_file::DIRECTORY);
+        text += &format!(
+            "{}/{name}.toml: [[device]] {count} times\n",
+            guest_file::DIRECTORY
+        );
     }
     Ok(text)
 }

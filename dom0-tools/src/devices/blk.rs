@@ -99,8 +99,8 @@ impl DeviceKind for BlkKind {
         ]
     }
 
-    fn driver_option(&self) -> &'static str {
-        "CONFIG_VIRTIO_BLK"
+    fn driver_option(&self) -> Option<&'static str> {
+        Some("CONFIG_VIRTIO_BLK")
     }
 
     fn check_settings(&self, settings: &toml::Table) -> Result<()> {

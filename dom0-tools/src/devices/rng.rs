@@ -30,12 +30,8 @@ impl DeviceKind for RngKind {
         "rng"
     }
 
-    fn feature_names(&self) -> &'static [(u32, &'static str)] {
-        &[]
-    }
-
-    fn driver_option(&self) -> &'static str {
-        "CONFIG_HW_RANDOM_VIRTIO"
+    fn driver_option(&self) -> Option<&'static str> {
+        Some("CONFIG_HW_RANDOM_VIRTIO")
     }
 
     fn check_settings(&self, settings: &toml::Table) -> Result<()> {

@@ -142,7 +142,8 @@ impl DeviceEntry {
         } else {
             ("", "")
         };
-        let driver = self.kind.map_or("its driver", |kind| kind.driver_option());
+        let option = self.kind.and_then(|kind| kind.driver_option());
+        let driver = option.unwrap_or("a driver for it");
         self.hint = Some(format!(
             "no driver has begun with it, {} minutes after it was there: has the guest's kernel CONFIG_VIRTIO_MMIO and \
              {driver}{grants}?{otherwise}",
