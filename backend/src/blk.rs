@@ -21,6 +21,7 @@ use crate::device::{
 };
 use crate::engine::Coalescer;
 use crate::persist::StateArea;
+use crate::tuning::HELD_STEPS;
 use crate::virtqueue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueSet, QueueStart, Unfinished};
 use counters::Counters;
 use pipeline::Pipeline;
@@ -39,13 +40,6 @@ const _: () = assert!(Blk::QUEUE_SIZE <= MAX_QUEUE_SIZE);
 
 /// Queues that one disk may have.
 pub const MAX_QUEUES: u16 = 16;
-
-/// Requests of a disk that are under way at once, of all its queues; the others wait in theirs.
-const MAX_REQUESTS: u16 = 128;
-
-/// Steps for which results wait for more to be delivered with: some microseconds, whatever the disk does
-/// with the others.
-const HELD_STEPS: u32 = 64;
 
 /// What `VIRTIO_BLK_T_GET_ID` returns, padded with zeros.
 pub type Serial = [u8; VIRTIO_BLK_ID_BYTES as usize];

@@ -10,6 +10,7 @@ mod log_limit;
 mod persist;
 pub mod rng;
 mod shortage;
+pub mod tuning;
 mod virtqueue;
 
 pub use device::{

@@ -2,12 +2,9 @@
 //! is told nothing; it sees a pause.
 
 use crate::log_limit::LogLimit;
+use crate::tuning::{FIRST_WAIT, LONGEST_WAIT};
 use std::error::Error;
 use std::time::{Duration, Instant};
-
-/// The waits between tries: there is no event that tells of memory.
-const FIRST_WAIT: Duration = Duration::from_millis(5);
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// What a device waits for, if it does.
 #[derive(Debug, Default)]

@@ -6,18 +6,11 @@ use crate::mmio_device::MmioDevice;
 use crate::registers::{Location, Register};
 use std::io;
 use std::time::{Duration, Instant};
+use xen_virtio_backend::tuning::{HANDLER_LIMIT, HANDLER_LOOKS, TRAPS_PER_STEP};
 use xen_virtio_backend::{Activity, Device};
 
-/// Traps answered before the devices take a step: a guest that does nothing but trap must not starve its
-/// own queues.
-const TRAPS_PER_STEP: usize = 64;
-
-/// The longest wait for an access of an interrupt handler: what a guest that does not come costs in vain.
-const HANDLER_LIMIT: Duration = Duration::from_micros(200);
 /// What a handler does: it reads why it was called, and acknowledges that (virtio 1.3, 4.2.2.2).
 const HANDLER_ACCESSES: usize = 2;
-/// Looks for a trap between looks at the clock.
-const LOOKS: u32 = 64;
 
 /// Why a device cannot be given to a guest.
 #[derive(Debug, thiserror::Error)]
@@ -213,7 +206,7 @@ impl<H: Hypervisor> GuestDevices<H> {
         }
         let began = Instant::now();
         let came = loop {
-            if self.watch(LOOKS) {
+            if self.watch(HANDLER_LOOKS) {
                 break true;
             }
             if began.elapsed() >= HANDLER_LIMIT {

@@ -7,15 +7,12 @@ use super::header::{Command, HEADER, Status};
 use super::io::{Kind, Transfer};
 use crate::device::DeviceFailure;
 use crate::engine::PageRun;
+use crate::tuning::CHUNK;
 use crate::virtqueue::{Completion, Request};
 use std::io;
 use std::ops::Range;
 use vm_memory::{Bytes, VolatileSlice};
 use xen_virtio_guest_mapping::{CopyOp, Direction};
-
-/// Bytes of data that are under way at once for one request. A larger one takes several chunks, so that
-/// it leaves room for others.
-pub(super) const CHUNK: usize = 256 << 10;
 
 /// Bytes of what `VIRTIO_BLK_T_GET_ID` returns.
 const SERIAL: usize = size_of::<Serial>();

@@ -1,9 +1,9 @@
 //! Where a disk's transfers are carried out: io_uring, or one call each where the kernel has none for us.
 
-use super::MAX_REQUESTS;
 use super::disk::Disk;
 use super::ring::RingStock;
 use crate::persist::StateArea;
+use crate::tuning::MAX_REQUESTS;
 use io_uring::{IoUring, opcode, types};
 use std::collections::VecDeque;
 use std::io;

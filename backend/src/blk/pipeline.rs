@@ -1,17 +1,18 @@
 //! The stages that requests go through, each stage for as many of them at once as there are.
 
+use super::Disk;
 use super::Serial;
-use super::blk_request::{BlkRequest, CHUNK, Failure, HEADER_SLOT, Next};
+use super::blk_request::{BlkRequest, Failure, HEADER_SLOT, Next};
 use super::counters::Counters;
 use super::header::Status;
 use super::io::DiskIo;
 use super::ring::RingStock;
-use super::{Disk, MAX_REQUESTS};
 use crate::device::{DeviceError, DeviceFailure};
 use crate::engine::{Pool, Stopwatch, copy, first_fault};
 use crate::log_limit::LogLimit;
 use crate::persist::StateArea;
 use crate::shortage::Shortage;
+use crate::tuning::{CHUNK, DISK_DATA, MAX_COPIES, MAX_REQUESTS};
 use crate::virtqueue::{Completion, Request};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -21,13 +22,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
 
-/// Bytes of memory for data: all that a guest's requests can make us hold, a disk.
-const DATA: usize = 1 << 20;
-const _: () = assert!(CHUNK <= DATA);
-
-/// Copies after which a batch takes no further request in, or out: those of one may be as many as its queue
-/// has descriptors, each in a page of its own, and the guest's other devices wait meanwhile.
-const MAX_COPIES: usize = 256;
+const _: () = assert!(CHUNK <= DISK_DATA);
 
 /// Takes the disk from whoever has had it before, or says that transfers of that one are under way still.
 pub type Claim = Box<dyn FnMut() -> Result<(), Box<dyn Error>>>;
@@ -80,7 +75,7 @@ impl Pipeline {
         rings: &RingStock,
     ) -> io::Result<Self> {
         let header_slots = usize::from(MAX_REQUESTS) * HEADER_SLOT;
-        let bytes = header_slots + DATA;
+        let bytes = header_slots + DISK_DATA;
         let room = usize::from(MAX_REQUESTS);
         Ok(Self {
             requests: Slab::with_capacity(room),

@@ -3,7 +3,7 @@
 //! The kernel checks no entry of a ring against a system call filter. A ring of the stock refuses by itself
 //! what is not listed here (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10), and that cannot be taken back.
 
-use super::MAX_REQUESTS;
+use crate::tuning::MAX_REQUESTS;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
 use std::cell::RefCell;

@@ -4,19 +4,8 @@
 //! cost a copy call, a call to the disk and an interrupt, and the driver would spend its time in interrupt
 //! handlers. A driver that has one never waits.
 
+use crate::tuning::{BATCH, MEMORY, PATIENCE, SMALL_REQUEST, SMALLEST_BATCH};
 use xen_virtio_guest_mapping::AddressMode;
-
-/// Requests that are taken at once: enough to share the cost of a call, and no more, so that a guest with a
-/// deep queue prepares the next ones, and handles the last, while these are under way.
-const BATCH: usize = 32;
-/// The mean size up to which requests wait for others: calls and interrupts cost little beside more data.
-const SMALL: u64 = 16 << 10;
-/// Steps without another request after which no more is expected for now: some tens of microseconds.
-const PATIENCE: u32 = 512;
-/// Deliveries for which it is remembered how many requests a driver had.
-const PERIOD: u32 = 256;
-/// The fewest that are taken at once of a driver that has more: they share a call's cost.
-const SMALLEST_HALF: usize = 8;
 
 /// What has been seen of a driver's habits.
 #[derive(Debug, Default)]
@@ -58,7 +47,7 @@ impl Coalescer {
     /// The driver was given `count` requests back, which moved `bytes` in all.
     pub(crate) fn delivered(&mut self, count: usize, bytes: u64) {
         self.most = self.most.max(self.seen);
-        let limit = if bytes <= SMALL * count as u64 {
+        let limit = if bytes <= SMALL_REQUEST * count as u64 {
             self.half().min(BATCH)
         } else {
             0
@@ -70,7 +59,7 @@ impl Coalescer {
         }
         self.seen = 0;
         self.deliveries += 1;
-        if self.deliveries == PERIOD {
+        if self.deliveries == MEMORY {
             self.deliveries = 0;
             self.earlier = std::mem::take(&mut self.most);
         }
@@ -85,7 +74,7 @@ impl Coalescer {
     /// one half is copied while the driver handles the other and prepares it anew.
     pub(crate) fn batch(&self, mode: AddressMode) -> usize {
         match mode {
-            AddressMode::Grants => self.half().clamp(SMALLEST_HALF, BATCH),
+            AddressMode::Grants => self.half().clamp(SMALLEST_BATCH, BATCH),
             AddressMode::Frames => BATCH,
         }
     }
@@ -202,7 +191,7 @@ mod tests {
         assert!(!coalescer.step(31, 0));
         assert!(coalescer.step(32, 0));
         // It has become another.
-        for _ in 0..3 * PERIOD {
+        for _ in 0..3 * MEMORY {
             coalescer.step(1, 0);
             coalescer.delivered(1, 4096);
         }

@@ -3,13 +3,11 @@
 
 use crate::device::{Activity, Device, DeviceError, Identity, RequestCounters, Step};
 use crate::shortage::Shortage;
+use crate::tuning::SIMPLE_BATCH;
 use crate::virtqueue::{QueueError, QueueIndex, QueueSet, QueueStart, Request, Unfinished};
 use std::error::Error;
 use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
-
-/// Requests of one step: the guest's other devices wait meanwhile.
-const BATCH: usize = 16;
 
 /// What carries out a device's requests.
 pub trait Serve {
@@ -153,7 +151,7 @@ impl<S: Serve> Device for OneByOne<S> {
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let mut step = Step::default();
-        for _ in 0..BATCH {
+        for _ in 0..SIMPLE_BATCH {
             let Some((queue, request)) = self.next()? else {
                 break;
             };

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+use xen_virtio_backend::tuning::{
+    BUSY_LIMIT, BUSY_STEPS, IDLE_LOOKS, LONGEST_THROTTLE, SHORTEST_SLEEP, STEPS_PER_CHECK,
+    STEPS_PER_LOOK,
+};
 use xen_virtio_backend::{Activity, Device, Interest as SourceInterest};
 use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_transport::{
@@ -21,22 +25,6 @@ use xen_virtio_transport::{
 const OWN_TOKENS: usize = 1 << 16;
 const TRAPS: Token = Token(OWN_TOKENS);
 const DEVICE: Token = Token(OWN_TOKENS + 1);
-
-/// The longest time without a look at what else is readable, but for that of a few steps. So many steps take
-/// less, as a rule.
-const BUSY_LIMIT: Duration = Duration::from_millis(10);
-const BUSY_STEPS: u32 = 256;
-/// Steps without a look at the time, and at the guest's share of the processor: what it can have in advance.
-const STEPS_PER_CHECK: u32 = 8;
-/// The longest rest without a look at what else is readable.
-const LONGEST_THROTTLE: Duration = Duration::from_millis(50);
-/// Steps that find nothing without a look at the clock, and at who else wants the processor.
-const STEPS_PER_LOOK: u32 = 32;
-/// Looks for a trap between steps that find nothing: traps hold the guest up, and rings do not.
-const WATCHES: u32 = 32;
-
-/// The shortest sleep when something is to be tried again: what cannot be tried now costs next to nothing.
-const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// Serves one guest and its devices.
 pub struct EventLoop<H> {
@@ -201,7 +189,7 @@ impl<H: Hypervisor> EventLoop<H> {
                 // A kernel thread that carries out our transfers may wait for this processor.
                 Activity::Waiting => yield_now(),
                 Activity::Idle => {
-                    if self.polling.is_on() && self.devices.watch(WATCHES) {
+                    if self.polling.is_on() && self.devices.watch(IDLE_LOOKS) {
                         self.found_work();
                         continue;
                     }

@@ -5,9 +5,7 @@
 //! long as that has paid lately.
 
 use std::time::{Duration, Instant};
-
-/// The shortest time for which looking makes sense.
-const SHORTEST: Duration = Duration::from_micros(20);
+use xen_virtio_backend::tuning::SHORTEST_POLL;
 
 /// How long to look: grown by sleeps that were too short to be worth it, shrunk by long ones.
 #[derive(Debug)]
@@ -53,10 +51,10 @@ impl Polling {
     /// There was work again after sleeping for so long.
     pub fn slept(&mut self, time: Duration) {
         self.window = if time < self.limit {
-            (2 * self.window).clamp(SHORTEST.min(self.limit), self.limit)
+            (2 * self.window).clamp(SHORTEST_POLL.min(self.limit), self.limit)
         } else {
             Some(self.window / 2)
-                .filter(|window| *window >= SHORTEST)
+                .filter(|window| *window >= SHORTEST_POLL)
                 .unwrap_or_default()
         };
     }
@@ -89,15 +87,18 @@ mod tests {
     #[test]
     fn short_sleeps_grow_the_window_up_to_the_limit() {
         assert_eq!(window_after([]), Duration::ZERO);
-        assert_eq!(window_after([100]), SHORTEST);
-        assert_eq!(window_after([100, 100, 100]), 4 * SHORTEST);
+        assert_eq!(window_after([100]), SHORTEST_POLL);
+        assert_eq!(window_after([100, 100, 100]), 4 * SHORTEST_POLL);
         assert_eq!(window_after([499; 20]), LIMIT);
     }
 
     #[test]
     fn long_sleeps_shrink_it_to_nothing() {
         let grown = [100, 100, 100];
-        assert_eq!(window_after(grown.into_iter().chain([500])), 2 * SHORTEST);
+        assert_eq!(
+            window_after(grown.into_iter().chain([500])),
+            2 * SHORTEST_POLL
+        );
         assert_eq!(
             window_after(grown.into_iter().chain([500; 3])),
             Duration::ZERO
