@@ -13,7 +13,7 @@ use xen_virtio_backend::{
 use xen_virtio_guest_io::{BlkRequest, Buffer, Driver, RawQueue};
 use xen_virtio_guest_mapping::{AddressMode, CopyOp, Direction, GuestAccess, GuestAddress};
 use xen_virtio_transport::sim::{SimGuest, simulate};
-use xen_virtio_transport::{Register, RegisterFile};
+use xen_virtio_transport::{Register, RegisterFile, VirtioState};
 
 /// One operation, ready to be repeated.
 pub type Operation = Box<dyn FnMut()>;
@@ -60,7 +60,7 @@ fn register_file() -> Operation {
         features: 0,
         queue_sizes: vec![SIZE],
     };
-    let mut registers = RegisterFile::new(identity, 1 << VIRTIO_F_VERSION_1);
+    let mut registers = RegisterFile::new(VirtioState::new(identity, 1 << VIRTIO_F_VERSION_1));
     for (register, value) in [
         (Register::Status, 1),
         (Register::Status, 3),
@@ -73,7 +73,7 @@ fn register_file() -> Operation {
     ] {
         let _ = registers.write(register, value);
     }
-    assert!(registers.is_live(), "the driver is set up");
+    assert!(registers.state().is_live(), "the driver is set up");
     Box::new(move || {
         let _ = registers.write(Register::QueueNotify, 0);
         let status = registers.read(Register::InterruptStatus);

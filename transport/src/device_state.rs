@@ -1,6 +1,7 @@
 //! What of a device outlives the process that serves it.
 
-use crate::register_file::{RestoreError, SavedRegisters};
+use crate::register_file::SavedRegisters;
+use crate::virtio_state::RestoreError;
 use std::io;
 use xen_virtio_backend::{
     MAX_QUEUE_SIZE, QueueIndex, QueueJournal, StateArea, StateCell, StateError,

@@ -10,11 +10,13 @@ mod mmio_device;
 mod register_file;
 mod registers;
 pub mod sim;
+mod virtio_state;
 pub mod xen;
 
 pub use device_state::{DeviceState, DeviceStateError};
 pub use guest_devices::{DevicesError, GuestDevices, Slot};
 pub use hypervisor::{Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width};
 pub use mmio_device::{DeviceReport, MmioDevice};
-pub use register_file::{Effect, QueueSetup, RegisterFile, RestoreError, SavedRegisters};
+pub use register_file::{RegisterFile, SavedRegisters};
 pub use registers::{Location, Register};
+pub use virtio_state::{Effect, Misstep, QueueSetup, RestoreError, VirtioState};

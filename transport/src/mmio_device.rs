@@ -3,8 +3,9 @@
 use crate::device_state::{DeviceState, DeviceStateError};
 use crate::hypervisor::{Hypervisor, Width};
 use crate::interrupt::{Cause, Interrupt};
-use crate::register_file::{Effect, QueueSetup, RegisterFile};
+use crate::register_file::RegisterFile;
 use crate::registers::{Location, Register, TrapCounters};
+use crate::virtio_state::{Effect, QueueSetup, VirtioState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -98,7 +99,7 @@ impl MmioDevice {
         let identity = device.identity().clone();
         let known = state.load(identity.queue_sizes.len())?;
         let mut this = Self {
-            registers: RegisterFile::new(identity.clone(), required_features),
+            registers: RegisterFile::new(VirtioState::new(identity.clone(), required_features)),
             state,
             device,
             access: hypervisor.guest_access(mode),
@@ -122,18 +123,18 @@ impl MmioDevice {
 
     /// Goes on from registers that an earlier process left.
     fn go_on(&mut self) {
-        if self.registers.needs_reset() {
+        if self.registers.state().needs_reset() {
             self.failure = Some("it failed when an earlier process served it".to_owned());
             self.tell_failure();
             return;
         }
-        for (index, setup) in self.registers.running_queues() {
+        for (index, setup) in self.registers.state().running_queues() {
             self.start_queue(index, setup);
-            if self.registers.needs_reset() {
+            if self.registers.state().needs_reset() {
                 return;
             }
         }
-        if self.registers.is_live() {
+        if self.registers.state().is_live() {
             // The last ones may not have been raised, or not be read. One too many does no harm.
             self.registers.set_interrupt(Cause::UsedBuffer);
             self.interrupt
@@ -185,9 +186,13 @@ impl MmioDevice {
     }
 
     fn write_register(&mut self, register: Register, value: u32) -> Effect {
-        let before = self.registers.misstep();
+        let before = self.registers.state().misstep();
         let effect = self.registers.write(register, value);
-        if let Some(misstep) = self.registers.misstep().filter(|now| Some(*now) != before)
+        if let Some(misstep) = self
+            .registers
+            .state()
+            .misstep()
+            .filter(|now| Some(*now) != before)
             && self.misstep_log.allow()
         {
             tracing::info!("the guest's driver does not get on: {misstep}");
@@ -197,7 +202,7 @@ impl MmioDevice {
             self.state.journal(index).clear(setup.layout.size);
         }
         if register.keeps_writes() {
-            self.state.save(self.registers.set());
+            self.state.save(&self.registers.saved());
         }
         match effect {
             Effect::Nothing | Effect::Refused => {}
@@ -261,14 +266,14 @@ impl MmioDevice {
         }
         for (index, setup) in std::mem::take(&mut self.unstarted) {
             self.start_queue(index, setup);
-            if self.registers.needs_reset() {
+            if self.registers.state().needs_reset() {
                 return;
             }
         }
         if self.unstarted.is_empty() {
             self.shortage.end();
         }
-        if self.registers.is_live() {
+        if self.registers.state().is_live() {
             // What an earlier process completed may have been shown just now. One too many does no harm.
             self.interrupt.raise(Cause::UsedBuffer, &mut self.registers);
         }
@@ -283,7 +288,7 @@ impl MmioDevice {
     }
 
     fn stop_queues(&mut self) {
-        for index in self.registers.queues() {
+        for index in self.registers.state().queues() {
             self.stop_queue(index);
         }
     }
@@ -312,7 +317,7 @@ impl MmioDevice {
     pub fn step(&mut self) -> Activity {
         self.interrupt.retry();
         self.start_missed_queues();
-        if !self.registers.is_live() {
+        if !self.registers.state().is_live() {
             // What an earlier driver has left is none of the next one's.
             self.device.settle();
             return Activity::Idle;
@@ -324,7 +329,7 @@ impl MmioDevice {
     /// Prepares for nobody calling [`MmioDevice::step`] until there is a trap, or one of [`MmioDevice::sources`] is
     /// ready.
     pub fn prepare_sleep(&mut self) -> Activity {
-        if !self.registers.is_live() {
+        if !self.registers.state().is_live() {
             return Activity::Idle;
         }
         let step = self.device.prepare_sleep(&mut *self.access);
@@ -361,9 +366,9 @@ impl MmioDevice {
     }
 
     fn change_configuration(&mut self) {
-        self.registers.change_configuration();
-        self.state.save(self.registers.set());
-        if self.registers.is_live() {
+        self.registers.state_mut().change_configuration();
+        self.state.save(&self.registers.saved());
+        if self.registers.state().is_live() {
             self.interrupt
                 .raise(Cause::Configuration, &mut self.registers);
         } else {
@@ -389,14 +394,14 @@ impl MmioDevice {
         }
         self.failure = Some(failure);
         self.stop_queues();
-        self.registers.set_needs_reset();
-        self.state.save(self.registers.set());
+        self.registers.state_mut().set_needs_reset();
+        self.state.save(&self.registers.saved());
         self.tell_failure();
     }
 
     /// Interrupts the driver for a failure, if there was one, and the driver is ready to be told.
     fn tell_failure(&mut self) {
-        if self.registers.must_tell_failure() {
+        if self.registers.state().must_tell_failure() {
             // What was completed before the failure may not have been told yet.
             self.registers.set_interrupt(Cause::UsedBuffer);
             self.interrupt
@@ -428,10 +433,10 @@ impl MmioDevice {
         });
         DeviceReport {
             device_type: self.device.identity().device_type.0,
-            status: self.registers.status(),
-            features: self.registers.negotiated_features(),
-            queues: self.registers.queues().count(),
-            ready_queues: self.registers.ready_queues(),
+            status: self.registers.state().status(),
+            features: self.registers.state().negotiated_features(),
+            queues: self.registers.state().queues().count(),
+            ready_queues: self.registers.state().ready_queues(),
             grants_mapped: access.grants_mapped,
             frames_mapped: access.frames_mapped,
             refused_addresses: access.refused,
@@ -448,7 +453,11 @@ impl MmioDevice {
             metrics,
             failure: self.failure.clone(),
             warning: self.shortage.warning().or_else(|| self.device.warning()),
-            misstep: self.registers.misstep().map(|misstep| misstep.to_string()),
+            misstep: self
+                .registers
+                .state()
+                .misstep()
+                .map(|misstep| misstep.to_string()),
         }
     }
 }

@@ -2,8 +2,14 @@
 
 use super::*;
 use crate::registers::REGISTERS;
+use crate::virtio_state::Misstep;
 use proptest::prelude::*;
-use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1,
+};
+use vm_memory::GuestAddress;
 use xen_virtio_backend::DeviceType;
 
 const ACK: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
@@ -18,12 +24,12 @@ fn register_file() -> RegisterFile {
         features: 0b101,
         queue_sizes: vec![256, 64],
     };
-    RegisterFile::new(identity, REQUIRED)
+    RegisterFile::new(VirtioState::new(identity, REQUIRED))
 }
 
 /// Registers that take the most room to write down.
 pub(crate) fn widest_registers(queues: usize) -> SavedRegisters {
-    let queue = QueueRegisters {
+    let queue = QueueState {
         size: u32::MAX,
         ready: false,
         descriptors: u64::MAX,
@@ -31,14 +37,18 @@ pub(crate) fn widest_registers(queues: usize) -> SavedRegisters {
         used: u64::MAX,
     };
     SavedRegisters {
-        status: u32::MAX,
-        device_features_sel: u32::MAX,
-        driver_features_sel: u32::MAX,
-        driver_features: u64::MAX,
-        driver_features_beyond: false,
-        queue_sel: u32::MAX,
-        queues: vec![queue; queues],
-        config_generation: u32::MAX,
+        selectors: Selectors {
+            device_features_sel: u32::MAX,
+            driver_features_sel: u32::MAX,
+            queue_sel: u32::MAX,
+        },
+        state: SavedState {
+            status: u32::MAX,
+            driver_features: u64::MAX,
+            driver_features_beyond: false,
+            queues: vec![queue; queues],
+            config_generation: u32::MAX,
+        },
     }
 }
 
@@ -66,7 +76,7 @@ fn negotiated() -> RegisterFile {
         registers.write(Register::Status, ACK | DRIVER | FEATURES_OK),
         Effect::Nothing
     );
-    assert_eq!(registers.status(), ACK | DRIVER | FEATURES_OK);
+    assert_eq!(registers.state().status(), ACK | DRIVER | FEATURES_OK);
     registers
 }
 
@@ -104,7 +114,7 @@ fn the_probe_of_linux_virtio_mmio_finds_and_starts_the_device() {
     }
     assert_eq!(features, REQUIRED | 0b101);
     let mut registers = negotiated();
-    assert_eq!(registers.negotiated_features(), REQUIRED);
+    assert_eq!(registers.state().negotiated_features(), REQUIRED);
     assert_eq!(registers.write(Register::QueueSel, 0), Effect::Nothing);
     assert_eq!(registers.read(Register::QueueReady), 0);
     assert_eq!(registers.read(Register::QueueSizeMax), 256);
@@ -122,7 +132,7 @@ fn the_probe_of_linux_virtio_mmio_finds_and_starts_the_device() {
     assert_eq!(setup.layout.available, GuestAddress(0x8000_0000_0000_2000));
     assert_eq!(setup.layout.used, GuestAddress(0x8000_0000_0000_3000));
     assert_eq!(registers.read(Register::QueueReady), 1);
-    assert!(!registers.is_live());
+    assert!(!registers.state().is_live());
     assert_eq!(registers.write(Register::QueueNotify, 0), Effect::Refused);
     let all = ACK | DRIVER | FEATURES_OK | DRIVER_OK;
     assert_eq!(registers.write(Register::Status, all), Effect::DriverOk);
@@ -148,7 +158,7 @@ fn features_are_refused_by_leaving_features_ok_clear() {
         accept(&mut registers, features);
         let _ = registers.write(Register::Status, ACK | DRIVER | FEATURES_OK);
         assert_eq!(
-            registers.status() & FEATURES_OK != 0,
+            registers.state().status() & FEATURES_OK != 0,
             accepted,
             "{features:#x}"
         );
@@ -158,7 +168,7 @@ fn features_are_refused_by_leaving_features_ok_clear() {
     let _ = registers.write(Register::DriverFeaturesSel, 2);
     let _ = registers.write(Register::DriverFeatures, 1);
     let _ = registers.write(Register::Status, ACK | DRIVER | FEATURES_OK);
-    assert_eq!(registers.status() & FEATURES_OK, 0);
+    assert_eq!(registers.state().status() & FEATURES_OK, 0);
 }
 
 #[test]
@@ -182,10 +192,16 @@ fn status_bits_come_in_order_and_never_go_one_by_one() {
         ),
         (ACK, !FEATURES_OK, ACK | DRIVER | VIRTIO_CONFIG_S_FAILED),
     ] {
-        let mut registers = register_file();
-        registers.set.status = before;
+        let mut saved = register_file().saved();
+        saved.state.status = before;
+        let identity = register_file().state().identity().clone();
+        let mut registers = RegisterFile::restore(identity, REQUIRED, saved).unwrap();
         let _ = registers.write(Register::Status, value);
-        assert_eq!(registers.status(), after, "{before:#x} <- {value:#x}");
+        assert_eq!(
+            registers.state().status(),
+            after,
+            "{before:#x} <- {value:#x}"
+        );
     }
 }
 
@@ -249,7 +265,7 @@ fn status_zero_forgets_everything_but_the_generation() {
         Effect::StartQueue(..)
     ));
     registers.set_interrupt(Cause::UsedBuffer);
-    registers.set_needs_reset();
+    registers.state_mut().set_needs_reset();
     assert_eq!(registers.write(Register::Status, 0), Effect::Reset);
     assert_eq!(format!("{registers:?}"), format!("{:?}", register_file()));
 }
@@ -257,12 +273,12 @@ fn status_zero_forgets_everything_but_the_generation() {
 #[test]
 fn registers_of_another_device_are_not_gone_on_from() {
     let registers = negotiated();
-    let identity = registers.identity.clone();
+    let identity = registers.state().identity().clone();
     let fewer = Identity {
         queue_sizes: vec![256],
         ..identity.clone()
     };
-    let restored = RegisterFile::restore(fewer, REQUIRED, registers.set().clone());
+    let restored = RegisterFile::restore(fewer, REQUIRED, registers.saved());
     assert!(matches!(
         restored,
         Err(RestoreError::Queues {
@@ -275,7 +291,7 @@ fn registers_of_another_device_are_not_gone_on_from() {
         ..identity
     };
     let required = REQUIRED & !(1 << VIRTIO_F_ACCESS_PLATFORM);
-    let restored = RegisterFile::restore(poorer, required, registers.set().clone());
+    let restored = RegisterFile::restore(poorer, required, registers.saved());
     assert!(matches!(restored, Err(RestoreError::Features(_))));
 }
 
@@ -318,13 +334,16 @@ fn a_cause_that_was_not_shown_is_not_acknowledged() {
 #[test]
 fn a_failure_before_driver_ok_is_told_with_it() {
     let mut registers = negotiated();
-    registers.set_needs_reset();
-    assert_eq!(registers.status(), ACK | DRIVER | FEATURES_OK);
-    assert!(!registers.must_tell_failure());
+    registers.state_mut().set_needs_reset();
+    assert_eq!(registers.state().status(), ACK | DRIVER | FEATURES_OK);
+    assert!(!registers.state().must_tell_failure());
     let all = ACK | DRIVER | FEATURES_OK | DRIVER_OK;
     assert_eq!(registers.write(Register::Status, all), Effect::DriverOk);
-    assert_eq!(registers.status(), all | VIRTIO_CONFIG_S_NEEDS_RESET);
-    assert!(registers.must_tell_failure());
+    assert_eq!(
+        registers.state().status(),
+        all | VIRTIO_CONFIG_S_NEEDS_RESET
+    );
+    assert!(registers.state().must_tell_failure());
 }
 
 #[test]
@@ -337,7 +356,7 @@ fn what_keeps_a_driver_from_getting_on_is_known() {
             written: status,
             first,
         });
-        assert_eq!(registers.misstep(), expected, "{status:#x}");
+        assert_eq!(registers.state().misstep(), expected, "{status:#x}");
     }
     for (features, expected) in [
         (REQUIRED & !(1 << VIRTIO_F_VERSION_1), Misstep::Legacy),
@@ -350,23 +369,23 @@ fn what_keeps_a_driver_from_getting_on_is_known() {
         let mut registers = register_file();
         accept(&mut registers, features);
         let _ = registers.write(Register::Status, ACK | DRIVER | FEATURES_OK);
-        assert_eq!(registers.misstep(), Some(expected));
+        assert_eq!(registers.state().misstep(), Some(expected));
     }
     let mut registers = register_file();
     let _ = set_up_queue(&mut registers, 1, 64);
-    assert_eq!(registers.misstep(), Some(Misstep::EarlyQueue(1)));
+    assert_eq!(registers.state().misstep(), Some(Misstep::EarlyQueue(1)));
     let mut registers = negotiated();
     let all = ACK | DRIVER | FEATURES_OK | DRIVER_OK;
     let _ = registers.write(Register::Status, all);
-    assert_eq!(registers.misstep(), Some(Misstep::NoQueue));
+    assert_eq!(registers.state().misstep(), Some(Misstep::NoQueue));
     // It stays until a driver gets on.
     let _ = registers.write(Register::Status, 0);
-    assert_eq!(registers.misstep(), Some(Misstep::NoQueue));
+    assert_eq!(registers.state().misstep(), Some(Misstep::NoQueue));
     let mut registers = negotiated();
-    registers.misstep = Some(Misstep::Legacy);
+    registers.state.misstep = Some(Misstep::Legacy);
     let _ = set_up_queue(&mut registers, 0, 64);
     let _ = registers.write(Register::Status, all);
-    assert_eq!(registers.misstep(), None);
+    assert_eq!(registers.state().misstep(), None);
 }
 
 #[test]
@@ -397,23 +416,23 @@ proptest! {
             for (_, register) in REGISTERS {
                 let _ = registers.read(register);
             }
-            let status = registers.status();
+            let status = registers.state().status();
             if status & DRIVER_OK != 0 {
                 prop_assert!(status & FEATURES_OK != 0);
             }
             if status & FEATURES_OK != 0 {
-                prop_assert_eq!(registers.negotiated_features() & REQUIRED, REQUIRED);
+                prop_assert_eq!(registers.state().negotiated_features() & REQUIRED, REQUIRED);
             }
             if let Effect::StartQueue(index, setup) = effect {
                 prop_assert!(index.get() < 2);
                 prop_assert!(setup.layout.size <= [256, 64][index.get()]);
-                prop_assert_eq!(setup.features & !registers.identity.features, 0);
+                prop_assert_eq!(setup.features & !registers.state().identity().features, 0);
             }
-            registers.misstep = None;
+            registers.state.misstep = None;
             registers.interrupt_unread = 0;
-            let saved = serde_json::to_string(registers.set()).unwrap();
+            let saved = serde_json::to_string(&registers.saved()).unwrap();
             let restored = RegisterFile::restore(
-                registers.identity.clone(),
+                registers.state().identity().clone(),
                 REQUIRED,
                 serde_json::from_str(&saved).unwrap(),
             );
