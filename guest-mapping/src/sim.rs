@@ -50,8 +50,10 @@ impl Lifeline {
 
     /// The next step is about to be carried out.
     pub fn step(&self) {
+        // First: once the last step is counted, whoever waits for the death may choose the next one's.
+        let last = self.last.load(Ordering::SeqCst);
         let step = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
-        if step == self.last.load(Ordering::SeqCst) {
+        if step == last {
             loop {
                 std::thread::park();
             }
