@@ -21,6 +21,7 @@ use crate::ctl::control::Question;
 use crate::ctl::report::{Refusal, Report};
 use crate::devices::blk::Uses;
 use crate::ipc::ToWorker;
+use crate::text::without_controls;
 use crate::toolstack::guest_file::{self, GuestFileError, GuestFiles};
 use crate::toolstack::libxl::{self, XenbusState};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
@@ -42,6 +43,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use worker_process::{Launcher, WorkerProcess, XenLauncher};
+use xen_virtio_backend::LogLimit;
 
 /// The tokens of watches on domains that come and go; those of the others are their directories.
 const INTRODUCE: &str = "introduce";
@@ -98,6 +100,8 @@ struct Supervisor {
     config: Config,
     files: StateFiles,
     guest_files: GuestFiles,
+    /// Of files that cannot be used.
+    log_limit: LogLimit,
     launcher: Box<dyn Launcher>,
     /// The disks that guests have.
     uses: Uses,
@@ -146,6 +150,7 @@ impl Supervisor {
             config,
             files,
             guest_files,
+            log_limit: LogLimit::default(),
             launcher,
             uses: Uses::default(),
             refusals: VecDeque::new(),
@@ -175,12 +180,11 @@ impl Supervisor {
             lives.then(|| guest::identify(store, domid)).transpose()
         })?;
         orphan_workers::end_orphans(|domid| store.is_introduced(domid))?;
-        let files = &self.files;
-        let announced = guest_file::sweep(store, |store, domid| {
+        let swept = guest_file::sweep(store, |store, domid| {
             let lives = store.is_introduced(domid)?;
-            Ok(lives && files.has(&guest::identify(store, domid)?))
+            lives.then(|| guest::identify(store, domid)).transpose()
         });
-        tolerate(announced)?;
+        tolerate(swept)?;
         // Which tells of those that are there already, too.
         self.store.watch("@introduceDomain", INTRODUCE)?;
         // Also those whose entries libxl has removed meanwhile: what is left of an old program serves them still.
@@ -367,18 +371,35 @@ impl Supervisor {
 
     /// Announces the devices that files give to guests which have come up.
     fn announce_guests(&mut self) -> Result<(), XenStoreError> {
+        let mut result = Ok(());
         for domid in self.store.directory("/local/domain")? {
             let Ok(domid) = domid.parse() else { continue };
-            match self.guest_files.announce(&mut self.store, domid) {
-                Ok(_) => {}
-                Err(GuestFileError::XenStore(error)) => return Err(error),
-                Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    tracing::error!("guest {domid} gets no device by its file: {error:#}");
+            // What is refused of one is no reason to keep the others waiting.
+            result = result.and(self.announce(domid));
+        }
+        result
+    }
+
+    fn announce(&mut self, domid: u16) -> Result<(), XenStoreError> {
+        // One that is being built has no vCPU yet, and one that is dead may have left its nodes.
+        if domid == 0 || !self.store.is_introduced(domid)? {
+            return Ok(());
+        }
+        self.replace_stale(domid)?;
+        let guest = guest::identify(&mut self.store, domid)?;
+        let served = self.files.has(&guest);
+        match self.guest_files.announce(&mut self.store, &guest, served) {
+            Ok(()) => Ok(()),
+            Err(GuestFileError::XenStore(error)) => Err(error),
+            Err(error) => {
+                if self.log_limit.allow() {
+                    let error =
+                        without_controls(format!("{:#}", anyhow::Error::from(error)).chars());
+                    tracing::error!("guest {domid} gets no device by its file: {error}");
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// Brings one entry of xenstore and what we have of it together.
@@ -480,10 +501,10 @@ impl Supervisor {
 
     fn release_guest(&mut self, domid: u16) {
         self.note_refusals(domid, None);
-        if let Err(error) = guest_file::forget(&mut self.store, domid) {
-            tracing::warn!("{error}");
-        }
         if let Some(mut guest) = self.guests.remove(&domid) {
+            if let Err(error) = guest_file::forget(&mut self.store, guest.identity()) {
+                tracing::warn!("{error}");
+            }
             tracing::info!("guest {} ({domid}) is gone", guest.name());
             guest.end_earlier_workers();
             self.files.remove(guest.identity());

@@ -11,6 +11,7 @@ use crate::devices::blk::Uses;
 use crate::devices::blk::lock::{self, Locks};
 use crate::devices::{self, Resized};
 use crate::ipc::{FromWorker, ToWorker};
+use crate::text::without_controls;
 use crate::toolstack::libxl::{self, EntryKey, entry_path};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use crate::worker::event_loop::EventLoopReport;
@@ -72,7 +73,8 @@ impl Guest {
             lifecycle: Lifecycle::new(served_earlier, Instant::now()),
             opened: BTreeMap::new(),
             identity,
-            name: name.unwrap_or_else(|| "?".to_owned()),
+            // A guest of init-dom0less chooses it.
+            name: name.map_or_else(|| "?".to_owned(), |name| without_controls(name.chars())),
             worker: None,
             dying: None,
             lost: 0,

@@ -5,6 +5,7 @@
 //! what holds until the guest ends, whatever becomes of the file.
 
 use crate::devices::{self, DeviceKind};
+use crate::supervisor::Identity;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use serde::Deserialize;
@@ -138,7 +139,8 @@ impl GuestFiles {
         names
     }
 
-    /// Writes to xenstore what the files say of the guest `domid`, unless that was done. How many devices it has got.
+    /// Writes to xenstore what the files say of `guest`, when that is first seen. A guest that is served already (`served`)
+    /// has been there for longer: it gets nothing that it has not had.
     ///
     /// # Errors
     ///
@@ -146,21 +148,25 @@ impl GuestFiles {
     pub(crate) fn announce(
         &self,
         store: &mut XenStore,
-        domid: u16,
-    ) -> Result<usize, GuestFileError> {
-        if !store.directory(&guest_path(domid))?.is_empty() {
-            return Ok(0);
+        guest: &Identity,
+        served: bool,
+    ) -> Result<(), GuestFileError> {
+        let mark = mark(guest);
+        if store.read(&mark_path(guest.domid))?.as_deref() == Some(mark) {
+            return Ok(());
         }
-        let Some(name) = store.read(&format!("/local/domain/{domid}/name"))? else {
-            return Ok(0);
+        // Of another guest of this domid, or of one that was not written to its end.
+        store.remove(&guest_path(guest.domid))?;
+        let devices = match trusted_name(store, guest.domid)? {
+            Some(name) if !served => self.devices(&name)?,
+            _ => Vec::new(),
         };
-        let devices = self.devices(&name)?;
         for (device, devid) in devices.iter().zip(0..) {
             let key = EntryKey {
                 form: EntryForm::File,
                 devid,
             };
-            let path = libxl::entry_path(domid, key);
+            let path = libxl::entry_path(guest.domid, key);
             let FileDevice {
                 device_type,
                 base,
@@ -180,39 +186,65 @@ impl GuestFiles {
                 store.write(&format!("{path}/{node}"), &value)?;
             }
         }
-        Ok(devices.len())
+        // Last: with it the guest is not looked at again.
+        store.write(&mark_path(guest.domid), mark)?;
+        Ok(())
     }
 }
 
-/// What the files say of the guests that are up, and that have not been served, is not known any more: those that have
-/// (`is_served`) keep what they have.
+/// The guest's name, if it is not the guest's own to choose: whoever has a name has its devices. A guest of
+/// `init-dom0less` may write its name, and counts by the one that it has got from there.
+fn trusted_name(store: &mut XenStore, domid: u16) -> Result<Option<String>, XenStoreError> {
+    let path = format!("/local/domain/{domid}/name");
+    let name = store.read(&path)?;
+    let own = format!("dom0less-{domid}");
+    Ok(match store.owner(&path)? {
+        Some(0) => name,
+        _ => name.filter(|name| *name == own),
+    })
+}
+
+/// Tells the guests apart that have a domid one after the other.
+fn mark(guest: &Identity) -> &str {
+    guest.vm.as_deref().unwrap_or("none")
+}
+
+fn mark_path(domid: u16) -> String {
+    format!("{}/guest", guest_path(domid))
+}
+
+/// Forgets what was written of guests that are gone, which nobody has seen go.
 ///
 /// # Errors
 ///
 /// [`XenStoreError`].
 pub(crate) fn sweep(
     store: &mut XenStore,
-    mut is_served: impl FnMut(&mut XenStore, u16) -> Result<bool, XenStoreError>,
+    mut identify: impl FnMut(&mut XenStore, u16) -> Result<Option<Identity>, XenStoreError>,
 ) -> Result<(), XenStoreError> {
     for domid in store.directory(&root())? {
-        let served = match domid.parse() {
-            Ok(domid) => is_served(store, domid)?,
-            Err(_) => false,
+        let guest = match domid.parse() {
+            Ok(domid) => identify(store, domid)?,
+            Err(_) => None,
         };
-        if !served {
+        let written = store.read(&format!("{}/{domid}/guest", root()))?;
+        if guest.is_none_or(|guest| written.as_deref() != Some(mark(&guest))) {
             store.remove(&format!("{}/{domid}", root()))?;
         }
     }
     Ok(())
 }
 
-/// Forgets what was written of a guest that is gone.
+/// Forgets what was written of a guest that is gone. Another one may have its domid already.
 ///
 /// # Errors
 ///
 /// [`XenStoreError`].
-pub(crate) fn forget(store: &mut XenStore, domid: u16) -> Result<(), XenStoreError> {
-    store.remove(&guest_path(domid))
+pub(crate) fn forget(store: &mut XenStore, guest: &Identity) -> Result<(), XenStoreError> {
+    if store.read(&mark_path(guest.domid))?.as_deref() == Some(mark(guest)) {
+        store.remove(&guest_path(guest.domid))?;
+    }
+    Ok(())
 }
 
 fn root() -> String {
@@ -444,16 +476,24 @@ mod tests {
         }
     }
 
+    fn guest(domid: u16, vm: &str) -> Identity {
+        Identity {
+            domid,
+            vm: Some(format!("/vm/{vm}")),
+        }
+    }
+
     #[test]
     fn what_a_file_says_is_written_once_and_outlives_it() {
         let (directory, files) = files(FILE);
         let (sim, mut store) = SimStore::new();
+        let count = |store: &mut XenStore| libxl::entries(store).unwrap().len();
+        let [ivi, rtos] = [guest(3, "a"), guest(4, "b")];
         sim.introduce(3, "ivi", "a");
         sim.introduce(4, "rtos", "b");
-        assert_eq!(files.announce(&mut store, 3).unwrap(), 2);
-        assert_eq!(files.announce(&mut store, 4).unwrap(), 0);
-        fs::remove_file(directory.path().join("ivi.toml")).unwrap();
-        assert_eq!(files.announce(&mut store, 3).unwrap(), 0);
+        files.announce(&mut store, &ivi, false).unwrap();
+        files.announce(&mut store, &rtos, false).unwrap();
+        assert_eq!(count(&mut store), 2);
         let key = |devid| EntryKey {
             form: EntryForm::File,
             devid,
@@ -475,14 +515,67 @@ mod tests {
             settings.unwrap()["bytes-per-second"].as_integer(),
             Some(4096)
         );
-        assert_eq!(
-            libxl::entries(&mut store).unwrap(),
-            [(3, key(0)), (3, key(1))]
-        );
-        sweep(&mut store, |_, domid| Ok(domid == 3)).unwrap();
+        // Neither a file that goes nor one that comes later is a running guest's.
+        let later = directory.path().join("rtos.toml");
+        fs::rename(directory.path().join("ivi.toml"), later).unwrap();
+        for guest in [&ivi, &rtos] {
+            files.announce(&mut store, guest, false).unwrap();
+        }
+        sweep(&mut store, |_, domid| {
+            Ok([&ivi, &rtos]
+                .into_iter()
+                .find(|guest| guest.domid == domid)
+                .cloned())
+        })
+        .unwrap();
+        assert_eq!(count(&mut store), 2);
+        // The next guest of a domid is another one, and what was the last one's does not go with it.
+        let next = guest(3, "c");
+        sim.introduce(3, "rtos", "c");
+        files.announce(&mut store, &next, false).unwrap();
+        forget(&mut store, &ivi).unwrap();
+        assert_eq!(count(&mut store), 2);
+        sweep(&mut store, |_, _| Ok(Some(ivi.clone()))).unwrap();
+        assert_eq!(count(&mut store), 0);
+    }
+
+    #[test]
+    fn a_guest_that_was_served_before_gets_nothing_new() {
+        let (_directory, files) = files(FILE);
+        let (sim, mut store) = SimStore::new();
+        sim.introduce(3, "ivi", "a");
+        for served in [true, false] {
+            files.announce(&mut store, &guest(3, "a"), served).unwrap();
+            assert!(libxl::entries(&mut store).unwrap().is_empty());
+        }
+    }
+
+    /// Whoever has the name has the devices.
+    #[test]
+    fn a_guest_cannot_take_another_ones_name() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["ivi", "dom0less-3", "dom0less-4"] {
+            fs::write(directory.path().join(format!("{name}.toml")), FILE).unwrap();
+        }
+        let files = GuestFiles::new(directory.path());
+        for (name, count) in [("ivi", 0), ("dom0less-4", 0), ("dom0less-3", 2)] {
+            let (sim, mut store) = SimStore::new();
+            sim.introduce_owner(3, name, "a");
+            files.announce(&mut store, &guest(3, "a"), false).unwrap();
+            let entries = libxl::entries(&mut store).unwrap();
+            assert_eq!(entries.len(), count, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_written_to_its_end_is_written_again() {
+        let (_directory, files) = files(FILE);
+        let (sim, mut store) = SimStore::new();
+        sim.introduce(3, "ivi", "a");
+        // As far as a process had got that was killed.
+        sim.write("backend/virtio_file/3/0/type", "virtio,device2");
+        files.announce(&mut store, &guest(3, "a"), false).unwrap();
         assert_eq!(libxl::entries(&mut store).unwrap().len(), 2);
-        forget(&mut store, 3).unwrap();
-        assert!(libxl::entries(&mut store).unwrap().is_empty());
     }
 
     #[test]

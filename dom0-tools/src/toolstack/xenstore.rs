@@ -84,6 +84,20 @@ impl XenStore {
         Ok(answer.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// The domain that owns the node at `path`, and may write it whatever else its permissions say; `None` if there is no
+    /// such node.
+    ///
+    /// # Errors
+    ///
+    /// As [`XenStore::read`].
+    pub fn owner(&mut self, path: &str) -> Result<Option<u16>, XenStoreError> {
+        let what = "ask for the owner of";
+        let answer = self.request(Kind::GetPermissions, what, &[path.as_bytes(), b"\0"])?;
+        // The first permission is the owner's: a letter for all others, and its domid.
+        let first = answer.and_then(|answer| strings(&answer).into_iter().next());
+        Ok(first.and_then(|first| first.get(1..)?.parse().ok()))
+    }
+
     /// The names of the nodes below `path`; none if there is no such node.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ struct State {
     nodes: BTreeMap<String, String>,
     watches: Vec<(String, String)>,
     domains: BTreeSet<u16>,
+    /// The domains that own a node, where that is not dom0.
+    owners: BTreeMap<String, u16>,
     /// Paths below which every request is refused.
     refused: Vec<String>,
 }
@@ -50,6 +52,7 @@ impl SimStore {
                 nodes: BTreeMap::new(),
                 watches: Vec::new(),
                 domains: BTreeSet::new(),
+                owners: BTreeMap::new(),
                 refused: Vec::new(),
             })),
         };
@@ -91,6 +94,13 @@ impl SimStore {
         self.write(&format!("/local/domain/{domid}/name"), name);
         self.write(&format!("/local/domain/{domid}/vm"), &format!("/vm/{uuid}"));
         self.state().fire("@introduceDomain");
+    }
+
+    /// A domain that owns its name, as `init-dom0less` makes it.
+    pub(crate) fn introduce_owner(&self, domid: u16, name: &str, uuid: &str) {
+        let path = format!("/local/domain/{domid}/name");
+        self.state().owners.insert(path, domid);
+        self.introduce(domid, name, uuid);
     }
 
     /// The domain is gone, and has left its nodes.
@@ -146,6 +156,7 @@ impl State {
         let kind = [
             Kind::Directory,
             Kind::Read,
+            Kind::GetPermissions,
             Kind::Watch,
             Kind::Write,
             Kind::Remove,
@@ -157,6 +168,10 @@ impl State {
         let answer = match kind {
             _ if refused => Err("EACCES"),
             Some(Kind::Read) => self.nodes.get(&path).cloned().ok_or("ENOENT"),
+            Some(Kind::GetPermissions) => match self.nodes.contains_key(&path) {
+                true => Ok(format!("n{}\0", self.owners.get(&path).unwrap_or(&0))),
+                false => Err("ENOENT"),
+            },
             Some(Kind::Directory) => self.names(&path).ok_or("ENOENT"),
             Some(Kind::Write) => {
                 self.write(&path, texts.get(1).map_or("", String::as_str));

@@ -12,6 +12,7 @@ const PAYLOAD_MAX: usize = 4096;
 pub(super) enum Kind {
     Directory = 1,
     Read = 2,
+    GetPermissions = 3,
     Watch = 4,
     Write = 11,
     Remove = 13,
