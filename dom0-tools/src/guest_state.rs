@@ -184,9 +184,15 @@ pub struct GuestState {
 pub struct DeviceRecords<'a> {
     layout: &'a dyn Layout,
     place: Place,
+    is_new: bool,
 }
 
 impl DeviceRecords<'_> {
+    /// Whether nothing was recorded of the device before.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// The device's own record number `index`, of at least `len` bytes: zeros of a device that is new.
     ///
     /// # Errors
@@ -308,7 +314,7 @@ impl GuestState {
         let layout = &*self.layout;
         let is_it = |other: &Name| other.key == name.key && other.base == name.base;
         let mut names = layout.names()?.into_iter();
-        let place = match names.find(|(_, other)| is_it(other)) {
+        let (place, is_new) = match names.find(|(_, other)| is_it(other)) {
             Some((place, known)) => {
                 if known.backing.is_some() && known.backing != name.backing {
                     return Err(GuestStateError::Replaced);
@@ -319,17 +325,21 @@ impl GuestState {
                         now: name.device_type,
                     });
                 }
-                place
+                (place, false)
             }
             None if served => return Err(GuestStateError::Unrecorded),
             None => {
                 // What was at another address is another device, which the guest cannot have known.
                 self.forget(name.key)?;
-                layout.add(name.key)?
+                (layout.add(name.key)?, true)
             }
         };
         layout.set_name(place, &serde_json::to_vec(name)?)?;
-        Ok(DeviceRecords { layout, place })
+        Ok(DeviceRecords {
+            layout,
+            place,
+            is_new,
+        })
     }
 
     /// Every device that something is recorded of, with its page, and with its registers alone.
@@ -343,6 +353,7 @@ impl GuestState {
             let records = DeviceRecords {
                 layout: &*self.layout,
                 place,
+                is_new: false,
             };
             Ok((name.key, range, records.device_state(&[])?))
         };
@@ -440,6 +451,10 @@ mod tests {
             for _ in 0..2 {
                 let unrecorded = state.device(&disk(0, BASE), true);
                 assert!(matches!(unrecorded, Err(GuestStateError::Unrecorded)));
+            }
+            for is_new in [true, false] {
+                let records = state.device(&disk(0, BASE), false).unwrap();
+                assert_eq!(records.is_new(), is_new);
             }
         }
     }

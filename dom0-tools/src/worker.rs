@@ -52,7 +52,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
             return Ok(());
         }
     };
-    Worker {
+    let mut worker = Worker {
         channel,
         event_loop,
         state,
@@ -62,8 +62,12 @@ pub fn run(socket: OwnedFd) -> Result<()> {
         leaving: Vec::new(),
         begun: false,
         supervised: true,
+    };
+    if let Err(error) = worker.serve() {
+        let error = format!("{error:#}");
+        worker.channel.send(&FromWorker::Failed { error }, &[])?;
     }
-    .serve()
+    Ok(())
 }
 
 /// Takes what the supervisor hands over, and the guest from an earlier worker if there was one. `None` if
@@ -133,7 +137,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn serve(mut self) -> Result<()> {
+    fn serve(&mut self) -> Result<()> {
         while !self.begun {
             wait_readable(&self.channel)?;
             if self.handle_commands()? || !self.supervised {
@@ -301,16 +305,19 @@ impl Worker {
             backing: new.backing,
             device_type: new.device_type,
         };
+        let records = self.state.device(&name, new.served)?;
+        let is_new = records.is_new();
         let attached = self.add(&new, &name, descriptors);
-        if attached.is_err() && !new.served {
-            // The guest has never seen it.
+        if attached.is_err() && is_new {
+            // Nobody has driven it. One that was recorded may be in use, whatever the supervisor knows of that: the one
+            // before may have died before it could tell.
             self.state.forget(new.key)?;
         }
         attached
     }
 
     fn add(&mut self, new: &Attachment, name: &Name, descriptors: Vec<OwnedFd>) -> Result<Slot> {
-        let records = self.state.device(name, new.served)?;
+        let records = self.state.device(name, false)?;
         let hypervisor = self.event_loop.hypervisor();
         let resources = Resources {
             rings: &self.rings,
