@@ -6,7 +6,7 @@ use crate::ctl::report::EntryReport;
 use crate::devices::{self, DeviceKind, Opened, Resized, Wanted};
 use crate::guest_state::Backing;
 use crate::ipc::{Attachment, ToWorker};
-use crate::toolstack::libxl::{self, Entry, EntryKey};
+use crate::toolstack::libxl::{self, Entry, EntryForm, EntryKey};
 use crate::toolstack::xenstore::XenStore;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -28,6 +28,8 @@ pub(super) struct DeviceEntry {
     pub(super) status: Status,
     /// The guest has had it, from this worker or an earlier one.
     pub(super) served: bool,
+    /// Its toolstack does not give up a guest that has not got it: libxl does for disks.
+    is_waited_for: bool,
     /// The error that was logged last.
     logged: String,
     /// When the entry was found, and how long it then took until its page was claimed.
@@ -74,11 +76,12 @@ pub(super) struct OpenedDevice {
 }
 
 impl DeviceEntry {
-    pub(super) fn new(served: bool, now: Instant) -> Self {
+    pub(super) fn new(key: EntryKey, served: bool, now: Instant) -> Self {
         Self {
             detail: String::new(),
             status: Status::New,
             served,
+            is_waited_for: key.form != EntryForm::Disk,
             logged: String::new(),
             found: now,
             claimed_after: None,
@@ -190,7 +193,8 @@ impl DeviceEntry {
     pub(super) fn try_again_after(&self) -> Option<Duration> {
         match self.status {
             Status::Busy(_) => Some(TRY_BUSY_AGAIN),
-            Status::Failed(_) => self.served.then_some(TRY_AGAIN),
+            // libxl gives a guest up whose new disk is not served.
+            Status::Failed(_) => (self.served || self.is_waited_for).then_some(TRY_AGAIN),
             Status::New | Status::Pending | Status::Handed | Status::Lost(_) => None,
         }
     }

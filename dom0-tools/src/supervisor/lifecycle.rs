@@ -225,11 +225,11 @@ impl Lifecycle {
     pub(super) fn on(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
             Event::Appeared { key, served } => {
-                self.entries.insert(key, DeviceEntry::new(served, now));
+                self.entries.insert(key, DeviceEntry::new(key, served, now));
                 vec![Effect::Open { key }]
             }
             Event::Unrecorded { key } => {
-                let mut known = DeviceEntry::new(true, now);
+                let mut known = DeviceEntry::new(key, true, now);
                 known.status = Status::Lost(UNRECORDED.to_owned());
                 self.entries.insert(key, known);
                 let error = UNRECORDED.to_owned();
@@ -288,14 +288,19 @@ impl Lifecycle {
 
     fn fails(&mut self, key: EntryKey, busy: bool, error: String) -> Vec<Effect> {
         let status = if busy { Status::Busy } else { Status::Failed };
-        let known = self.entries.get_mut(&key);
-        let is_news = known.is_some_and(|known| known.fails(status, &error));
+        let Some(known) = self.entries.get_mut(&key) else {
+            return Vec::new();
+        };
+        let mut effects = Vec::new();
         // What is tried again and again is logged once.
-        if is_news {
-            vec![Effect::LogDevice { key, error }]
-        } else {
-            Vec::new()
+        if known.fails(status, &error) {
+            effects.push(Effect::LogDevice { key, error });
         }
+        // Others may have what a guest was to have, and has not got.
+        if !known.served && !busy {
+            effects.push(Effect::EndUse { key });
+        }
+        effects
     }
 
     fn fail(&mut self, error: String) -> Vec<Effect> {

@@ -14,6 +14,11 @@ const fn disk(devid: u32) -> EntryKey {
 const A: EntryKey = disk(51712);
 const B: EntryKey = disk(51728);
 
+const RNG: EntryKey = EntryKey {
+    form: EntryForm::File,
+    devid: 0,
+};
+
 const IT_ENDED: &str = "it ended";
 
 fn new(key: EntryKey) -> Event {
@@ -248,7 +253,7 @@ fn rows() -> Vec<Row> {
             "it cannot be opened",
             this(vec![new(A)]),
             missing(A),
-            vec![log(A, "is missing")],
+            vec![log(A, "is missing"), end_use(A)],
         ),
         (
             "a guest without any device gets no worker",
@@ -293,6 +298,12 @@ fn rows() -> Vec<Row> {
             vec![Effect::Settle],
         ),
         (
+            "but for what its toolstack does not wait for",
+            this(vec![new(RNG), missing(RNG), Event::Settled]),
+            Event::Again,
+            vec![open(RNG), Effect::Settle],
+        ),
+        (
             "one of two is missing",
             this(vec![new(A), missing(A), new(B), opened(B)]),
             Event::Settled,
@@ -309,7 +320,7 @@ fn rows() -> Vec<Row> {
             "the worker refuses it",
             this(started()),
             refused(A, false),
-            vec![log(A, "is refused")],
+            vec![log(A, "is refused"), end_use(A)],
         ),
         (
             "what it has refused it cannot have",
