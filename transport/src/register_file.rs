@@ -198,6 +198,8 @@ impl RegisterFile {
     }
 
     /// Changes the selected queue, if there is one.
+    // Rare: inlined, it made every access longer.
+    #[inline(never)]
     fn set_queue(&mut self, change: impl FnOnce(&mut QueueState)) -> Effect {
         match self.selected() {
             Some(index) => self.state.set_queue(index, change),
@@ -205,6 +207,8 @@ impl RegisterFile {
         }
     }
 
+    // Rare: inlined, it made every access longer.
+    #[inline(never)]
     fn set_status(&mut self, value: u32) -> Effect {
         let effect = self.state.set_status(value);
         if effect == Effect::Reset {

@@ -330,6 +330,7 @@ impl VirtioState {
     }
 
     /// The driver kicks the queue of this number.
+    #[inline]
     pub fn notify(&self, number: u32) -> Effect {
         match QueueIndex::new(number, self.saved.queues.len()) {
             Some(index) if self.is_live() && self.saved.queues[index.get()].ready => {
