@@ -6,7 +6,7 @@ pub mod polling;
 pub mod sandbox;
 
 use crate::devices::{self, Built, Control, NewDevice, Resources};
-use crate::guest_state::{GuestState, Name};
+use crate::guest_state::{DeviceRecords, GuestState, Name};
 use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
 use crate::toolstack::libxl::{EntryKey, MAX_DEVICES};
 use crate::worker::event_loop::EventLoop;
@@ -306,54 +306,36 @@ impl Worker {
             device_type: new.device_type,
         };
         let records = self.state.device(&name, new.served)?;
-        let is_new = records.is_new();
-        let attached = self.add(&new, &name, descriptors);
-        if attached.is_err() && is_new {
-            // Nobody has driven it. One that was recorded may be in use, whatever the supervisor knows of that: the one
-            // before may have died before it could tell.
-            self.state.forget(new.key)?;
-        }
-        attached
-    }
-
-    fn add(&mut self, new: &Attachment, name: &Name, descriptors: Vec<OwnedFd>) -> Result<Slot> {
-        let records = self.state.device(name, false)?;
-        let hypervisor = self.event_loop.hypervisor();
         let resources = Resources {
             rings: &self.rings,
-            vcpus: hypervisor.vcpus(),
+            vcpus: self.event_loop.hypervisor().vcpus(),
             begun: self.begun,
             has_leaving: !self.leaving.is_empty(),
         };
-        let wanted = NewDevice {
-            key: new.key,
-            served: new.served,
-            spec: new.spec.clone(),
+        match add(
+            &mut self.event_loop,
+            &resources,
+            &records,
+            &new,
             descriptors,
-            records: &records,
-        };
-        let kind = devices::kind(new.device_type)?;
-        let Built { device, control } = kind.build(wanted, &resources)?;
-        let mode = if new.grant_usage {
-            AddressMode::Grants
-        } else {
-            AddressMode::Frames
-        };
-        let state = records.device_state(&device.identity().queue_sizes)?;
-        let mut device = MmioDevice::new(device, hypervisor, mode, new.irq, state)?;
-        // The driver may have been told otherwise by an earlier worker.
-        device.update();
-        let range = MmioRange {
-            base: new.base,
-            len: new.len,
-        };
-        let slot = self.event_loop.add(range, device)?;
-        if let Some(control) = control {
-            // Last: a worker that dies before this has the next one tell the driver once more.
-            control.told();
-            self.controls.insert(new.key, control);
+        ) {
+            Ok((slot, control)) => {
+                if let Some(control) = control {
+                    // Last: a worker that dies before this has the next one tell the driver once more.
+                    control.told();
+                    self.controls.insert(new.key, control);
+                }
+                Ok(slot)
+            }
+            Err(error) => {
+                // Nobody has driven a new one. One that was recorded may be in use, whatever the supervisor knows of that:
+                // the one before may have died before it could tell.
+                if records.is_new() {
+                    self.state.forget(new.key)?;
+                }
+                Err(error)
+            }
         }
-        Ok(slot)
     }
 
     fn change(&mut self, key: EntryKey, change: &Value) -> Result<()> {
@@ -367,4 +349,36 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Builds a device, and adds it to the guest's.
+fn add(
+    event_loop: &mut EventLoop<XenGuest>,
+    resources: &Resources<'_>,
+    records: &DeviceRecords<'_>,
+    new: &Attachment,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(Slot, Option<Box<dyn Control>>)> {
+    let wanted = NewDevice {
+        key: new.key,
+        served: new.served,
+        spec: new.spec.clone(),
+        descriptors,
+        records,
+    };
+    let Built { device, control } = devices::kind(new.device_type)?.build(wanted, resources)?;
+    let mode = if new.grant_usage {
+        AddressMode::Grants
+    } else {
+        AddressMode::Frames
+    };
+    let state = records.device_state(&device.identity().queue_sizes)?;
+    let mut device = MmioDevice::new(device, event_loop.hypervisor(), mode, new.irq, state)?;
+    // The driver may have been told otherwise by an earlier worker.
+    device.update();
+    let range = MmioRange {
+        base: new.base,
+        len: new.len,
+    };
+    Ok((event_loop.add(range, device)?, control))
 }
