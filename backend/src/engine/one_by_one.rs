@@ -89,6 +89,8 @@ impl<S: Serve> OneByOne<S> {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
+        // Whoever has taken back what waited waits for nothing.
+        self.not_before = None;
         if self.queues.available()? == 0 {
             return Ok(None);
         }
