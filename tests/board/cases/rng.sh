@@ -16,6 +16,14 @@ judges fast 1048576
 command xl destroy fast
 wait_for 20 "guest fast to be gone" is_gone fast
 
+guest frames rng "$(by_file frames <<<$'[[device]]\ntype = "rng"\nbytes-per-second = 1000000\ngrant-usage = false')"
+sed -i 's/GUEST=rng/& BYTES=65536/' /tmp/frames.cfg
+create_by_file frames
+judges frames 65536
+[ "$(report grants_mapped)" = 0 ] || fail "a device without grants has mapped some"
+command xl destroy frames
+wait_for 20 "guest frames to be gone" is_gone frames
+
 # Without configuration: by xl where it knows virtio =.
 if [ "$XEN_VERSION" = 4.17 ]; then
     guest g rng "$(by_file g <<<$'[[device]]\ntype = "rng"')"
