@@ -1,7 +1,6 @@
 //! `xen-virtioctl`: what it asks the service, what it shows, and what it does without it.
 
 pub mod control;
-pub mod demo;
 pub mod report;
 pub mod stats;
 pub mod xl_config;

@@ -1,6 +1,5 @@
 //! The one way to a guest's memory.
 
-use crate::address::{Page, Segment};
 use crate::policy::{AddressMode, Refusal};
 use crate::ring::RingMemory;
 use std::io;
@@ -174,100 +173,13 @@ pub struct AccessCounters {
 }
 
 impl AccessCounters {
-    fn count_refusal(&mut self, refusal: Refusal) {
+    pub(crate) fn count_refusal(&mut self, refusal: Refusal) {
         self.refused += u64::from(matches!(refusal, Refusal::Kind { .. }));
     }
 
-    fn count_copy(&mut self, segments: usize, bytes: usize) {
+    pub(crate) fn count_copy(&mut self, segments: usize, bytes: usize) {
         self.copy_batches += 1;
         self.copy_segments += segments as u64;
         self.copy_bytes += bytes as u64;
     }
-}
-
-/// The segments of a ring, if the policy admits it.
-pub(crate) fn ring_segments(
-    policy: crate::Policy,
-    counters: &mut AccessCounters,
-    address: GuestAddress,
-    len: usize,
-) -> Result<Vec<Segment>, AccessError> {
-    policy
-        .admit_ring(address, len)
-        .map(Iterator::collect)
-        .inspect_err(|error| {
-            if let AccessError::Refused(refusal) = error {
-                counters.count_refusal(*refusal);
-            }
-        })
-}
-
-/// What of a copy lies in one page of the guest.
-#[derive(Debug)]
-pub(crate) struct Piece {
-    /// The operation that it belongs to.
-    pub(crate) owner: usize,
-    pub(crate) direction: Direction,
-    pub(crate) segment: Segment,
-    /// The part of the buffer.
-    pub(crate) local: Range<usize>,
-}
-
-/// Admits every operation, and fills `pieces` with what they come to. An operation that is refused gets its
-/// fault here.
-pub(crate) fn admit_pieces(
-    policy: crate::Policy,
-    counters: &mut AccessCounters,
-    operations: &mut [CopyOp],
-    pieces: &mut Vec<Piece>,
-) {
-    pieces.clear();
-    let mut bytes = 0;
-    for (owner, operation) in operations.iter_mut().enumerate() {
-        operation.result = Ok(());
-        match policy.admit(operation.guest, operation.local.len()) {
-            Ok(segments) => {
-                bytes += operation.local.len();
-                let mut start = operation.local.start;
-                for segment in segments {
-                    let local = start..start + segment.len;
-                    start = local.end;
-                    pieces.push(Piece {
-                        owner,
-                        direction: operation.direction,
-                        segment,
-                        local,
-                    });
-                }
-            }
-            Err(refusal) => {
-                counters.count_refusal(refusal);
-                operation.result = Err(refusal.into());
-            }
-        }
-    }
-    if !pieces.is_empty() {
-        counters.count_copy(pieces.len(), bytes);
-    }
-}
-
-pub(crate) fn gref(page: Page) -> crate::Gref {
-    match page {
-        Page::Grant(reference) => reference,
-        Page::Frame(_) => unreachable!("the policy for grants admits no frame"),
-    }
-}
-
-pub(crate) fn gfn(page: Page) -> crate::Gfn {
-    match page {
-        Page::Frame(gfn) => gfn,
-        Page::Grant(_) => unreachable!("the policy for frames admits no grant"),
-    }
-}
-
-/// The part of a device's buffer that a segment is for.
-pub(crate) fn part<'a>(buffer: &VolatileSlice<'a>, range: Range<usize>) -> VolatileSlice<'a> {
-    buffer
-        .subslice(range.start, range.len())
-        .expect("an operation's range lies in its device's buffer")
 }

@@ -6,8 +6,8 @@
 mod access;
 mod address;
 mod policy;
+pub mod provider;
 mod ring;
-pub mod sim;
 pub mod syscalls;
 pub mod xen;
 

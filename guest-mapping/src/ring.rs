@@ -5,7 +5,7 @@ use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
 /// Pages of a guest that are mapped side by side, until this is dropped.
-pub(crate) trait MappedPages {
+pub trait MappedPages {
     /// `len` bytes from byte `offset` of the first page.
     ///
     /// # Panics
@@ -32,7 +32,7 @@ struct Area {
 
 impl RingMemory {
     /// The `len` bytes from byte `offset` of `pages`, which the guest knows as `base`.
-    pub(crate) fn new(
+    pub fn new(
         base: GuestAddress,
         pages: Box<dyn MappedPages>,
         offset: usize,

@@ -3,11 +3,11 @@
 
 mod echo;
 mod mortal;
-mod sim;
+mod platform;
 mod workload;
 
 pub use echo::Echo;
 pub use mortal::{MakeDevice, allow_descriptors, drive_over_deaths, wait_for_all};
-pub use sim::{Staged, allocate, disk_device, disk_of, drive, driver, numbered_disk};
+pub use platform::{Staged, allocate, disk_device, disk_of, drive, driver, numbered_disk};
 pub use workload::{Operation, WORKLOADS, Workload};
 pub use xen_virtio_guest_io::*;

@@ -9,15 +9,15 @@ use std::thread;
 use std::time::Duration;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use xen_virtio_backend::{Device, StateArea, StateMemory};
-use xen_virtio_dom0_tools::ctl::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_dom0_tools::guest_state::{DeviceRecords, GuestState, Name};
 use xen_virtio_dom0_tools::toolstack::libxl::{EntryForm, EntryKey};
 use xen_virtio_dom0_tools::worker::event_loop::EventLoop;
 use xen_virtio_guest_io::RawQueue;
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_guest_mapping::sim::SimMemory;
+use xen_virtio_sim::{
+    FIRST_DEVICE, FIRST_IRQ, Fault, SimGuest, SimHypervisor, SimMemory, simulate,
+};
 use xen_virtio_transport::MmioDevice;
-use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
 
 /// Bytes of the guest's state file.
 const BYTES: usize = 64 << 10;
@@ -36,7 +36,7 @@ struct SteppedMemory {
 
 impl StateMemory for SteppedMemory {
     fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
-        self.guest.lifeline().step();
+        self.guest.faults().step();
         self.file.get_slice(offset, len).expect("within the state")
     }
 }
@@ -106,31 +106,31 @@ pub fn drive_over_deaths(
         let guest = guest.clone();
         thread::spawn(move || drive(&guest))
     };
-    let lifeline = guest.memory().lifeline();
+    let faults = guest.memory().faults();
     let (mut died, mut next) = (0, hypervisor);
     let serving = loop {
         // Zero is no step.
-        lifeline.cut_at(deaths.get(died).copied().unwrap_or(0));
+        faults.die_at(deaths.get(died).copied().unwrap_or(0));
         let serving = process(next);
-        while !driving.is_finished() && !lifeline.is_cut() {
+        while !driving.is_finished() && !faults.has_died() {
             thread::sleep(Duration::from_micros(50));
         }
-        if !lifeline.is_cut() {
+        if !faults.has_died() {
             break serving;
         }
         // The thread stays where it is for ever, as nothing of a killed process goes on.
         died += 1;
-        guest.memory().run_out_of_memory(0, maps);
+        guest.memory().faults().order(Fault::MapRing, maps);
         next = guest.take_over();
     };
     let driven = driving.join();
     over.store(true, Ordering::SeqCst);
     assert!(driven.is_ok(), "after deaths at the steps {deaths:?}");
     // One that dies after its driver was done has nobody to follow it.
-    while !serving.is_finished() && !lifeline.is_cut() {
+    while !serving.is_finished() && !faults.has_died() {
         thread::sleep(Duration::from_micros(50));
     }
-    died + usize::from(lifeline.is_cut())
+    died + usize::from(faults.has_died())
 }
 
 /// Waits as a driver does: for interrupts, and for as many used elements as were `offered` since the queue began, of which

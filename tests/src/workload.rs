@@ -1,6 +1,6 @@
 //! Pieces of the data path, to be repeated and measured.
 
-use crate::sim::driver;
+use crate::platform::driver;
 use std::hint::black_box;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -13,7 +13,7 @@ use xen_virtio_backend::{
 };
 use xen_virtio_guest_io::{BlkRequest, Buffer, Driver, RawQueue};
 use xen_virtio_guest_mapping::{AddressMode, CopyOp, Direction, GuestAccess, GuestAddress};
-use xen_virtio_transport::sim::{SimGuest, simulate};
+use xen_virtio_sim::{SimGuest, simulate};
 use xen_virtio_transport::{Register, RegisterFile, VirtioState};
 
 /// One operation, ready to be repeated.

@@ -10,12 +10,11 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea};
-use xen_virtio_dom0_tools::ctl::demo::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport};
 use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
+use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport, simulate};
 use xen_virtio_tests::{
     BlkRequest, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of, driver, numbered_disk,
 };
-use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{MmioRange, Register, TrapRequest, Width};
 
 const SECTORS: u64 = 4096;

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen_virtio_dom0_tools::worker::event_loop::EventLoop;
+use xen_virtio_sim::simulate;
 use xen_virtio_tests::Staged;
-use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{Hypervisor, Trap, TrapRequest};
 
 /// Serves a guest that does nothing but trap, each of which takes long to answer; and how many were answered.

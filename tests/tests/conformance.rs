@@ -10,11 +10,11 @@ use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::rng::Rng;
 use xen_virtio_backend::{Device, OneByOne, Unfinished};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
+use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
     BlkRequest, Buffer, Driver, Echo, MakeDevice, NEXT, Negotiated, Random, RawQueue, WRITE,
     allow_descriptors, drive_over_deaths, driver, numbered_disk, wait_for_all,
 };
-use xen_virtio_transport::sim::SimGuest;
 use xen_virtio_transport::{Register, Width};
 
 const SIZE: u16 = 16;

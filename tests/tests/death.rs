@@ -7,12 +7,12 @@ use std::thread;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
+use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
     BlkRequest, Driver, MakeDevice, Random, RawQueue, allow_descriptors, drive_over_deaths, driver,
     wait_for_all,
 };
 use xen_virtio_transport::Register;
-use xen_virtio_transport::sim::SimGuest;
 
 const SIZE: u16 = 32;
 const BLOCK: usize = 4096;

@@ -10,10 +10,9 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
 use xen_virtio_backend::{Activity, StateArea};
-use xen_virtio_dom0_tools::ctl::demo::{FIRST_DEVICE, FIRST_IRQ};
 use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, simulate};
 use xen_virtio_tests::{BlkRequest, Staged, driver};
-use xen_virtio_transport::sim::simulate;
 use xen_virtio_transport::{DeviceState, GuestDevices, Hypervisor, MmioDevice, Register};
 
 /// A guest's machine with one disk.

@@ -3,9 +3,8 @@
 use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
-use xen_virtio_dom0_tools::ctl::demo::FIRST_IRQ;
+use xen_virtio_sim::{FIRST_IRQ, SimGuest};
 use xen_virtio_tests::{BlkRequest, Driver, disk_of, driver, malformed};
-use xen_virtio_transport::sim::SimGuest;
 use xen_virtio_transport::{Register, Width};
 
 const SIZE: u16 = 64;

@@ -6,9 +6,8 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK,
 };
 use xen_virtio_backend::blk::Disk;
-use xen_virtio_dom0_tools::ctl::demo::FIRST_DEVICE;
+use xen_virtio_sim::{FIRST_DEVICE, SimHypervisor, simulate};
 use xen_virtio_tests::{Driver, Negotiated, disk_device, drive};
-use xen_virtio_transport::sim::{SimHypervisor, simulate};
 use xen_virtio_transport::{DeviceState, GuestDevices, MmioDevice, Register};
 
 const RUNNING: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 use xen_virtio_backend::OneByOne;
 use xen_virtio_backend::rng::Rng;
-use xen_virtio_dom0_tools::ctl::demo::SimMachine;
 use xen_virtio_guest_mapping::AddressMode;
+use xen_virtio_sim::{SimGuest, SimMachine};
 use xen_virtio_tests::{Buffer, Driver, RawQueue, WRITE, driver};
 use xen_virtio_transport::Register;
-use xen_virtio_transport::sim::SimGuest;
 
 const SIZE: u16 = 16;
 

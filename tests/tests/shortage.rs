@@ -5,15 +5,22 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use xen_virtio_backend::blk::Disk;
-use xen_virtio_dom0_tools::ctl::demo::FIRST_DEVICE;
+use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, Fault, SimGuest, SimHypervisor, simulate};
 use xen_virtio_tests::{
     BlkRequest, Driver, RawQueue, disk_device, disk_of, drive, driver, numbered_disk,
 };
-use xen_virtio_transport::sim::{SimHypervisor, simulate};
 use xen_virtio_transport::{DeviceState, GuestDevices, MmioDevice, Register};
 
 const SECTORS: u64 = 4096;
 const SIZE: u16 = 64;
+
+fn order(guest: &SimGuest, fault: Fault, times: u32) {
+    guest.memory().faults().order(fault, times);
+}
+
+fn left(guest: &SimGuest, fault: Fault) -> u32 {
+    guest.memory().faults().left(fault)
+}
 
 /// Writes and reads back a few sectors, while dom0 runs out of memory before each.
 fn io_without_memory(driver: &Driver, queue: &mut RawQueue, run_out: impl Fn()) {
@@ -36,10 +43,10 @@ fn copies_that_fail_for_want_of_memory_are_made_again() {
     let driver = driver(&guest, 0);
     let mut queue = driver.start(SIZE);
     io_without_memory(&driver, &mut queue, || {
-        guest.memory().run_out_of_memory(3, 0)
+        order(&guest, Fault::CopyCall, 3);
     });
     assert!(!driver.needs_reset());
-    assert_eq!(guest.memory().failures_left(), (0, 0));
+    assert_eq!(left(&guest, Fault::CopyCall), 0);
     let [report] = &machine.stop().unwrap()[..] else {
         panic!("one device")
     };
@@ -54,16 +61,16 @@ fn a_queue_that_cannot_be_mapped_for_want_of_memory_is_mapped_later() {
     let file = numbered_disk(SECTORS);
     let (guest, machine) = disk_of(&[file.path()], 1, false);
     let driver = driver(&guest, 0);
-    guest.memory().run_out_of_memory(0, 4);
+    order(&guest, Fault::MapRing, 4);
     let mut queue = driver.start(SIZE);
     io_without_memory(&driver, &mut queue, || {});
     assert!(!driver.needs_reset());
-    assert_eq!(guest.memory().failures_left(), (0, 0));
+    assert_eq!(left(&guest, Fault::MapRing), 0);
     // One that is stopped before it could be mapped is not mapped any more.
-    guest.memory().run_out_of_memory(0, u32::MAX);
+    order(&guest, Fault::MapRing, u32::MAX);
     driver.start(SIZE);
     driver.negotiate(driver.offered_features());
-    guest.memory().run_out_of_memory(0, 0);
+    order(&guest, Fault::MapRing, 0);
     thread::sleep(Duration::from_millis(50));
     let [report] = &machine.stop().unwrap()[..] else {
         panic!("one device")
@@ -72,6 +79,38 @@ fn a_queue_that_cannot_be_mapped_for_want_of_memory_is_mapped_later() {
         (report.grants_mapped, &report.failure, &report.warning),
         (0, &None, &None)
     );
+}
+
+#[test]
+fn an_interrupt_that_could_not_be_raised_is_raised_later() {
+    let file = numbered_disk(SECTORS);
+    let (guest, _machine) = disk_of(&[file.path()], 1, false);
+    let driver = driver(&guest, 0);
+    let mut queue = driver.start(SIZE);
+    order(&guest, Fault::Interrupt, 3);
+    BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 0, 512, true).describe(&queue, 0);
+    queue.offer(0);
+    driver.notify(0);
+    assert!(guest.wait_interrupt(FIRST_IRQ, 0, Duration::from_secs(10)));
+    assert_eq!(left(&guest, Fault::Interrupt), 0);
+}
+
+#[test]
+fn a_range_that_xen_refuses_leaves_the_guest_its_other_devices() {
+    let file = numbered_disk(SECTORS);
+    let (hypervisor, guest) = simulate(256).unwrap();
+    let mut machine = GuestDevices::new(hypervisor);
+    let kept = DeviceState::private().unwrap();
+    order(&guest, Fault::Claim, 1);
+    let device = device(&mut machine, &file, &kept);
+    let refused = machine.add(FIRST_DEVICE, device).unwrap_err();
+    assert!(refused.to_string().contains("0x2000000"), "{refused}");
+    let device = self::device(&mut machine, &file, &kept);
+    machine.add(FIRST_DEVICE, device).unwrap();
+    drive(&mut machine, &guest, |driver| {
+        let mut queue = driver.start(SIZE);
+        io_without_memory(driver, &mut queue, || {});
+    });
 }
 
 /// A driver that gives up while dom0 lacks memory leaves nothing to be tried again: nobody looks for it for ever.
@@ -86,8 +125,8 @@ fn a_reset_ends_the_wait() {
     drive(&mut machine, &guest, |driver| {
         driver.write(Register::Status, 0)
     });
-    for (copies, maps) in [(u32::MAX, 0), (0, u32::MAX)] {
-        guest.memory().run_out_of_memory(copies, maps);
+    for fault in [Fault::CopyCall, Fault::MapRing] {
+        order(&guest, fault, u32::MAX);
         drive(&mut machine, &guest, |driver| {
             let mut queue = driver.start(SIZE);
             BlkRequest::new(driver, VIRTIO_BLK_T_IN, 0, 512, true).describe(&queue, 0);
@@ -100,6 +139,7 @@ fn a_reset_ends_the_wait() {
             driver.write(Register::Status, 0)
         });
         assert_eq!(machine.try_again_at(), None);
+        order(&guest, fault, 0);
     }
 }
 
@@ -114,7 +154,7 @@ fn a_takeover_waits_for_memory() {
     let slot = machine.add(FIRST_DEVICE, device).unwrap();
     let mut queue = drive(&mut machine, &guest, |driver| driver.start(SIZE));
     machine.remove(slot);
-    guest.memory().run_out_of_memory(0, 5);
+    order(&guest, Fault::MapRing, 5);
     let device = self::device(&mut machine, &file, &kept);
     let slot = machine.add(FIRST_DEVICE, device).unwrap();
     let warning = machine.device(slot).unwrap().report().warning;
@@ -123,7 +163,7 @@ fn a_takeover_waits_for_memory() {
         io_without_memory(driver, &mut queue, || {});
         assert!(!driver.needs_reset());
     });
-    assert_eq!(guest.memory().failures_left(), (0, 0));
+    assert_eq!(left(&guest, Fault::MapRing), 0);
 }
 
 fn device(

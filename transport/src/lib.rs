@@ -9,7 +9,6 @@ mod interrupt;
 mod mmio_device;
 mod register_file;
 mod registers;
-pub mod sim;
 mod virtio_state;
 pub mod xen;
 

@@ -564,8 +564,8 @@ mod tests {
     use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
     use virtio_queue::desc::split::Descriptor;
     use vm_memory::Bytes;
-    use xen_virtio_guest_mapping::sim::SimMemory;
     use xen_virtio_guest_mapping::{AddressMode, BusAddress, Gref, GuestAddress, PAGE_SIZE, Page};
+    use xen_virtio_sim::SimMemory;
 
     const BLOCK: u32 = 4096;
     const NEXT: u16 = 1;

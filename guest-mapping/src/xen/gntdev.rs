@@ -4,10 +4,9 @@ use super::abi::{
     self, GntdevGrantCopySegment, GntdevGrantRef, GrantCopyForeign, GrantCopyPointer,
 };
 use super::{Domid, Mapping};
-use crate::access::{
-    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, Piece, admit_pieces,
-    gref, part, ring_segments,
-};
+use crate::access::{AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess};
+use crate::address::Page;
+use crate::provider::{Piece, admit_pieces, part, ring_segments};
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gref, MAX_RING_PAGES, PAGE_SIZE, Policy, RingMemory, syscalls};
 use std::cell::Cell;
@@ -273,5 +272,12 @@ impl Drop for Reservation {
         // SAFETY: the kernel only reads the request. It fails only for an index that it did not give.
         let _ = unsafe { abi::gntdev_unmap_grant_ref(self.gntdev.as_raw_fd(), &raw mut request) };
         self.mapped.set(self.mapped.get() - u64::from(self.count));
+    }
+}
+
+fn gref(page: Page) -> Gref {
+    match page {
+        Page::Grant(reference) => reference,
+        Page::Frame(_) => unreachable!("the policy for grants admits no frame"),
     }
 }

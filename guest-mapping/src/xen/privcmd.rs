@@ -3,10 +3,9 @@
 use super::abi;
 use super::frame_cache::FrameCache;
 use super::{Domid, Mapping};
-use crate::access::{
-    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, Piece, admit_pieces,
-    gfn, part, ring_segments,
-};
+use crate::access::{AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess};
+use crate::address::Page;
+use crate::provider::{Piece, admit_pieces, part, ring_segments};
 use crate::ring::MappedPages;
 use crate::{AddressMode, Gfn, PAGE_SIZE, Policy, RingMemory, syscalls};
 use std::cell::{Cell, RefCell};
@@ -225,5 +224,12 @@ impl MappedPages for Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.count.set(self.count.get() - self.pages);
+    }
+}
+
+fn gfn(page: Page) -> Gfn {
+    match page {
+        Page::Frame(gfn) => gfn,
+        Page::Grant(_) => unreachable!("the policy for frames admits no grant"),
     }
 }

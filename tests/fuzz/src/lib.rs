@@ -9,8 +9,7 @@ use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, GuestStateError, N
 use xen_virtio_dom0_tools::toolstack::libxl::{EntryForm, EntryKey};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_guest_mapping::sim::SimMemory;
-use xen_virtio_transport::sim::{SimHypervisor, simulate};
+use xen_virtio_sim::{SimHypervisor, SimMemory, simulate};
 use xen_virtio_transport::{DeviceState, MmioDevice, Width};
 
 /// What `xen-sys` would make hypercalls through in a guest of its own. Nothing here calls that; but the linker keeps all of

@@ -1,6 +1,7 @@
-//! A hypervisor in this process, for tests and the demo: the guest is a thread whose accesses trap.
+//! The hypervisor of a simulated guest, which is a thread whose accesses trap.
 
-use crate::hypervisor::{Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width};
+use crate::faults::Fault;
+use crate::memory::SimMemory;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -8,8 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
-use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
+use xen_virtio_transport::{
+    Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width,
+};
 
 /// The backend's side of a simulated guest.
 pub struct SimHypervisor {
@@ -166,6 +169,9 @@ impl Hypervisor for SimHypervisor {
         if self.ranges.iter().any(|other| other.overlaps(&range)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        if self.shared.memory.faults().strikes(Fault::Claim) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         self.ranges.push(range);
         Ok(())
     }
@@ -191,7 +197,7 @@ impl Drop for SimHypervisor {
 
 impl Respond for SimHypervisor {
     fn respond(&mut self, _vcpu: usize, value: u64) {
-        self.shared.memory.lifeline().step();
+        self.shared.memory.faults().step();
         let taken = self
             .shared
             .traps()
@@ -211,7 +217,10 @@ struct SimLine {
 
 impl InterruptLine for SimLine {
     fn raise(&self) -> io::Result<()> {
-        self.shared.memory.lifeline().step();
+        self.shared.memory.faults().step();
+        if self.shared.memory.faults().strikes(Fault::Interrupt) {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
         *self.shared.interrupts().entry(self.number).or_default() += 1;
         self.shared.interrupted.notify_all();
         Ok(())

@@ -1,17 +1,15 @@
-//! A guest's memory and grant table in this process, for tests and the demo: what
-//! [`xen`](crate::xen) gets from Xen, with faults to order.
+//! A guest's memory and grant table.
 
-use crate::access::{
-    AccessCounters, AccessError, CopyFault, CopyOp, Direction, GuestAccess, Piece, admit_pieces,
-    part, ring_segments,
-};
-use crate::ring::MappedPages;
-use crate::{AddressMode, Gfn, Gref, PAGE_SIZE, Page, Policy, RingMemory};
+use crate::faults::{Fault, Faults};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use vm_memory::{GuestAddress, MmapRegion, Permissions, VolatileMemory, VolatileSlice};
+use xen_virtio_guest_mapping::provider::{MappedPages, Piece, admit_pieces, part, ring_segments};
+use xen_virtio_guest_mapping::{
+    AccessCounters, AccessError, AddressMode, CopyFault, CopyOp, Direction, Gfn, Gref, GuestAccess,
+    PAGE_SIZE, Page, Policy, RingMemory,
+};
 
 /// The guest's first frame: where Xen puts an Arm guest's RAM (`GUEST_RAM0_BASE`).
 const FIRST_FRAME: u64 = 0x4000_0000 / PAGE_SIZE as u64;
@@ -19,47 +17,6 @@ const FIRST_FRAME: u64 = 0x4000_0000 / PAGE_SIZE as u64;
 /// `GNTST_bad_gntref` and `GNTST_permission_denied` (`xen/grant_table.h`).
 const GNTST_BAD_GNTREF: i16 = -3;
 const GNTST_PERMISSION_DENIED: i16 = -8;
-
-/// Kills the thread that serves a simulated guest, at a step of one's choice, as SIGKILL kills a process:
-/// nothing more of it is carried out. Every write to what is shared with the guest, or with the process that
-/// follows, is a step.
-#[derive(Debug, Default)]
-pub struct Lifeline {
-    steps: AtomicU64,
-    /// The step that is not carried out; none if zero.
-    last: AtomicU64,
-}
-
-impl Lifeline {
-    /// Steps so far.
-    pub fn steps(&self) -> u64 {
-        self.steps.load(Ordering::SeqCst)
-    }
-
-    /// The thread that comes to step `last`, counted from now on from one, dies there.
-    pub fn cut_at(&self, last: u64) {
-        self.last.store(last, Ordering::SeqCst);
-        self.steps.store(0, Ordering::SeqCst);
-    }
-
-    /// Whether a thread has died since [`Lifeline::cut_at`].
-    pub fn is_cut(&self) -> bool {
-        let last = self.last.load(Ordering::SeqCst);
-        last != 0 && self.steps() >= last
-    }
-
-    /// The next step is about to be carried out.
-    pub fn step(&self) {
-        // First: once the last step is counted, whoever waits for the death may choose the next one's.
-        let last = self.last.load(Ordering::SeqCst);
-        let step = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
-        if step == last {
-            loop {
-                std::thread::park();
-            }
-        }
-    }
-}
 
 /// A simulated guest's memory. Clones share it: one for the guest, others for the backend.
 #[derive(Clone, Debug)]
@@ -71,9 +28,7 @@ pub struct SimMemory {
 struct Shared {
     frames: MmapRegion,
     table: Mutex<Table>,
-    /// Copy calls of ours that are to fail with ENOMEM.
-    failing_calls: AtomicU32,
-    lifeline: Lifeline,
+    faults: Faults,
 }
 
 #[derive(Debug, Default)]
@@ -81,9 +36,6 @@ struct Table {
     used_frames: Vec<bool>,
     grants: BTreeMap<Gref, Grant>,
     next_reference: u32,
-    failing_copies: u32,
-    /// Mappings of ours that are to fail with ENOMEM.
-    failing_maps: u32,
     revoked_while_mapped: u64,
 }
 
@@ -112,8 +64,7 @@ impl SimMemory {
             shared: Arc::new(Shared {
                 frames: region,
                 table: Mutex::new(table),
-                failing_calls: AtomicU32::new(0),
-                lifeline: Lifeline::default(),
+                faults: Faults::default(),
             }),
         })
     }
@@ -182,23 +133,6 @@ impl SimMemory {
         self.table().grants.len()
     }
 
-    /// Makes the next `count` copied segments fail, as if the guest had revoked their grants.
-    pub fn fail_copies(&self, count: u32) {
-        self.table().failing_copies = count;
-    }
-
-    /// Makes the next `copies` copy calls and the next `maps` mappings of rings fail for want of memory in dom0.
-    pub fn run_out_of_memory(&self, copies: u32, maps: u32) {
-        self.table().failing_maps = maps;
-        self.shared.failing_calls.store(copies, Ordering::SeqCst);
-    }
-
-    /// Copy calls and mappings that are still to fail.
-    pub fn failures_left(&self) -> (u32, u32) {
-        let calls = self.shared.failing_calls.load(Ordering::SeqCst);
-        (calls, self.table().failing_maps)
-    }
-
     /// The guest's own view of `len` bytes from frame `first`; `None` outside its memory.
     pub fn memory(&self, first: Gfn, len: usize) -> Option<VolatileSlice<'_>> {
         let frame = usize::try_from(first.0.checked_sub(FIRST_FRAME)?).ok()?;
@@ -208,9 +142,9 @@ impl SimMemory {
             .ok()
     }
 
-    /// The life of whoever serves this guest.
-    pub fn lifeline(&self) -> &Lifeline {
-        &self.shared.lifeline
+    /// What is to go wrong for whoever serves this guest.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
     }
 
     /// The backend's access to this guest.
@@ -250,27 +184,13 @@ pub struct SimAccess {
 }
 
 impl SimAccess {
-    /// A copy call that dom0 has no memory for.
-    #[cold]
-    fn fail_call(&self, operations: &mut [CopyOp], pieces: &mut Vec<Piece>) {
-        // The backend is one thread.
-        let failing = &self.memory.shared.failing_calls;
-        failing.fetch_sub(1, Ordering::Relaxed);
-        for piece in pieces.drain(..) {
-            operations[piece.owner].result = Err(CopyFault::Call {
-                errno: libc::ENOMEM,
-            });
-        }
-    }
-
     fn copy_piece(&self, buffer: &VolatileSlice<'_>, piece: &Piece) -> Result<(), CopyFault> {
         let Piece {
             direction, segment, ..
         } = *piece;
-        self.memory.lifeline().step();
-        let mut table = self.memory.table();
-        if table.failing_copies > 0 {
-            table.failing_copies -= 1;
+        self.memory.faults().step();
+        let table = self.memory.table();
+        if self.memory.faults().strikes(Fault::RevokedCopy) {
             return Err(CopyFault::Grant {
                 reference: Gref(0),
                 status: GNTST_BAD_GNTREF,
@@ -308,8 +228,7 @@ impl GuestAccess for SimAccess {
             source: io::Error::other(why),
         };
         let mut table = self.memory.table();
-        if table.failing_maps > 0 {
-            table.failing_maps -= 1;
+        if self.memory.faults().strikes(Fault::MapRing) {
             return Err(AccessError::Map {
                 address: address.0,
                 len,
@@ -355,11 +274,14 @@ impl GuestAccess for SimAccess {
     fn copy(&mut self, buffer: &VolatileSlice<'_>, operations: &mut [CopyOp]) {
         let mut pieces = std::mem::take(&mut self.pieces);
         admit_pieces(self.policy, &mut self.counters, operations, &mut pieces);
-        if self.memory.shared.failing_calls.load(Ordering::Relaxed) > 0 && !pieces.is_empty() {
-            self.fail_call(operations, &mut pieces);
-        }
+        let fails = !pieces.is_empty() && self.memory.faults().strikes(Fault::CopyCall);
+        let errno = libc::ENOMEM;
         for piece in &pieces {
-            if let Err(fault) = self.copy_piece(buffer, piece) {
+            let copied = match fails {
+                true => Err(CopyFault::Call { errno }),
+                false => self.copy_piece(buffer, piece),
+            };
+            if let Err(fault) = copied {
                 operations[piece.owner].result = Err(fault);
             }
         }
@@ -395,7 +317,7 @@ struct SimMapping {
 
 impl MappedPages for SimMapping {
     fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
-        self.memory.lifeline().step();
+        self.memory.faults().step();
         let pages = self.memory.memory(self.first, offset + len);
         let slice = pages.and_then(|pages| pages.subslice(offset, len).ok());
         slice.expect("map_ring found the pages in the guest's memory")
@@ -416,7 +338,7 @@ impl Drop for SimMapping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BusAddress;
+    use xen_virtio_guest_mapping::BusAddress;
 
     fn grant_address(reference: Gref) -> GuestAddress {
         BusAddress {

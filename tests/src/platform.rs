@@ -7,13 +7,11 @@ use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock, SECTOR};
-use xen_virtio_dom0_tools::ctl::demo::{FIRST_DEVICE, FIRST_IRQ, SimMachine};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
-use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_guest_mapping::{
     AddressMode, BusAddress, Gfn, Gref, GuestAccess, GuestAddress, PAGE_SIZE, Page,
 };
-use xen_virtio_transport::sim::{SimGuest, SimHypervisor};
+use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, SimGuest, SimHypervisor, SimMachine, SimMemory};
 use xen_virtio_transport::{
     DeviceState, GuestDevices, Hypervisor, InterruptLine, MmioDevice, MmioRange, Trap, Width,
 };

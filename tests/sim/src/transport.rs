@@ -1,13 +1,13 @@
 //! The `virtio-drivers` crate on a simulated guest: its registers trap to the hypervisor.
 
+use crate::hypervisor::SimGuest;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, PhysAddr};
-use xen_virtio_transport::sim::SimGuest;
 use xen_virtio_transport::{MmioRange, Register, Width};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// `VIRTIO_F_ACCESS_PLATFORM`: the crate's drivers leave it to the platform that their memory goes
-/// through, which is [`SimHal`](super::SimHal) here.
+/// through, which is [`SimHal`](crate::SimHal) here.
 const ACCESS_PLATFORM: u64 = 1 << 33;
 const CONFIG_SPACE: u64 = 0x100;
 

@@ -1,11 +1,11 @@
 //! The memory of a simulated guest, as the `virtio-drivers` crate asks for it: as Linux's xen-grant-dma
 //! does, every buffer is granted for as long as the device may use it.
 
+use crate::memory::SimMemory;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
-use xen_virtio_guest_mapping::sim::SimMemory;
 use xen_virtio_guest_mapping::{AddressMode, BusAddress, Gfn, Gref, GuestAddress, Page};
 
 thread_local! {

@@ -2,46 +2,24 @@
 //!
 //! The guest is the `virtio-drivers` crate: a driver that nobody here wrote.
 
-// virtio-drivers' trait for a guest's memory is unsafe.
-#[allow(unsafe_code)]
-mod hal;
-mod transport;
-
-pub use hal::SimHal;
-pub use transport::SimTransport;
-
-use crate::worker::event_loop::EventLoop;
 use anyhow::{Context, Result, ensure};
-use mio::{Token, Waker};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use virtio_drivers::device::blk::VirtIOBlk;
+use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::{Blk, Disk, RingStock};
-use xen_virtio_backend::{Device, StateArea};
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_transport::sim::{SimGuest, SimHypervisor, simulate};
-use xen_virtio_transport::{DeviceReport, DeviceState, MmioDevice, MmioRange};
+use xen_virtio_sim::{FIRST_DEVICE, SimHal, SimMachine, SimTransport};
+use xen_virtio_transport::DeviceReport;
 
-/// Where the simulated guest's first device is, and its interrupt: where libxl puts a guest's first.
-pub const FIRST_DEVICE: MmioRange = MmioRange {
-    base: 0x0200_0000,
-    len: 0x200,
-};
-pub const FIRST_IRQ: u32 = 33;
-
-const GUEST_FRAMES: usize = 4096;
-/// The simulated guest is a thread, and answers soon.
-const POLL_LIMIT: Duration = Duration::from_micros(50);
 const REQUEST: usize = 64 << 10;
 const REQUEST_SECTORS: usize = REQUEST / 512;
 
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// A raw file or block device to use as the disk; its beginning is overwritten. A temporary file of 16
     /// MiB by default.
     #[arg(long)]
@@ -56,7 +34,7 @@ pub struct Options {
 /// # Errors
 ///
 /// What went wrong, a mismatch of the data above all.
-pub fn run(options: &Options) -> Result<String> {
+pub(crate) fn run(options: &Options) -> Result<String> {
     let mut temporary = None;
     let path = match &options.disk {
         Some(path) => path.clone(),
@@ -205,87 +183,5 @@ impl TemporaryDisk {
 impl Drop for TemporaryDisk {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// A simulated guest's machine in a thread of its own, as a worker serves a real one.
-pub struct SimMachine {
-    thread: Thread,
-    stop: Waker,
-}
-
-type Thread = JoinHandle<std::io::Result<Vec<DeviceReport>>>;
-
-const STOP: Token = Token(0);
-
-impl SimMachine {
-    /// A guest with the devices that `devices` makes, in the machine's thread: the first at
-    /// [`FIRST_DEVICE`] with [`FIRST_IRQ`], the others behind it.
-    ///
-    /// # Errors
-    ///
-    /// If this machine has not the memory, threads or descriptors.
-    pub fn start(
-        mode: AddressMode,
-        devices: impl FnOnce() -> std::io::Result<Vec<Box<dyn Device>>> + Send + 'static,
-    ) -> Result<(SimGuest, Self)> {
-        let (hypervisor, guest) = simulate(GUEST_FRAMES)?;
-        let (sender, receiver) = sync_channel(1);
-        let thread = std::thread::spawn(move || {
-            let server = EventLoop::new(hypervisor, POLL_LIMIT, 100)?;
-            // Whoever waits for the waker waits still.
-            let _ = sender.send(Waker::new(server.registry(), STOP)?);
-            serve(server, devices()?, mode)
-        });
-        match receiver.recv() {
-            Ok(stop) => Ok((guest, Self { thread, stop })),
-            Err(_) => Err(join(thread).err().context("the machine did not start")?),
-        }
-    }
-
-    /// Ends the machine once it has nothing to do; what its devices report at the end.
-    ///
-    /// # Errors
-    ///
-    /// What kept it from running.
-    pub fn stop(self) -> Result<Vec<DeviceReport>> {
-        self.stop.wake()?;
-        join(self.thread)
-    }
-}
-
-fn join(thread: Thread) -> Result<Vec<DeviceReport>> {
-    let ended = thread.join();
-    Ok(ended.map_err(|_| anyhow::anyhow!("the machine's thread panicked"))??)
-}
-
-fn serve(
-    mut server: EventLoop<SimHypervisor>,
-    devices: Vec<Box<dyn Device>>,
-    mode: AddressMode,
-) -> std::io::Result<Vec<DeviceReport>> {
-    let mut slots = Vec::new();
-    for ((device, base), irq) in devices
-        .into_iter()
-        .zip((FIRST_DEVICE.base..).step_by(0x200))
-        .zip(FIRST_IRQ..)
-    {
-        let state = DeviceState::private()?;
-        let device = MmioDevice::new(device, server.hypervisor(), mode, irq, state);
-        let device = device.map_err(std::io::Error::other)?;
-        let range = MmioRange {
-            base,
-            ..FIRST_DEVICE
-        };
-        slots.push(server.add(range, device).map_err(std::io::Error::other)?);
-    }
-    loop {
-        server.serve(None)?;
-        if server.is_ready(STOP) {
-            return Ok(slots
-                .into_iter()
-                .filter_map(|slot| server.device(slot))
-                .collect());
-        }
     }
 }

@@ -1,5 +1,7 @@
 //! Shows what `xen-virtiod` does, and tries the same devices on a simulated guest.
 
+mod demo;
+
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use std::io::Write;
@@ -7,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::ctl::stats::Stats;
-use xen_virtio_dom0_tools::ctl::{control, demo, xl_config};
+use xen_virtio_dom0_tools::ctl::{control, xl_config};
 use xen_virtio_dom0_tools::toolstack::guest_file::{self, GuestFiles};
 
 /// Shows the virtio devices of this host's Xen guests.
