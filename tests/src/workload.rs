@@ -61,7 +61,8 @@ fn register_file() -> Operation {
         features: 0,
         queue_sizes: vec![SIZE],
     };
-    let mut registers = RegisterFile::new(VirtioState::new(identity, 1 << VIRTIO_F_VERSION_1));
+    let mut registers = RegisterFile::default();
+    let mut state = VirtioState::new(identity, 1 << VIRTIO_F_VERSION_1);
     for (register, value) in [
         (Register::Status, 1),
         (Register::Status, 3),
@@ -72,15 +73,15 @@ fn register_file() -> Operation {
         (Register::QueueReady, 1),
         (Register::Status, 15),
     ] {
-        let _ = registers.write(register, value);
+        let _ = registers.write(&mut state, register, value);
     }
-    assert!(registers.state().is_live(), "the driver is set up");
+    assert!(state.is_live(), "the driver is set up");
     Box::new(move || {
         // Their values are a guest's, and their results go to one.
-        let registers = black_box(&mut registers);
-        let _ = black_box(registers.write(Register::QueueNotify, black_box(0)));
-        let status = black_box(registers.read(Register::InterruptStatus));
-        let _ = black_box(registers.write(Register::InterruptAck, status));
+        let (registers, state) = black_box((&mut registers, &mut state));
+        let _ = black_box(registers.write(state, Register::QueueNotify, black_box(0)));
+        let status = black_box(registers.read(state, Register::InterruptStatus));
+        let _ = black_box(registers.write(state, Register::InterruptAck, status));
     })
 }
 

@@ -1,21 +1,18 @@
-//! virtio-mmio on a type-1 hypervisor: traps in, interrupts out.
+//! How a driver reaches its virtio device on a type-1 hypervisor: traps in, interrupts out.
 //!
-//! [`GuestDevices`] takes the [`Trap`]s of one guest from a [`Hypervisor`] to its [`MmioDevice`]s.
+//! [`GuestDevices`] takes the [`Trap`]s of one guest from a [`Hypervisor`] to its [`MmioDevice`]s. Behind the registers of
+//! each is a [`Host`], which knows of none: whatever else a driver may reach a device through stands on it as well.
 
-mod device_state;
-mod guest_devices;
+mod host;
 mod hypervisor;
-mod interrupt;
-mod mmio_device;
-mod register_file;
-mod registers;
+mod mmio;
 mod virtio_state;
 pub mod xen;
 
-pub use device_state::{DeviceState, DeviceStateError};
-pub use guest_devices::{DevicesError, GuestDevices, Slot};
+pub use host::{Host, Outcome};
 pub use hypervisor::{Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width};
-pub use mmio_device::{DeviceReport, MmioDevice};
-pub use register_file::{RegisterFile, SavedRegisters};
-pub use registers::{Location, Register};
+pub use mmio::{
+    DeviceReport, DeviceState, DeviceStateError, DevicesError, GuestDevices, Location, MmioDevice,
+    Register, RegisterFile, SavedRegisters, Slot,
+};
 pub use virtio_state::{Effect, Misstep, QueueSetup, RestoreError, VirtioState};

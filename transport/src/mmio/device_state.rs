@@ -1,11 +1,9 @@
 //! What of a device outlives the process that serves it.
 
-use crate::register_file::SavedRegisters;
+use super::register_file::SavedRegisters;
 use crate::virtio_state::RestoreError;
 use std::io;
-use xen_virtio_backend::{
-    MAX_QUEUE_SIZE, QueueIndex, QueueJournal, StateArea, StateCell, StateError,
-};
+use xen_virtio_backend::{MAX_QUEUE_SIZE, QueueJournal, StateArea, StateCell, StateError};
 
 /// Bytes of registers as they are written, but for the queues, and for each queue: the widest numbers.
 const REGISTERS: usize = 256;
@@ -68,8 +66,8 @@ impl DeviceState {
         self.registers.clear();
     }
 
-    pub(crate) fn journal(&self, index: QueueIndex) -> QueueJournal {
-        QueueJournal::new(self.journals[index.get()].clone())
+    pub(crate) fn journals(&self) -> Vec<StateArea> {
+        self.journals.clone()
     }
 
     /// What was saved last, if anything was.
@@ -95,8 +93,8 @@ impl DeviceState {
 
 #[cfg(test)]
 mod tests {
+    use super::super::register_file::tests::widest_registers;
     use super::*;
-    use crate::register_file::tests::widest_registers;
 
     /// As the first version wrote them, which every later one reads.
     const FIRST_FORMAT: &str = r#"{"status":15,"device_features_sel":1,"driver_features_sel":1,

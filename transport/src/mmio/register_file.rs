@@ -1,12 +1,12 @@
 //! The registers of virtio-mmio over a device's [`VirtioState`]: selectors, halves of addresses, the interrupt status.
 
-use crate::interrupt::Cause;
-use crate::registers::Register;
+use super::registers::Register;
 use crate::virtio_state::{
-    Effect, QueueState, RestoreError, SavedState, VirtioState, high, low, set_high, set_low,
+    Effect, QueueState, SavedState, VirtioState, high, low, set_high, set_low,
 };
 use serde::{Deserialize, Serialize};
-use xen_virtio_backend::{Identity, QueueIndex};
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use xen_virtio_backend::QueueIndex;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -29,87 +29,62 @@ pub struct SavedRegisters {
     state: SavedState,
 }
 
-/// The registers of one virtio-mmio device.
-#[derive(Clone, Debug)]
+/// The registers of one virtio-mmio device, but for those that are its [`VirtioState`].
+#[derive(Clone, Debug, Default)]
 pub struct RegisterFile {
-    state: VirtioState,
     selectors: Selectors,
+    /// Why the driver is interrupted (virtio 1.3, 4.2.2).
     interrupt_status: u32,
     /// The causes among them that the driver has not read since they came up.
     interrupt_unread: u32,
 }
 
 impl RegisterFile {
-    /// The registers of a device that nobody has driven.
-    pub fn new(state: VirtioState) -> Self {
-        Self {
-            state,
-            selectors: Selectors::default(),
-            interrupt_status: 0,
-            interrupt_unread: 0,
-        }
-    }
-
-    /// The registers as an earlier process left them. What interrupted the driver last is not among them:
-    /// it is to be interrupted again.
-    ///
-    /// # Errors
-    ///
-    /// As [`VirtioState`] has them.
-    pub fn restore(
-        identity: Identity,
-        required_features: u64,
-        saved: SavedRegisters,
-    ) -> Result<Self, RestoreError> {
-        let state = VirtioState::restore(identity, required_features, saved.state)?;
-        Ok(Self {
-            selectors: saved.selectors,
-            ..Self::new(state)
-        })
+    /// The registers as an earlier process left them, and the state behind them. What interrupted the driver last is not
+    /// among them: it is to be interrupted again.
+    pub(crate) fn restore(saved: SavedRegisters) -> (Self, SavedState) {
+        let SavedRegisters { selectors, state } = saved;
+        let registers = Self {
+            selectors,
+            ..Self::default()
+        };
+        (registers, state)
     }
 
     /// What [`RegisterFile::restore`] goes on from.
-    pub fn saved(&self) -> SavedRegisters {
+    pub(crate) fn saved(&self, state: &VirtioState) -> SavedRegisters {
         SavedRegisters {
             selectors: self.selectors,
-            state: self.state.saved().clone(),
+            state: state.saved().clone(),
         }
     }
 
-    /// The device behind the registers.
-    pub fn state(&self) -> &VirtioState {
-        &self.state
-    }
-
-    pub fn state_mut(&mut self) -> &mut VirtioState {
-        &mut self.state
-    }
-
     /// What the driver reads from `register`; zero from a write-only one.
-    pub fn read(&mut self, register: Register) -> u32 {
+    #[inline]
+    pub fn read(&mut self, state: &VirtioState, register: Register) -> u32 {
         match register {
             Register::MagicValue => MAGIC,
             Register::Version => VERSION,
-            Register::DeviceId => self.state.identity().device_type.0,
+            Register::DeviceId => state.identity().device_type.0,
             Register::VendorId => VENDOR,
             Register::DeviceFeatures => match self.selectors.device_features_sel {
-                0 => low(self.state.identity().features),
-                1 => high(self.state.identity().features),
+                0 => low(state.identity().features),
+                1 => high(state.identity().features),
                 _ => 0,
             },
             // Zero: not available (virtio 1.3, 4.2.2.2).
-            Register::QueueSizeMax => self.selected().map_or(0, |index| {
-                self.state.identity().queue_sizes[index.get()].into()
-            }),
+            Register::QueueSizeMax => self
+                .selected(state)
+                .map_or(0, |index| state.identity().queue_sizes[index.get()].into()),
             Register::QueueReady => self
-                .selected()
-                .map_or(0, |index| self.state.queue(index).ready.into()),
+                .selected(state)
+                .map_or(0, |index| state.queue(index).ready.into()),
             Register::InterruptStatus => {
                 self.interrupt_unread = 0;
                 self.interrupt_status
             }
-            Register::Status => self.state.status(),
-            Register::ConfigGeneration => self.state.config_generation(),
+            Register::Status => state.status(),
+            Register::ConfigGeneration => state.config_generation(),
             // A region that does not exist has length and base -1 (virtio 1.3, 4.2.2).
             Register::ShmLenLow
             | Register::ShmLenHigh
@@ -135,44 +110,45 @@ impl RegisterFile {
     }
 
     /// Carries out the driver's write of `value` to `register`.
-    pub fn write(&mut self, register: Register, value: u32) -> Effect {
+    #[inline]
+    pub fn write(&mut self, state: &mut VirtioState, register: Register, value: u32) -> Effect {
         match register {
             Register::DeviceFeaturesSel => self.selectors.device_features_sel = value,
             Register::DriverFeaturesSel => self.selectors.driver_features_sel = value,
             Register::DriverFeatures => {
                 let word = self.selectors.driver_features_sel;
-                return self.state.accept_features(word, value);
+                return state.accept_features(word, value);
             }
             Register::QueueSel => self.selectors.queue_sel = value,
-            Register::QueueSize => return self.set_queue(|queue| queue.size = value),
+            Register::QueueSize => return self.set_queue(state, |queue| queue.size = value),
             Register::QueueDescLow => {
-                return self.set_queue(|queue| set_low(&mut queue.descriptors, value));
+                return self.set_queue(state, |queue| set_low(&mut queue.descriptors, value));
             }
             Register::QueueDescHigh => {
-                return self.set_queue(|queue| set_high(&mut queue.descriptors, value));
+                return self.set_queue(state, |queue| set_high(&mut queue.descriptors, value));
             }
             Register::QueueDriverLow => {
-                return self.set_queue(|queue| set_low(&mut queue.available, value));
+                return self.set_queue(state, |queue| set_low(&mut queue.available, value));
             }
             Register::QueueDriverHigh => {
-                return self.set_queue(|queue| set_high(&mut queue.available, value));
+                return self.set_queue(state, |queue| set_high(&mut queue.available, value));
             }
             Register::QueueDeviceLow => {
-                return self.set_queue(|queue| set_low(&mut queue.used, value));
+                return self.set_queue(state, |queue| set_low(&mut queue.used, value));
             }
             Register::QueueDeviceHigh => {
-                return self.set_queue(|queue| set_high(&mut queue.used, value));
+                return self.set_queue(state, |queue| set_high(&mut queue.used, value));
             }
             Register::QueueReady => {
-                return match self.selected() {
-                    Some(index) => self.state.set_queue_ready(index, value),
+                return match self.selected(state) {
+                    Some(index) => state.set_queue_ready(index, value),
                     None => Effect::Refused,
                 };
             }
-            Register::QueueNotify => return self.state.notify(value),
+            Register::QueueNotify => return state.notify(value),
             // What came up since the driver has looked is not what it acknowledges (virtio 1.3, 4.2.2).
             Register::InterruptAck => self.interrupt_status &= !value | self.interrupt_unread,
-            Register::Status => return self.set_status(value),
+            Register::Status => return self.set_status(state, value),
             // There is no region to select.
             Register::ShmSel => {}
             Register::MagicValue
@@ -192,35 +168,27 @@ impl RegisterFile {
         Effect::Nothing
     }
 
-    fn selected(&self) -> Option<QueueIndex> {
-        let count = self.state.identity().queue_sizes.len();
+    fn selected(&self, state: &VirtioState) -> Option<QueueIndex> {
+        let count = state.identity().queue_sizes.len();
         QueueIndex::new(self.selectors.queue_sel, count)
     }
 
     /// Changes the selected queue, if there is one.
     // Rare: inlined, it made every access longer.
     #[inline(never)]
-    fn set_queue(&mut self, change: impl FnOnce(&mut QueueState)) -> Effect {
-        match self.selected() {
-            Some(index) => self.state.set_queue(index, change),
+    fn set_queue(&self, state: &mut VirtioState, change: impl FnOnce(&mut QueueState)) -> Effect {
+        match self.selected(state) {
+            Some(index) => state.set_queue(index, change),
             None => Effect::Refused,
         }
     }
 
     // Rare: inlined, it made every access longer.
     #[inline(never)]
-    fn set_status(&mut self, value: u32) -> Effect {
-        let effect = self.state.set_status(value);
+    fn set_status(&mut self, state: &mut VirtioState, value: u32) -> Effect {
+        let effect = state.set_status(value);
         if effect == Effect::Reset {
-            let Self {
-                state: _,
-                selectors,
-                interrupt_status,
-                interrupt_unread,
-            } = self;
-            *selectors = Selectors::default();
-            *interrupt_status = 0;
-            *interrupt_unread = 0;
+            *self = Self::default();
         }
         effect
     }
@@ -230,9 +198,13 @@ impl RegisterFile {
         self.interrupt_status != 0
     }
 
-    pub(crate) fn set_interrupt(&mut self, cause: Cause) {
-        self.interrupt_status |= cause.bit();
-        self.interrupt_unread |= cause.bit();
+    /// Shows the driver why it is interrupted. False if there is nothing to interrupt it for.
+    pub(crate) fn set_interrupt(&mut self, used_buffers: bool, configuration: bool) -> bool {
+        let used_buffers = u32::from(used_buffers) * VIRTIO_MMIO_INT_VRING;
+        let causes = used_buffers | (u32::from(configuration) * VIRTIO_MMIO_INT_CONFIG);
+        self.interrupt_status |= causes;
+        self.interrupt_unread |= causes;
+        causes != 0
     }
 }
 

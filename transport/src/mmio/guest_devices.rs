@@ -1,9 +1,9 @@
 //! One guest: its devices, and the loop body that serves them.
 
-use crate::device_state::DeviceState;
+use super::device::MmioDevice;
+use super::device_state::DeviceState;
+use super::registers::{Location, Register};
 use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest, Width};
-use crate::mmio_device::MmioDevice;
-use crate::registers::{Location, Register};
 use std::io;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::tuning::{HANDLER_LIMIT, HANDLER_LOOKS, TRAPS_PER_STEP};

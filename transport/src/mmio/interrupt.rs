@@ -1,23 +1,8 @@
-//! A device's interrupt: the cause in its status register, then the line.
+//! A device's interrupt line, which is raised again if it could not be.
 
 use crate::hypervisor::InterruptLine;
-use crate::register_file::RegisterFile;
 use std::time::{Duration, Instant};
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use xen_virtio_backend::LogLimit;
-
-/// Why the driver is interrupted: a bit of `InterruptStatus` (virtio 1.3, 4.2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
-    UsedBuffer = VIRTIO_MMIO_INT_VRING as isize,
-    Configuration = VIRTIO_MMIO_INT_CONFIG as isize,
-}
-
-impl Cause {
-    pub(crate) fn bit(self) -> u32 {
-        self as u32
-    }
-}
 
 /// The wait between attempts: nothing tells when dom0 or Xen has what was lacking.
 const RETRY: Duration = Duration::from_millis(10);
@@ -42,8 +27,7 @@ impl Interrupt {
 
     /// Raises the line even if an earlier cause is not yet acknowledged: a driver may look at its rings
     /// before it acknowledges.
-    pub(crate) fn raise(&mut self, cause: Cause, registers: &mut RegisterFile) {
-        registers.set_interrupt(cause);
+    pub(crate) fn raise(&mut self) {
         self.raised += 1;
         self.raise_line();
     }
