@@ -122,7 +122,8 @@ verifies_on() {
     return 0
 }
 said_more_than() { [ "$(count_said "$1" 'verifying:')" -gt "$2" ]; }
-longest_pause() { console "$1" | sed -n 's/.*longest pause \([0-9]*\) ms/\1/p' | sort -n | tail -n 1; }
+# longest_pause NAME [LINE]: of the guest's verified disk, in milliseconds, since line LINE of what it said of it.
+longest_pause() { console "$1" | sed -n 's/.*longest pause \([0-9]*\) ms/\1/p' | tail -n +$((${2:-0} + 1)) | sort -n | tail -n 1; }
 
 # Guests whose script has ended are destroyed by us: what a toolstack does.
 destroy() {

@@ -25,8 +25,8 @@ pub(crate) struct Ring {
     block: usize,
     pub(crate) bytes: u64,
     pub(crate) depth: usize,
-    /// The longest time for which nothing ended.
-    pub(crate) longest_pause: Duration,
+    /// The longest time for which nothing ended, since [`Ring::take_longest_pause`].
+    longest_pause: Duration,
 }
 
 const ALIGNMENT: usize = 4096;
@@ -135,6 +135,10 @@ impl Ring {
         // SAFETY: the slot's buffer is used by nobody else until its completion, and lives as long as the ring.
         unsafe { self.ring.submission().push(&entry.user_data(slot as u64)) }?;
         Ok(())
+    }
+
+    pub(crate) fn take_longest_pause(&mut self) -> Duration {
+        std::mem::take(&mut self.longest_pause)
     }
 
     pub(crate) fn sync(&mut self) -> Result<()> {

@@ -74,17 +74,17 @@ pub(crate) fn run(device: &Path, seconds: u64) -> Result<()> {
         rounds += 1;
         if rounds == 1 || told.elapsed() >= Duration::from_secs(1) {
             told = Instant::now();
-            println!("verifying: {}", standing(written, checked, &ring));
+            println!("verifying: {}", standing(written, checked, &mut ring));
         }
     }
-    println!("verified: {}", standing(written, checked, &ring));
+    println!("verified: {}", standing(written, checked, &mut ring));
     Ok(())
 }
 
-/// What has been found so far: a mismatch ends it at once.
-fn standing(written: u64, checked: u64, ring: &Ring) -> String {
+/// What has been found so far (a mismatch ends it at once), and the longest pause since this was said last.
+fn standing(written: u64, checked: u64, ring: &mut Ring) -> String {
     format!(
         "{written} blocks written, {checked} read back, no mismatch, longest pause {} ms",
-        ring.longest_pause.as_millis()
+        ring.take_longest_pause().as_millis()
     )
 }
