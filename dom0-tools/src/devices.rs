@@ -6,7 +6,7 @@ mod rng;
 
 use crate::config::Config;
 use crate::guest_state::{Backing, DeviceRecords};
-use crate::supervisor::Identity;
+use crate::toolstack::Identity;
 use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail};
 use blk::Uses;

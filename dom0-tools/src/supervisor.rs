@@ -1,4 +1,4 @@
-//! The supervisor: watches xenstore, opens what needs privilege, and has one worker process a guest.
+//! The supervisor: follows the toolstack, opens what needs privilege, and has one worker process a guest.
 //!
 //! It parses nothing that a guest wrote to memory.
 
@@ -9,22 +9,22 @@ mod entry;
 mod guest;
 mod lifecycle;
 mod orphan_workers;
+mod questions;
 mod restarts;
 mod state_files;
 #[cfg(test)]
 mod tests;
+mod toolstack_events;
 mod worker_log;
 mod worker_process;
 
 use crate::config::Config;
 use crate::ctl::control::Question;
-use crate::ctl::report::{Refusal, Report};
+use crate::ctl::report::Refusal;
 use crate::devices::blk::Uses;
-use crate::ipc::ToWorker;
-use crate::text::without_controls;
-use crate::toolstack::guest_file::{self, GuestFileError, GuestFiles};
-use crate::toolstack::libxl::{self, XenbusState};
-use crate::toolstack::xenstore::{XenStore, XenStoreError};
+use crate::toolstack::guest_file::{self, GuestFiles};
+use crate::toolstack::xenstore::XenStore;
+use crate::toolstack::{Identity, Toolstack, ToolstackError, XenToolstack};
 use crate::worker::sandbox;
 use anyhow::{Context, Result};
 use clients::Clients;
@@ -34,22 +34,16 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-pub(crate) use state_files::Identity;
+use questions::Collection;
 use state_files::StateFiles;
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use worker_process::{Launcher, WorkerProcess, XenLauncher};
-use xen_virtio_backend::LogLimit;
 
-/// The tokens of watches on domains that come and go; those of the others are their directories.
-const INTRODUCE: &str = "introduce";
-const RELEASE: &str = "release";
-
-const XENSTORE: Token = Token(0);
+const TOOLSTACK: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const LISTENER: Token = Token(2);
 /// Workers and clients get numbers from here on, each its own for good.
@@ -73,9 +67,9 @@ pub fn run(config: Config, control_socket: &Path) -> Result<()> {
     let store = XenStore::connect()?;
     let files = StateFiles::new(Path::new(state_files::DIRECTORY))?;
     let guest_files = GuestFiles::new(Path::new(guest_file::DIRECTORY));
+    let toolstack = Box::new(XenToolstack::new(store, guest_files));
     let launcher = Box::new(XenLauncher);
-    let mut supervisor =
-        Supervisor::new(config, control_socket, store, files, guest_files, launcher)?;
+    let mut supervisor = Supervisor::new(config, control_socket, toolstack, files, launcher)?;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -96,12 +90,9 @@ pub fn run(config: Config, control_socket: &Path) -> Result<()> {
 
 struct Supervisor {
     poll: Poll,
-    store: XenStore,
+    toolstack: Box<dyn Toolstack>,
     config: Config,
     files: StateFiles,
-    guest_files: GuestFiles,
-    /// Of files that cannot be used.
-    log_limit: LogLimit,
     launcher: Box<dyn Launcher>,
     /// The disks that guests have.
     uses: Uses,
@@ -125,20 +116,12 @@ struct Stopping {
     deadline: Option<Instant>,
 }
 
-/// Reports on their way from the workers to clients.
-struct Collection {
-    waiting: BTreeSet<Token>,
-    deadline: Instant,
-    clients: Vec<Token>,
-}
-
 impl Supervisor {
     fn new(
         config: Config,
         control_socket: &Path,
-        store: XenStore,
+        toolstack: Box<dyn Toolstack>,
         files: StateFiles,
-        guest_files: GuestFiles,
         launcher: Box<dyn Launcher>,
     ) -> Result<Self> {
         let poll = Poll::new()?;
@@ -146,11 +129,9 @@ impl Supervisor {
             .with_context(|| format!("listening at {}", control_socket.display()))?;
         Ok(Self {
             poll,
-            store,
+            toolstack,
             config,
             files,
-            guest_files,
-            log_limit: LogLimit::default(),
             launcher,
             uses: Uses::default(),
             refusals: VecDeque::new(),
@@ -165,33 +146,20 @@ impl Supervisor {
 
     /// Begins to watch, and takes in what is there already.
     fn start(&mut self) -> Result<()> {
-        let fd = self.store.as_fd().as_raw_fd();
+        let fd = self.toolstack.readable().as_raw_fd();
         self.poll
             .registry()
-            .register(&mut SourceFd(&fd), XENSTORE, Interest::READABLE)?;
-        for form in libxl::EntryForm::ALL {
-            self.store
-                .watch(&format!("backend/{}", form.directory()), form.directory())?;
-        }
-        self.store.watch("@releaseDomain", RELEASE)?;
-        let store = &mut self.store;
-        let served = self.files.sweep(|domid| {
-            let lives = store.is_introduced(domid)?;
-            lives.then(|| guest::identify(store, domid)).transpose()
-        })?;
-        orphan_workers::end_orphans(|domid| store.is_introduced(domid))?;
-        let swept = guest_file::sweep(store, |store, domid| {
-            let lives = store.is_introduced(domid)?;
-            lives.then(|| guest::identify(store, domid)).transpose()
-        });
-        tolerate(swept)?;
-        // Which tells of those that are there already, too.
-        self.store.watch("@introduceDomain", INTRODUCE)?;
+            .register(&mut SourceFd(&fd), TOOLSTACK, Interest::READABLE)?;
+        self.toolstack.start()?;
+        let toolstack = &mut *self.toolstack;
+        let served = self.files.sweep(|domid| toolstack.living(domid))?;
+        orphan_workers::end_orphans(|domid| toolstack.lives(domid))?;
+        tolerate(toolstack.sweep())?;
         // Also those whose entries libxl has removed meanwhile: what is left of an old program serves them still.
         for domid in served {
             tolerate(self.take_over(domid))?;
         }
-        self.follow_xenstore()
+        self.follow_toolstack()
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -212,7 +180,7 @@ impl Supervisor {
         }
         for event in events.iter() {
             match event.token() {
-                XENSTORE => {}
+                TOOLSTACK => {}
                 SIGNALS => {
                     tracing::info!(
                         "told to end; the guests' workers serve on until another one takes over"
@@ -235,9 +203,8 @@ impl Supervisor {
                 },
             }
         }
-        // Whatever was asked of xenstored meanwhile may have brought events along, which no readiness
-        // will tell of.
-        self.follow_xenstore()?;
+        // Whatever was asked of the toolstack meanwhile may have brought events along, which no readiness will tell of.
+        self.follow_toolstack()?;
         self.pass_deadlines();
         self.try_again()
     }
@@ -321,17 +288,18 @@ impl Supervisor {
     }
 
     /// Has `event` happen to a guest, if it is there.
-    fn tell(&mut self, domid: u16, event: Event) -> Result<(), XenStoreError> {
-        let (guests, store, mut context) = self.parts();
+    fn tell(&mut self, domid: u16, event: Event) -> Result<(), ToolstackError> {
+        let (guests, mut context) = self.parts();
         match guests.get_mut(&domid) {
-            Some(guest) => guest.handle(event, store, &mut context),
+            Some(guest) => guest.handle(event, &mut context),
             None => Ok(()),
         }
     }
 
     /// The guests, and what they are served with.
-    fn parts(&mut self) -> (&mut BTreeMap<u16, Guest>, &mut XenStore, WorkerContext<'_>) {
+    fn parts(&mut self) -> (&mut BTreeMap<u16, Guest>, WorkerContext<'_>) {
         let context = WorkerContext {
+            toolstack: &mut *self.toolstack,
             config: &self.config,
             files: &self.files,
             uses: &mut self.uses,
@@ -339,216 +307,10 @@ impl Supervisor {
             registry: self.poll.registry(),
             next_token: &mut self.next_token,
         };
-        (&mut self.guests, &mut self.store, context)
+        (&mut self.guests, context)
     }
 
-    fn follow_xenstore(&mut self) -> Result<()> {
-        while let Some(event) = self.store.next_event()? {
-            if event.token == RELEASE {
-                tolerate(self.release_guests())?;
-            } else if event.token == INTRODUCE {
-                tolerate(self.announce_guests())?;
-            } else if let Some((domid, key)) = libxl::parse_path(&event.path) {
-                tolerate(self.follow_entry(domid, key))?;
-            } else {
-                // A whole directory, as at the start, or as one that is removed.
-                let known = self
-                    .guests
-                    .iter()
-                    .flat_map(|(domid, guest)| guest.keys().map(|key| (*domid, key)));
-                let mut all: BTreeSet<_> = known.collect();
-                match libxl::entries(&mut self.store) {
-                    Ok(entries) => all.extend(entries),
-                    refused => tolerate(refused.map(drop))?,
-                }
-                for (domid, key) in all {
-                    tolerate(self.follow_entry(domid, key))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Announces the devices that files give to guests which have come up.
-    fn announce_guests(&mut self) -> Result<(), XenStoreError> {
-        let mut result = Ok(());
-        for domid in self.store.directory("/local/domain")? {
-            let Ok(domid) = domid.parse() else { continue };
-            // What is refused of one is no reason to keep the others waiting.
-            result = result.and(self.announce(domid));
-        }
-        result
-    }
-
-    fn announce(&mut self, domid: u16) -> Result<(), XenStoreError> {
-        // One that is being built has no vCPU yet, and one that is dead may have left its nodes.
-        if domid == 0 || !self.store.is_introduced(domid)? {
-            return Ok(());
-        }
-        self.replace_stale(domid)?;
-        let guest = guest::identify(&mut self.store, domid)?;
-        let served = self.files.has(&guest);
-        match self.guest_files.announce(&mut self.store, &guest, served) {
-            Ok(()) => Ok(()),
-            Err(GuestFileError::XenStore(error)) => Err(error),
-            Err(error) => {
-                if self.log_limit.allow() {
-                    let error =
-                        without_controls(format!("{:#}", anyhow::Error::from(error)).chars());
-                    tracing::error!("guest {domid} gets no device by its file: {error}");
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Brings one entry of xenstore and what we have of it together.
-    fn follow_entry(&mut self, domid: u16, key: libxl::EntryKey) -> Result<(), XenStoreError> {
-        self.replace_stale(domid)?;
-        self.take_over(domid)?;
-        let state = libxl::read_state(&mut self.store, domid, key)?;
-        let known = self
-            .guests
-            .get(&domid)
-            .is_some_and(|guest| guest.knows(key));
-        match state {
-            None => {
-                self.note_refusals(domid, Some(key));
-                self.tell(domid, Event::Gone { key })?;
-            }
-            Some(state) if state == XenbusState::Closing as u32 => {
-                self.note_refusals(domid, Some(key));
-                if self.guests.contains_key(&domid) {
-                    self.tell(domid, Event::Closing { key })?;
-                } else {
-                    libxl::tell_closed(&mut self.store, domid, key)?;
-                }
-            }
-            Some(state) if state == XenbusState::Closed as u32 || known => {}
-            Some(state) => {
-                if let Entry::Vacant(place) = self.guests.entry(domid) {
-                    place.insert(Guest::read(&mut self.store, &self.files, domid)?);
-                }
-                if state != XenbusState::Initialising as u32 {
-                    return self.tell(domid, Event::Unrecorded { key });
-                }
-                // The last guest of this domid must not be served on as this one.
-                for stopping in &mut self.stopping {
-                    if stopping.guest.domid == domid && stopping.deadline.take().is_some() {
-                        stopping.worker.kill(self.poll.registry());
-                    }
-                }
-                let served = false;
-                self.tell(domid, Event::Appeared { key, served })?;
-                self.tell(domid, Event::Settled)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Keeps what a guest that is given up was refused for, as long as somebody may ask.
-    fn note_refusals(&mut self, domid: u16, key: Option<libxl::EntryKey>) {
-        if let Some(guest) = self.guests.get(&domid) {
-            self.refusals.extend(guest.refusals(key));
-            let excess = self.refusals.len().saturating_sub(MAX_REFUSALS);
-            self.refusals.drain(..excess);
-        }
-    }
-
-    /// Takes over a guest that an earlier supervisor has served, with all its devices at once: none of its
-    /// accesses may be answered before.
-    fn take_over(&mut self, domid: u16) -> Result<(), XenStoreError> {
-        let guest = match self.guests.entry(domid) {
-            Entry::Occupied(guest) => guest.into_mut(),
-            Entry::Vacant(place) => {
-                let guest = Guest::read(&mut self.store, &self.files, domid)?;
-                if !guest.is_to_be_taken_over() {
-                    return Ok(());
-                }
-                place.insert(guest)
-            }
-        };
-        if !guest.is_to_be_taken_over() {
-            return Ok(());
-        }
-        let entries = libxl::active_entries(&mut self.store, domid)?;
-        for (key, state) in entries {
-            let served = state != XenbusState::Initialising as u32;
-            self.tell(domid, Event::Appeared { key, served })?;
-        }
-        self.tell(domid, Event::Settled)
-    }
-
-    /// A domid that came round again is another guest: its worker goes.
-    fn replace_stale(&mut self, domid: u16) -> Result<(), XenStoreError> {
-        if let Some(guest) = self.guests.get(&domid)
-            && guest.is_stale(&mut self.store)?
-        {
-            self.release_guest(domid);
-        }
-        Ok(())
-    }
-
-    fn release_guests(&mut self) -> Result<(), XenStoreError> {
-        let domids: Vec<u16> = self.guests.keys().copied().collect();
-        for domid in domids {
-            if !self.store.is_introduced(domid)? {
-                self.release_guest(domid);
-            }
-        }
-        Ok(())
-    }
-
-    fn release_guest(&mut self, domid: u16) {
-        self.note_refusals(domid, None);
-        if let Some(mut guest) = self.guests.remove(&domid) {
-            if let Err(error) = guest_file::forget(&mut self.store, guest.identity()) {
-                tracing::warn!("{error}");
-            }
-            tracing::info!("guest {} ({domid}) is gone", guest.name());
-            guest.end_earlier_workers();
-            self.files.remove(guest.identity());
-            let deadline = Some(Instant::now() + STOP_LIMIT);
-            let identity = guest.identity().clone();
-            let mut workers = guest.into_workers().peekable();
-            if workers.peek().is_none() {
-                self.uses.end_guest(&identity);
-            }
-            for mut worker in workers {
-                let _ = worker.conversation.send(&ToWorker::Stop, &[]);
-                self.stopping.push(Stopping {
-                    worker,
-                    guest: identity.clone(),
-                    deadline,
-                });
-            }
-        }
-    }
-
-    /// Has a guest told of what was added to its disk, and `client` of how that went.
-    fn resize(&mut self, client: Token, guest: &str, device: &str) {
-        let (guests, store, mut context) = self.parts();
-        let mut guests = guests.iter_mut();
-        let found =
-            guests.find(|(domid, other)| other.name() == guest || domid.to_string() == guest);
-        let result = match found {
-            None => Err(format!("there is no guest {guest} with a virtio device")),
-            Some((_, found)) => found
-                .resize(device, store, &mut context)
-                .map(|(before, now)| {
-                    format!("guest {guest}, {device}: {before} bytes before, {now} bytes now")
-                })
-                .map_err(|error| format!("guest {guest}: {error:#}")),
-        };
-        match &result {
-            Ok(done) => tracing::info!("{done}"),
-            Err(error) => tracing::warn!("not resized: {error}"),
-        }
-        let answer = serde_json::to_vec(&result).expect("a text can be written");
-        self.clients.answer(client, answer, self.poll.registry());
-    }
-
-    fn on_worker_readable(&mut self, token: Token) -> Result<(), XenStoreError> {
+    fn on_worker_readable(&mut self, token: Token) -> Result<(), ToolstackError> {
         let registry = self.poll.registry();
         let stopping = |stopping: &&mut Stopping| stopping.worker.has(token);
         if let Some(Stopping {
@@ -573,7 +335,7 @@ impl Supervisor {
         let mut told = Ok(());
         let mut owes_report = true;
         loop {
-            let (guests, store, mut context) = self.parts();
+            let (guests, mut context) = self.parts();
             let Some(guest) = guests.get_mut(&domid) else {
                 break;
             };
@@ -581,7 +343,7 @@ impl Supervisor {
                 owes_report = guest.owes_report(token);
                 break;
             };
-            told = told.and(guest.handle(event, store, &mut context));
+            told = told.and(guest.handle(event, &mut context));
         }
         if !owes_report && let Some(collection) = &mut self.collection {
             collection.waiting.remove(&token);
@@ -591,14 +353,14 @@ impl Supervisor {
     }
 
     /// Tells libxl which entries of a guest are closed now.
-    fn close_entries(&mut self, domid: u16) -> Result<(), XenStoreError> {
-        let (guests, store, mut context) = self.parts();
+    fn close_entries(&mut self, domid: u16) -> Result<(), ToolstackError> {
+        let (guests, mut context) = self.parts();
         let Some(guest) = guests.get_mut(&domid) else {
             return Ok(());
         };
         let mut result = Ok(());
         for key in guest.closed() {
-            let told = libxl::tell_closed(store, domid, key);
+            let told = context.toolstack.tell_closed(domid, key);
             if told.is_ok() {
                 guest.is_closed(key, &mut context);
             }
@@ -606,46 +368,12 @@ impl Supervisor {
         }
         result
     }
-
-    /// Asks all workers for their reports, for `client`.
-    fn collect(&mut self, client: Token) {
-        if let Some(collection) = &mut self.collection {
-            collection.clients.push(client);
-            return;
-        }
-        let waiting = self
-            .guests
-            .values_mut()
-            .filter_map(Guest::ask_report)
-            .collect();
-        let deadline = Instant::now() + REPORT_LIMIT;
-        self.collection = Some(Collection {
-            waiting,
-            deadline,
-            clients: vec![client],
-        });
-    }
-
-    fn answer_clients(&mut self) {
-        let Some(collection) = self.collection.take() else {
-            return;
-        };
-        let report = Report {
-            guests: self.guests.values_mut().map(Guest::report).collect(),
-            refusals: self.refusals.iter().cloned().collect(),
-        };
-        let answer = serde_json::to_vec(&report).expect("a report has no map with odd keys");
-        for client in collection.clients {
-            self.clients
-                .answer(client, answer.clone(), self.poll.registry());
-        }
-    }
 }
 
-/// What xenstored refuses concerns one guest, and does not end the service; a broken connection does.
-fn tolerate(result: Result<(), XenStoreError>) -> Result<()> {
+/// What the toolstack refuses concerns one guest, and does not end the service; a broken connection does.
+fn tolerate(result: Result<(), ToolstackError>) -> Result<()> {
     match result {
-        Err(error @ XenStoreError::Refused { .. }) => {
+        Err(error @ ToolstackError::Refused(_)) => {
             tracing::error!("{error}");
             Ok(())
         }

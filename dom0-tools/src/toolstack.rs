@@ -1,5 +1,131 @@
-//! Who says which devices a guest has: libxl, in xenstore, or a file of ours, which is written there.
+//! Who says which devices a guest has, and is told what becomes of them.
+//!
+//! The supervisor knows a [`Toolstack`] only. Xen's is libxl, which speaks through xenstore; what a file of ours says of a
+//! guest is written there too, so that it outlives the service, and is read in one way.
 
 pub mod guest_file;
 pub mod libxl;
+mod xen;
 pub mod xenstore;
+
+use libxl::{Entry, EntryError, EntryKey};
+use std::error::Error;
+use std::os::fd::BorrowedFd;
+pub(crate) use xen::XenToolstack;
+
+/// Tells a guest from all others, whether they have had its domid or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) domid: u16,
+    /// The path of its uuid in xenstore.
+    pub(crate) vm: Option<String>,
+}
+
+/// What may have happened. A toolstack may say so once too often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ToolstackEvent {
+    GuestsCame,
+    GuestsWent,
+    /// Something about one device of a guest.
+    Device(u16, EntryKey),
+    /// Something about any device.
+    AnyDevice,
+}
+
+/// How far the toolstack and we have come with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryState {
+    /// The toolstack waits for it to be served.
+    New,
+    /// The toolstack was told that it is served.
+    Served,
+    /// The toolstack waits for it to be closed.
+    Closing,
+    Closed,
+}
+
+/// Why a toolstack does not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ToolstackError {
+    /// It concerns one guest.
+    #[error(transparent)]
+    Refused(Box<dyn Error + Send + Sync>),
+    /// Nothing can be asked any more.
+    #[error(transparent)]
+    Lost(Box<dyn Error + Send + Sync>),
+}
+
+/// A toolstack, as the supervisor sees it.
+pub(crate) trait Toolstack {
+    /// Begins to watch; what is there already is told of by events.
+    fn start(&mut self) -> Result<(), ToolstackError>;
+
+    /// Readable when there may be events. Any other call may bring some along, of which it does not tell.
+    fn readable(&self) -> BorrowedFd<'_>;
+
+    /// The next event, without waiting for one.
+    fn next_event(&mut self) -> Result<Option<ToolstackEvent>, ToolstackError>;
+
+    /// The domids that guests have, or have had.
+    fn domids(&mut self) -> Result<Vec<u16>, ToolstackError>;
+
+    /// Whether there is a guest `domid`, and it has been built.
+    fn lives(&mut self, domid: u16) -> Result<bool, ToolstackError>;
+
+    /// Which guest has `domid` now, or has had it last.
+    fn identify(&mut self, domid: u16) -> Result<Identity, ToolstackError>;
+
+    /// The name that the guest's owner calls it by.
+    fn name(&mut self, domid: u16) -> Result<Option<String>, ToolstackError>;
+
+    /// A guest has come up, and may be given what describes its devices. One that is `served` has had that.
+    fn guest_came(&mut self, guest: &Identity, served: bool) -> Result<(), ToolstackError>;
+
+    /// A guest is gone. Another one may have its domid already.
+    fn guest_went(&mut self, guest: &Identity) -> Result<(), ToolstackError>;
+
+    /// Forgets what is left of guests that are gone, which nobody has seen go.
+    fn sweep(&mut self) -> Result<(), ToolstackError>;
+
+    /// Every device that there is, by its guest.
+    fn devices(&mut self) -> Result<Vec<(u16, EntryKey)>, ToolstackError>;
+
+    /// `None` if the device is gone.
+    fn state(&mut self, domid: u16, key: EntryKey) -> Result<Option<EntryState>, ToolstackError>;
+
+    /// What a device is to be.
+    fn device(&mut self, domid: u16, key: EntryKey) -> Result<Entry, EntryError>;
+
+    /// What the guest's owner calls a device, if it has a name of its own.
+    fn device_name(&mut self, domid: u16, key: EntryKey) -> Result<Option<String>, ToolstackError>;
+
+    /// Tells the toolstack that a device is served, unless it waits for something else.
+    fn tell_ready(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError>;
+
+    /// Tells the toolstack that a device is closed, if it waits for that.
+    fn tell_closed(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError>;
+
+    /// The guest of `domid`, if there is one.
+    fn living(&mut self, domid: u16) -> Result<Option<Identity>, ToolstackError> {
+        match self.lives(domid)? {
+            true => Ok(Some(self.identify(domid)?)),
+            false => Ok(None),
+        }
+    }
+
+    /// The devices of a guest that the toolstack has not begun to take away, and whether it was told that they are served.
+    fn active_devices(&mut self, domid: u16) -> Result<Vec<(EntryKey, bool)>, ToolstackError> {
+        let mut active = Vec::new();
+        for (other, key) in self.devices()? {
+            if other != domid {
+                continue;
+            }
+            match self.state(domid, key)? {
+                Some(EntryState::New) => active.push((key, false)),
+                Some(EntryState::Served) => active.push((key, true)),
+                Some(EntryState::Closing | EntryState::Closed) | None => {}
+            }
+        }
+        Ok(active)
+    }
+}

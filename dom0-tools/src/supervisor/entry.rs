@@ -1,13 +1,12 @@
 //! One entry of libxl's: what it takes to serve it, and how far that is.
 
 use super::guest::WorkerContext;
-use super::state_files::Identity;
 use crate::ctl::report::EntryReport;
 use crate::devices::{self, DeviceKind, Opened, Resized, Wanted};
 use crate::guest_state::Backing;
 use crate::ipc::{Attachment, ToWorker};
-use crate::toolstack::libxl::{self, Entry, EntryForm, EntryKey};
-use crate::toolstack::xenstore::XenStore;
+use crate::toolstack::Identity;
+use crate::toolstack::libxl::{Entry, EntryForm, EntryKey};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -229,10 +228,9 @@ impl OpenedDevice {
         (guest, name): (&Identity, &str),
         key: EntryKey,
         known: &mut DeviceEntry,
-        store: &mut XenStore,
         context: &mut WorkerContext<'_>,
     ) -> Result<Self> {
-        let entry = libxl::read_entry(store, guest.domid, key)?;
+        let entry = context.toolstack.device(guest.domid, key)?;
         known.grants = entry.grant_usage;
         let kind = devices::kind(entry.kind.device_type())?;
         known.kind = Some(kind);

@@ -1,26 +1,27 @@
-//! One guest: its entries in xenstore, and its worker.
+//! One guest: its devices, and its worker.
+
+mod effects;
 
 use super::entry::{DeviceEntry, OpenedDevice, Status};
-use super::lifecycle::{Effect, Event, Lifecycle};
+use super::lifecycle::{Event, Lifecycle};
 use super::orphan_workers;
-use super::state_files::{Identity, StateFiles};
+use super::state_files::StateFiles;
 use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
 use crate::ctl::report::{GuestReport, Refusal};
 use crate::devices::blk::Uses;
 use crate::devices::blk::lock::{self, Locks};
-use crate::devices::{self, Resized};
+use crate::devices::Resized;
 use crate::ipc::{FromWorker, ToWorker};
 use crate::text::without_controls;
-use crate::toolstack::libxl::{self, EntryKey, entry_path};
-use crate::toolstack::xenstore::{XenStore, XenStoreError};
+use crate::toolstack::libxl::EntryKey;
+use crate::toolstack::{Identity, Toolstack, ToolstackError};
 use crate::worker::event_loop::EventLoopReport;
 use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use tracing::Level;
 use xen_virtio_backend::LogLimit;
@@ -52,6 +53,7 @@ pub(super) struct Guest {
 
 /// What a guest's worker is started with.
 pub(super) struct WorkerContext<'a> {
+    pub(super) toolstack: &'a mut dyn Toolstack,
     pub(super) config: &'a Config,
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
@@ -62,12 +64,12 @@ pub(super) struct WorkerContext<'a> {
 
 impl Guest {
     pub(super) fn read(
-        store: &mut XenStore,
+        toolstack: &mut dyn Toolstack,
         files: &StateFiles,
         domid: u16,
-    ) -> Result<Self, XenStoreError> {
-        let name = store.read(&format!("/local/domain/{domid}/name"))?;
-        let identity = identify(store, domid)?;
+    ) -> Result<Self, ToolstackError> {
+        let name = toolstack.name(domid)?;
+        let identity = toolstack.identify(domid)?;
         let served_earlier = files.has(&identity);
         Ok(Self {
             lifecycle: Lifecycle::new(served_earlier, Instant::now()),
@@ -103,8 +105,8 @@ impl Guest {
     }
 
     /// Whether the domid now belongs to another guest than when this was read.
-    pub(super) fn is_stale(&self, store: &mut XenStore) -> Result<bool, XenStoreError> {
-        let now = identify(store, self.domid())?;
+    pub(super) fn is_stale(&self, toolstack: &mut dyn Toolstack) -> Result<bool, ToolstackError> {
+        let now = toolstack.identify(self.domid())?;
         Ok(now.vm.is_some() && now != self.identity)
     }
 
@@ -120,17 +122,16 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// What xenstored refuses; all else is done.
+    /// What the toolstack refuses; all else is done.
     pub(super) fn handle(
         &mut self,
         event: Event,
-        store: &mut XenStore,
         context: &mut WorkerContext<'_>,
-    ) -> Result<(), XenStoreError> {
+    ) -> Result<(), ToolstackError> {
         let mut result = Ok(());
         let mut effects = VecDeque::from(self.lifecycle.on(event, Instant::now()));
         while let Some(effect) = effects.pop_front() {
-            match self.perform(effect, store, context) {
+            match self.perform(effect, context) {
                 Ok(None) => {}
                 // What follows from how it ended comes before what is to be done after it.
                 Ok(Some(event)) => {
@@ -144,193 +145,8 @@ impl Guest {
         result
     }
 
-    /// Performs an effect: how it ended, where that is to be told.
-    fn perform(
-        &mut self,
-        effect: Effect,
-        store: &mut XenStore,
-        context: &mut WorkerContext<'_>,
-    ) -> Result<Option<Event>, XenStoreError> {
-        let domid = self.domid();
-        Ok(match effect {
-            Effect::Open { key } => Some(self.open(key, store, context)),
-            Effect::Settle => Some(Event::Settled),
-            Effect::Start {
-                ends_earlier,
-                missed,
-            } => Some(match self.start_worker(ends_earlier, missed, context) {
-                Ok(worker) => {
-                    self.worker = Some(worker);
-                    Event::Started
-                }
-                Err(error) => Event::NotStarted {
-                    error: format!("{error:#}"),
-                },
-            }),
-            Effect::Hand { key, served } => self.hand(key, served),
-            Effect::Detach { key } => self.send(&ToWorker::Detach { key }),
-            Effect::Serve => self.send(&ToWorker::Serve),
-            Effect::Kill { why } => {
-                if let Some(mut worker) = self.worker.take() {
-                    worker.kill(context.registry);
-                    self.dying = Some((worker, why));
-                }
-                self.reap()
-            }
-            Effect::TellReady { key } => {
-                libxl::tell_ready(store, domid, key)?;
-                None
-            }
-            Effect::TellClosed { key } => {
-                libxl::tell_closed(store, domid, key)?;
-                None
-            }
-            Effect::EndUse { key } => {
-                self.opened.remove(&key);
-                context.uses.end(&self.identity, key);
-                None
-            }
-            Effect::Release { key } => {
-                self.release(key, context);
-                None
-            }
-            Effect::LogServing
-            | Effect::LogLost { .. }
-            | Effect::LogFailure { .. }
-            | Effect::LogDevice { .. }
-            | Effect::LogClaimed { .. } => {
-                self.log(&effect);
-                None
-            }
-        })
-    }
-
-    fn log(&mut self, effect: &Effect) {
-        let (name, domid) = (&self.name, self.identity.domid);
-        // A guest can cause all but these two as often as it likes.
-        let is_limited = !matches!(effect, Effect::LogServing | Effect::LogClaimed { .. });
-        if is_limited && !self.log_limit.allow() {
-            return;
-        }
-        match effect {
-            Effect::LogServing => {
-                let pid = self.worker.as_ref().map_or(0, WorkerProcess::pid);
-                tracing::info!("guest {name} ({domid}): worker {pid} serves it");
-            }
-            Effect::LogClaimed { key } => {
-                let known = self.lifecycle.entries.get(key);
-                if let Some((known, after)) =
-                    known.and_then(|known| Some((known, known.claimed_after()?)))
-                {
-                    tracing::info!(
-                        "guest {name} ({domid}): {key} is {}, {} ms after it was found",
-                        known.detail,
-                        after.as_millis()
-                    );
-                }
-            }
-            Effect::LogLost { why, how } => tracing::warn!(
-                "guest {name} ({domid}): worker {} is lost ({why}, {how}); another one takes over",
-                self.lost
-            ),
-            Effect::LogFailure { error } => tracing::error!("guest {name} ({domid}): {error}"),
-            Effect::LogDevice { key, error } => {
-                tracing::error!("guest {name} ({domid}): {key}: {error}");
-            }
-            _ => {}
-        }
-    }
-
-    /// Opens what the device at `key` needs, or has had.
-    fn open(
-        &mut self,
-        key: EntryKey,
-        store: &mut XenStore,
-        context: &mut WorkerContext<'_>,
-    ) -> Event {
-        let entries = &mut self.lifecycle.entries;
-        let others = entries.iter().filter(|(other, _)| **other != key);
-        let others: usize = others.map(|(_, known)| known.state_bytes).sum();
-        let Some(known) = entries.get_mut(&key) else {
-            return Event::Gone { key };
-        };
-        let guest = (&self.identity, self.name.as_str());
-        // A guest of which we serve no device gets no state file: it would count as served.
-        let opened =
-            OpenedDevice::open(guest, key, known, store, context).and_then(|mut device| {
-                let devices = others + known.state_bytes;
-                device.state_bytes = context.files.reserve(&self.identity, devices)?;
-                Ok(device)
-            });
-        match opened {
-            Ok(device) => {
-                self.opened.insert(key, device);
-                Event::Opened { key }
-            }
-            Err(error) => Event::NotOpened {
-                key,
-                busy: devices::is_busy(&error),
-                error: format!("{error:#}"),
-            },
-        }
-    }
-
-    fn start_worker(
-        &mut self,
-        ends_earlier: bool,
-        missed: Option<EntryKey>,
-        context: &mut WorkerContext<'_>,
-    ) -> Result<WorkerProcess> {
-        let state = context.files.open(&self.identity)?;
-        if let Some(key) = missed
-            && orphan_workers::has_workers(self.domid())?
-        {
-            bail!("is left to its earlier worker, which has {key}, until that can be opened");
-        }
-        if ends_earlier {
-            orphan_workers::end_workers(self.domid())?;
-        }
-        let token = Token(*context.next_token);
-        *context.next_token += WorkerProcess::TOKENS;
-        WorkerProcess::start(
-            context.launcher,
-            self.domid(),
-            &state,
-            context.config,
-            context.registry,
-            token,
-        )
-    }
-
-    /// Hands the worker, if there is one still, what was opened for the device at `key`.
-    fn hand(&mut self, key: EntryKey, served: bool) -> Option<Event> {
-        let device = self.opened.remove(&key)?;
-        let message = device.message(key, served);
-        self.send_with(&message, &device.descriptors())
-    }
-
-    fn send(&mut self, message: &ToWorker) -> Option<Event> {
-        self.send_with(message, &[])
-    }
-
-    /// Sends a message to the worker, if there is one still. What became of the worker, if it does not take it.
-    fn send_with(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> Option<Event> {
-        let worker = self.worker.as_mut()?;
-        let sent = worker.conversation.send(message, fds);
-        sent.err().map(|_| Event::Broken {
-            why: "it takes no message",
-        })
-    }
-
     pub(super) fn again_at(&self) -> Option<Instant> {
         self.lifecycle.again_at()
-    }
-
-    /// Nobody has the device of entry `key` any more.
-    fn release(&self, key: EntryKey, context: &mut WorkerContext<'_>) {
-        if let Err(error) = context.files.keep(&self.identity, key, None) {
-            tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
-        }
     }
 
     /// When to look again for entries that are closed.
@@ -398,14 +214,13 @@ impl Guest {
     pub(super) fn resize(
         &mut self,
         device: &str,
-        store: &mut XenStore,
         context: &mut WorkerContext<'_>,
     ) -> Result<(u64, u64)> {
         let domid = self.domid();
         let mut found = None;
         for key in self.lifecycle.entries.keys() {
-            let vdev = store.read(&format!("{}/dev", entry_path(domid, *key)))?;
-            if key.to_string() == device || vdev.as_deref() == Some(device) {
+            let name = context.toolstack.device_name(domid, *key)?;
+            if key.to_string() == device || name.as_deref() == Some(device) {
                 found = Some(*key);
             }
         }
@@ -431,7 +246,7 @@ impl Guest {
         context.files.keep(&self.identity, key, Some(kept))?;
         // A worker that dies before it is told is followed by one that is told this size.
         if let Some(broken) = self.send(&ToWorker::Change { key, change }) {
-            self.handle(broken, store, context)?;
+            self.handle(broken, context)?;
         }
         Ok((before, after))
     }
@@ -601,10 +416,4 @@ fn relay(limit: &mut LogLimit, name: &str, domid: u16, level: Level, line: &str)
         Level::INFO => tracing::info!("guest {name} ({domid}): {line}"),
         _ => tracing::debug!("guest {name} ({domid}): {line}"),
     }
-}
-
-/// Which guest has `domid` now.
-pub(super) fn identify(store: &mut XenStore, domid: u16) -> Result<Identity, XenStoreError> {
-    let vm = store.read(&format!("/local/domain/{domid}/vm"))?;
-    Ok(Identity { domid, vm })
 }

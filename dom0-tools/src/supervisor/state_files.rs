@@ -2,6 +2,7 @@
 //! They are removed with the guests; they outlive every process and not the host.
 
 use crate::guest_state;
+use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -22,14 +23,6 @@ pub(super) struct StateFiles {
     state: PathBuf,
     /// The supervisor's own.
     disks: PathBuf,
-}
-
-/// Tells a guest from all others, whether they have had its domid or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) domid: u16,
-    /// The path of its uuid in xenstore.
-    pub(crate) vm: Option<String>,
 }
 
 impl Identity {

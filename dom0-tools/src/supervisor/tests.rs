@@ -1,15 +1,16 @@
 //! The supervisor's decisions, on a simulated toolstack: what libxl writes, what workers are told and answer, and what
 //! follows from it. No Xen and no worker is needed; the processes that stand for workers sleep.
 
+use super::Supervisor;
 use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
-use super::{Supervisor, libxl};
 use crate::config::Config;
 use crate::devices::blk::lock;
 use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
 use crate::toolstack::guest_file::GuestFiles;
-use crate::toolstack::libxl::{EntryForm, EntryKey};
+use crate::toolstack::libxl::{self, EntryForm, EntryKey};
 use crate::toolstack::xenstore::sim::SimStore;
+use crate::toolstack::{Identity, XenToolstack};
 use anyhow::Result;
 use mio::Events;
 use std::cell::RefCell;
@@ -101,9 +102,11 @@ impl Dom0 {
         let supervisor = Supervisor::new(
             config,
             &directory.path().join("control.sock"),
-            connection,
+            Box::new(XenToolstack::new(
+                connection,
+                GuestFiles::new(&directory.path().join("guests")),
+            )),
             StateFiles::new(directory.path()).unwrap(),
-            GuestFiles::new(&directory.path().join("guests")),
             Box::new(workers.clone()),
         )
         .unwrap();
@@ -327,11 +330,8 @@ fn a_source_of_entropy_needs_no_configuration_and_keeps_nothing() {
     assert!(matches!(dom0.next(0), ToWorker::Serve));
     dom0.says(0, &FromWorker::Attached { key: rng });
     dom0.says(0, &FromWorker::Serving);
-    let (guests, store, mut context) = dom0.supervisor.parts();
-    let resized = guests
-        .get_mut(&3)
-        .unwrap()
-        .resize("virtio/0", store, &mut context);
+    let (guests, mut context) = dom0.supervisor.parts();
+    let resized = guests.get_mut(&3).unwrap().resize("virtio/0", &mut context);
     let error = format!("{:#}", resized.unwrap_err());
     assert!(
         error.contains("virtio/0: a device of type rng has no size"),
@@ -667,7 +667,7 @@ fn a_service_that_starts_among_running_guests_takes_all_of_them_over() {
         store.introduce(domid, name, uuid);
     }
     let files = StateFiles::new(directory.path()).unwrap();
-    let gone = super::Identity {
+    let gone = Identity {
         domid: 5,
         vm: Some("/vm/c".to_owned()),
     };
@@ -765,11 +765,8 @@ fn a_disk_grows_on_request_and_never_shrinks() {
             .unwrap()
             .set_len(sectors * SECTOR)
             .unwrap();
-        let (guests, store, mut context) = dom0.supervisor.parts();
-        let resized = guests
-            .get_mut(&3)
-            .unwrap()
-            .resize(device, store, &mut context);
+        let (guests, mut context) = dom0.supervisor.parts();
+        let resized = guests.get_mut(&3).unwrap().resize(device, &mut context);
         resized.map_err(|error| format!("{error:#}"))
     };
     assert!(

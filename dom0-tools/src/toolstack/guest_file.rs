@@ -4,16 +4,19 @@
 //! A file says of each device what libxl says in xenstore. When the guest of its name comes up, that is written there, and is
 //! what holds until the guest ends, whatever becomes of the file.
 
+mod device_tree;
+
 use crate::devices::{self, DeviceKind};
-use crate::supervisor::Identity;
+
+use crate::toolstack::Identity;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use serde::Deserialize;
-use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+pub use device_tree::device_tree;
 
 /// Where the files are: the guest's name, and `.toml`.
 pub const DIRECTORY: &str = "/etc/xen-virtiod/guests";
@@ -28,9 +31,6 @@ const LAST_SHARED: u32 = 1019;
 
 /// Bytes of a device's settings: what is sent to xenstored at once has 4096 (`XENSTORE_PAYLOAD_MAX`), with the path.
 const MAX_SETTINGS: usize = 3500;
-
-/// The guest's interrupt controller in its device tree (`GUEST_PHANDLE_GIC`).
-const GIC_PHANDLE: u32 = 65000;
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -213,24 +213,29 @@ fn mark_path(domid: u16) -> String {
     format!("{}/guest", guest_path(domid))
 }
 
-/// Forgets what was written of guests that are gone, which nobody has seen go.
+/// The names below which something was written of guests: domids, unless somebody else has written there.
 ///
 /// # Errors
 ///
 /// [`XenStoreError`].
-pub(crate) fn sweep(
+pub(crate) fn written(store: &mut XenStore) -> Result<Vec<String>, XenStoreError> {
+    store.directory(&root())
+}
+
+/// Forgets what was written of guests that have had the domid of name `domid`, but for `guest`, which has it now.
+///
+/// # Errors
+///
+/// [`XenStoreError`].
+pub(crate) fn keep_only(
     store: &mut XenStore,
-    mut identify: impl FnMut(&mut XenStore, u16) -> Result<Option<Identity>, XenStoreError>,
+    domid: &str,
+    guest: Option<&Identity>,
 ) -> Result<(), XenStoreError> {
-    for domid in store.directory(&root())? {
-        let guest = match domid.parse() {
-            Ok(domid) => identify(store, domid)?,
-            Err(_) => None,
-        };
-        let written = store.read(&format!("{}/{domid}/guest", root()))?;
-        if guest.is_none_or(|guest| written.as_deref() != Some(mark(&guest))) {
-            store.remove(&format!("{}/{domid}", root()))?;
-        }
+    let path = format!("{}/{domid}", root());
+    let written = store.read(&format!("{path}/guest"))?;
+    if guest.is_none_or(|guest| written.as_deref() != Some(mark(guest))) {
+        store.remove(&path)?;
     }
     Ok(())
 }
@@ -341,276 +346,5 @@ fn device(index: usize, table: DeviceTable, others: &[FileDevice]) -> Result<Fil
     })
 }
 
-/// The source of the partial device tree with which a guest finds `devices`, for `device_tree=` of xl and the like.
-pub fn device_tree(name: &str, devices: &[FileDevice]) -> String {
-    let interrupts: BTreeSet<u32> = devices.iter().map(|device| device.interrupt).collect();
-    let shared = interrupts.last().map_or(0, |last| last + 1 - FIRST_SHARED);
-    let mut text = format!(
-        "/* The virtio devices of guest {name}, by {DIRECTORY}/{name}.toml.\n\
-         \x20* dtc -O dtb -o {name}.dtb FILE; in its xl file: device_tree = \"{name}.dtb\", and nr_spis = {shared} (Xen 4.19\n\
-         \x20* and later; before, vuart = \"sbsa_uart\" gives the guest 32 shared interrupts). */\n\
-         /dts-v1/;\n\n/ {{\n    #address-cells = <2>;\n    #size-cells = <2>;\n\n    passthrough {{\n        \
-         compatible = \"simple-bus\";\n        ranges;\n        #address-cells = <2>;\n        #size-cells = <2>;\n"
-    );
-    if devices.iter().any(|device| device.grant_usage) {
-        text.push_str(
-            "\n        grants: xen_iommu {\n            compatible = \"xen,grant-dma\";\n            \
-             #iommu-cells = <1>;\n        };\n",
-        );
-    }
-    for device in devices {
-        let FileDevice {
-            base, interrupt, ..
-        } = device;
-        let (high, low) = (base >> 32, base & u64::from(u32::MAX));
-        let number = interrupt - FIRST_SHARED;
-        // 0: a shared interrupt; 1: its rising edges.
-        let _ = write!(
-            text,
-            "\n        virtio@{base:x} {{\n            compatible = \"virtio,mmio\";\n            \
-             reg = <{high:#x} {low:#x} 0x0 {:#x}>;\n            interrupt-parent = <{GIC_PHANDLE}>;\n            \
-             interrupts = <0 {number} 1>;\n            dma-coherent;\n",
-            libxl::PAGE_LEN
-        );
-        if device.grant_usage {
-            // 0: the domain that the pages are granted to.
-            text.push_str("            iommus = <&grants 0>;\n");
-        }
-        text.push_str("        };\n");
-    }
-    text.push_str("    };\n};\n");
-    text
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::toolstack::xenstore::sim::SimStore;
-
-    const FILE: &str = "[[device]]\ntype = \"blk\"\npath = \"/dev/vg/ivi\"\n\n[[device]]\ntype = \"rng\"\n\
-                        grant-usage = false\nbase = 0x2100000\ninterrupt = 50\nbytes-per-second = 4096\n";
-
-    fn files(text: &str) -> (tempfile::TempDir, GuestFiles) {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("ivi.toml"), text).unwrap();
-        let files = GuestFiles::new(directory.path());
-        (directory, files)
-    }
-
-    #[test]
-    fn a_guest_has_the_devices_of_the_file_of_its_name() {
-        let (_directory, files) = files(FILE);
-        assert_eq!(files.names(), ["ivi"]);
-        let devices = files.devices("ivi").unwrap();
-        let places = devices.iter().map(|device| {
-            (
-                device.device_type,
-                device.base,
-                device.interrupt,
-                device.grant_usage,
-            )
-        });
-        assert_eq!(
-            places.collect::<Vec<_>>(),
-            [(2, 0x200_0000, 33, true), (4, 0x210_0000, 50, false)]
-        );
-        for other in ["rtos", "", "../ivi", ".", "a/b"] {
-            assert_eq!(files.devices(other).unwrap(), [], "{other}");
-        }
-        let none = GuestFiles::new(Path::new("/nonexistent"));
-        assert_eq!(none.devices("ivi").unwrap(), []);
-        assert!(none.names().is_empty());
-    }
-
-    #[test]
-    fn what_cannot_be_served_is_named_with_its_file() {
-        let disk = "[[device]]\ntype = \"blk\"\npath = \"/a\"\n";
-        for (text, expected) in [
-            ("[[device]]\n", "missing field `type`"),
-            ("[[devices]]\n", "unknown field `devices`"),
-            (
-                "[[device]]\ntype = \"gpu\"\n",
-                "type = \"gpu\" is none of blk, rng",
-            ),
-            (
-                "[[device]]\ntype = \"blk\"\n",
-                "number 0: missing field `path`",
-            ),
-            (
-                "[[device]]\ntype = \"blk\"\npath = \"a\"\n",
-                "no absolute path",
-            ),
-            (
-                "[[device]]\ntype = \"rng\"\npath = \"/a\"\n",
-                "unknown field `path`",
-            ),
-            (
-                &format!("{disk}base = 0x2000100\n"),
-                "base = 0x2000100 is no multiple",
-            ),
-            (&format!("{disk}base = 0\n"), "base = 0x0"),
-            (
-                &format!("{disk}interrupt = 31\n"),
-                "interrupt = 31 is no shared one",
-            ),
-            (
-                &format!("{disk}{disk}base = 0x2000000\n"),
-                "number 1: base = 0x2000000 is another",
-            ),
-            (
-                &format!("{disk}{disk}interrupt = 33\n"),
-                "number 1: interrupt = 33 is another",
-            ),
-            (
-                &disk.replace("/a", &format!("/{}", "a".repeat(4000))),
-                "xenstore has room for 3500",
-            ),
-            (&disk.repeat(12), "12 devices, and a guest can have 11"),
-        ] {
-            let (_directory, files) = files(text);
-            let error = files.devices("ivi").unwrap_err().to_string();
-            assert!(
-                error.contains("ivi.toml") && error.contains(expected),
-                "{text}: {error}"
-            );
-        }
-    }
-
-    fn guest(domid: u16, vm: &str) -> Identity {
-        Identity {
-            domid,
-            vm: Some(format!("/vm/{vm}")),
-        }
-    }
-
-    #[test]
-    fn what_a_file_says_is_written_once_and_outlives_it() {
-        let (directory, files) = files(FILE);
-        let (sim, mut store) = SimStore::new();
-        let count = |store: &mut XenStore| libxl::entries(store).unwrap().len();
-        let [ivi, rtos] = [guest(3, "a"), guest(4, "b")];
-        sim.introduce(3, "ivi", "a");
-        sim.introduce(4, "rtos", "b");
-        files.announce(&mut store, &ivi, false).unwrap();
-        files.announce(&mut store, &rtos, false).unwrap();
-        assert_eq!(count(&mut store), 2);
-        let key = |devid| EntryKey {
-            form: EntryForm::File,
-            devid,
-        };
-        let entry = libxl::read_entry(&mut store, 3, key(1)).unwrap();
-        assert_eq!(
-            (entry.base, entry.irq, entry.grant_usage),
-            (0x210_0000, 50, false)
-        );
-        let libxl::EntryKind::Virtio {
-            device_type,
-            settings,
-        } = entry.kind
-        else {
-            panic!("{:?}", entry.kind)
-        };
-        assert_eq!(device_type, 4);
-        assert_eq!(
-            settings.unwrap()["bytes-per-second"].as_integer(),
-            Some(4096)
-        );
-        // Neither a file that goes nor one that comes later is a running guest's.
-        let later = directory.path().join("rtos.toml");
-        fs::rename(directory.path().join("ivi.toml"), later).unwrap();
-        for guest in [&ivi, &rtos] {
-            files.announce(&mut store, guest, false).unwrap();
-        }
-        sweep(&mut store, |_, domid| {
-            Ok([&ivi, &rtos]
-                .into_iter()
-                .find(|guest| guest.domid == domid)
-                .cloned())
-        })
-        .unwrap();
-        assert_eq!(count(&mut store), 2);
-        // The next guest of a domid is another one, and what was the last one's does not go with it.
-        let next = guest(3, "c");
-        sim.introduce(3, "rtos", "c");
-        files.announce(&mut store, &next, false).unwrap();
-        forget(&mut store, &ivi).unwrap();
-        assert_eq!(count(&mut store), 2);
-        sweep(&mut store, |_, _| Ok(Some(ivi.clone()))).unwrap();
-        assert_eq!(count(&mut store), 0);
-    }
-
-    #[test]
-    fn a_guest_that_was_served_before_gets_nothing_new() {
-        let (_directory, files) = files(FILE);
-        let (sim, mut store) = SimStore::new();
-        sim.introduce(3, "ivi", "a");
-        for served in [true, false] {
-            files.announce(&mut store, &guest(3, "a"), served).unwrap();
-            assert!(libxl::entries(&mut store).unwrap().is_empty());
-        }
-    }
-
-    /// Whoever has the name has the devices.
-    #[test]
-    fn a_guest_cannot_take_another_ones_name() {
-        let directory = tempfile::tempdir().unwrap();
-        for name in ["ivi", "dom0less-3", "dom0less-4"] {
-            fs::write(directory.path().join(format!("{name}.toml")), FILE).unwrap();
-        }
-        let files = GuestFiles::new(directory.path());
-        for (name, count) in [("ivi", 0), ("dom0less-4", 0), ("dom0less-3", 2)] {
-            let (sim, mut store) = SimStore::new();
-            sim.introduce_owner(3, name, "a");
-            files.announce(&mut store, &guest(3, "a"), false).unwrap();
-            let entries = libxl::entries(&mut store).unwrap();
-            assert_eq!(entries.len(), count, "{name}");
-        }
-    }
-
-    #[test]
-    fn what_was_not_written_to_its_end_is_written_again() {
-        let (_directory, files) = files(FILE);
-        let (sim, mut store) = SimStore::new();
-        sim.introduce(3, "ivi", "a");
-        // As far as a process had got that was killed.
-        sim.write("backend/virtio_file/3/0/type", "virtio,device2");
-        files.announce(&mut store, &guest(3, "a"), false).unwrap();
-        assert_eq!(libxl::entries(&mut store).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn the_page_on_configuration_has_a_file_that_the_service_takes() {
-        let page = include_str!("../../../docs/configuration.md");
-        let section = page.split("## In a file for the guest").nth(1).unwrap();
-        let example = section.split("| key").next().unwrap();
-        let example = example.lines().filter_map(|line| line.strip_prefix("    "));
-        let devices = parse(
-            Path::new("ivi.toml"),
-            &example.collect::<Vec<_>>().join("\n"),
-        )
-        .unwrap();
-        let defaults =
-            "[[device]]\ntype = \"blk\"\npath = \"/dev/vg/guest\"\n[[device]]\ntype = \"rng\"\n";
-        assert_eq!(devices, parse(Path::new("ivi.toml"), defaults).unwrap());
-    }
-
-    #[test]
-    fn a_device_tree_has_what_a_guest_must_know() {
-        let (_directory, files) = files(FILE);
-        let tree = device_tree("ivi", &files.devices("ivi").unwrap());
-        for expected in [
-            "nr_spis = 19 ",
-            "xen,grant-dma",
-            "virtio@2000000",
-            "reg = <0x0 0x2000000 0x0 0x200>;",
-            "interrupts = <0 1 1>;",
-            "virtio@2100000",
-            "interrupts = <0 18 1>;",
-        ] {
-            assert!(tree.contains(expected), "{expected}: {tree}");
-        }
-        assert_eq!(tree.matches("iommus").count(), 1, "{tree}");
-        let frames = files.devices("ivi").unwrap().split_off(1);
-        assert!(!device_tree("ivi", &frames).contains("grant"));
-    }
-}
+mod tests;

@@ -72,6 +72,17 @@ pub enum XenbusState {
     Closed = 6,
 }
 
+impl XenbusState {
+    /// The state that an entry's node says. One that is none of these is a served entry's: somebody else has written it.
+    fn read(value: &str) -> Self {
+        let number = value.trim().parse();
+        let all = [Self::Initialising, Self::Closing, Self::Closed];
+        all.into_iter()
+            .find(|state| number == Ok(*state as u32))
+            .unwrap_or(Self::InitWait)
+    }
+}
+
 /// The page of a device at `base`, if there can be one.
 pub(crate) fn page(base: u64) -> Option<MmioRange> {
     let len = PAGE_LEN;
@@ -173,28 +184,7 @@ pub fn entries(store: &mut XenStore) -> Result<Vec<(u16, EntryKey)>, XenStoreErr
     Ok(found)
 }
 
-/// The entries of one guest that libxl has not begun to take away, with their states.
-///
-/// # Errors
-///
-/// [`XenStoreError`].
-pub fn active_entries(
-    store: &mut XenStore,
-    domid: u16,
-) -> Result<Vec<(EntryKey, u32)>, XenStoreError> {
-    let mut active = Vec::new();
-    for (other, key) in entries(store)? {
-        if other == domid
-            && let Some(state) = read_state(store, domid, key)?
-            && state < XenbusState::Closing as u32
-        {
-            active.push((key, state));
-        }
-    }
-    Ok(active)
-}
-
-/// The state of an entry; `None` if it is gone. What is no number reads as 0.
+/// The state of an entry; `None` if it is gone.
 ///
 /// # Errors
 ///
@@ -203,9 +193,9 @@ pub fn read_state(
     store: &mut XenStore,
     domid: u16,
     key: EntryKey,
-) -> Result<Option<u32>, XenStoreError> {
+) -> Result<Option<XenbusState>, XenStoreError> {
     let state = store.read(&format!("{}/state", entry_path(domid, key)))?;
-    Ok(state.map(|state| state.trim().parse().unwrap_or(0)))
+    Ok(state.as_deref().map(XenbusState::read))
 }
 
 /// Tells libxl that an entry is served, unless it knows.
@@ -241,7 +231,7 @@ fn change_state(
     from: XenbusState,
     to: XenbusState,
 ) -> Result<(), XenStoreError> {
-    if read_state(store, domid, key)? == Some(from as u32) {
+    if read_state(store, domid, key)? == Some(from) {
         let path = format!("{}/state", entry_path(domid, key));
         store.write(&path, &(to as u32).to_string())?;
     }

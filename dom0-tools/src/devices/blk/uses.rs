@@ -4,7 +4,7 @@
 //! in is told by device and inode numbers, through loop devices and partitions, and not by its path.
 
 use super::lock::Locks;
-use crate::supervisor::Identity;
+use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use std::cell::LazyCell;
 use std::collections::BTreeSet;

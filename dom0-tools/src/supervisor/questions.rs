@@ -1,0 +1,74 @@
+//! What `xen-virtioctl` asks, and what it is answered.
+
+use super::guest::Guest;
+use super::{REPORT_LIMIT, Supervisor};
+use crate::ctl::report::Report;
+use mio::Token;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// Reports on their way from the workers to clients.
+pub(super) struct Collection {
+    pub(super) waiting: BTreeSet<Token>,
+    pub(super) deadline: Instant,
+    clients: Vec<Token>,
+}
+
+impl Supervisor {
+    /// Has a guest told of what was added to its disk, and `client` of how that went.
+    pub(super) fn resize(&mut self, client: Token, guest: &str, device: &str) {
+        let (guests, mut context) = self.parts();
+        let mut guests = guests.iter_mut();
+        let found =
+            guests.find(|(domid, other)| other.name() == guest || domid.to_string() == guest);
+        let result = match found {
+            None => Err(format!("there is no guest {guest} with a virtio device")),
+            Some((_, found)) => found
+                .resize(device, &mut context)
+                .map(|(before, now)| {
+                    format!("guest {guest}, {device}: {before} bytes before, {now} bytes now")
+                })
+                .map_err(|error| format!("guest {guest}: {error:#}")),
+        };
+        match &result {
+            Ok(done) => tracing::info!("{done}"),
+            Err(error) => tracing::warn!("not resized: {error}"),
+        }
+        let answer = serde_json::to_vec(&result).expect("a text can be written");
+        self.clients.answer(client, answer, self.poll.registry());
+    }
+
+    /// Asks all workers for their reports, for `client`.
+    pub(super) fn collect(&mut self, client: Token) {
+        if let Some(collection) = &mut self.collection {
+            collection.clients.push(client);
+            return;
+        }
+        let waiting = self
+            .guests
+            .values_mut()
+            .filter_map(Guest::ask_report)
+            .collect();
+        let deadline = Instant::now() + REPORT_LIMIT;
+        self.collection = Some(Collection {
+            waiting,
+            deadline,
+            clients: vec![client],
+        });
+    }
+
+    pub(super) fn answer_clients(&mut self) {
+        let Some(collection) = self.collection.take() else {
+            return;
+        };
+        let report = Report {
+            guests: self.guests.values_mut().map(Guest::report).collect(),
+            refusals: self.refusals.iter().cloned().collect(),
+        };
+        let answer = serde_json::to_vec(&report).expect("a report has no map with odd keys");
+        for client in collection.clients {
+            self.clients
+                .answer(client, answer.clone(), self.poll.registry());
+        }
+    }
+}
