@@ -11,19 +11,19 @@ pub mod xenstore;
 use libxl::{Entry, EntryError, EntryKey};
 use std::error::Error;
 use std::os::fd::BorrowedFd;
-pub(crate) use xen::XenToolstack;
+pub use xen::XenToolstack;
 
 /// Tells a guest from all others, whether they have had its domid or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) domid: u16,
+pub struct Identity {
+    pub domid: u16,
     /// The path of its uuid in xenstore.
-    pub(crate) vm: Option<String>,
+    pub vm: Option<String>,
 }
 
 /// What may have happened. A toolstack may say so once too often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ToolstackEvent {
+pub enum ToolstackEvent {
     GuestsCame,
     GuestsWent,
     /// Something about one device of a guest.
@@ -34,7 +34,7 @@ pub(crate) enum ToolstackEvent {
 
 /// How far the toolstack and we have come with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EntryState {
+pub enum EntryState {
     /// The toolstack waits for it to be served.
     New,
     /// The toolstack was told that it is served.
@@ -46,7 +46,7 @@ pub(crate) enum EntryState {
 
 /// Why a toolstack does not answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ToolstackError {
+pub enum ToolstackError {
     /// It concerns one guest.
     #[error(transparent)]
     Refused(Box<dyn Error + Send + Sync>),
@@ -56,7 +56,12 @@ pub(crate) enum ToolstackError {
 }
 
 /// A toolstack, as the supervisor sees it.
-pub(crate) trait Toolstack {
+///
+/// # Errors
+///
+/// What any call returns is [`ToolstackError::Refused`] where it concerns one guest, which is then left as it is, and
+/// [`ToolstackError::Lost`] where there is no toolstack any more, which ends the service.
+pub trait Toolstack {
     /// Begins to watch; what is there already is told of by events.
     fn start(&mut self) -> Result<(), ToolstackError>;
 

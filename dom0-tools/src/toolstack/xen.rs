@@ -12,7 +12,8 @@ use xen_virtio_backend::LogLimit;
 const INTRODUCE: &str = "introduce";
 const RELEASE: &str = "release";
 
-pub(crate) struct XenToolstack {
+/// A [`Toolstack`] over xenstore.
+pub struct XenToolstack {
     store: XenStore,
     files: GuestFiles,
     /// Of files that cannot be used.
@@ -20,7 +21,8 @@ pub(crate) struct XenToolstack {
 }
 
 impl XenToolstack {
-    pub(crate) fn new(store: XenStore, files: GuestFiles) -> Self {
+    /// The toolstack that speaks through `store`, and that of guests which `files` describe.
+    pub fn new(store: XenStore, files: GuestFiles) -> Self {
         Self {
             store,
             files,

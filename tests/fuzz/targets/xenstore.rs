@@ -1,4 +1,4 @@
-//! Any answers of xenstored, to what is asked for an entry: lines are values; an empty one is a node that is
+//! Any answers of xenstored, to what is asked for a device: lines are values; an empty one is a node that is
 //! not there. The other half of the inputs are bytes on the wire.
 #![no_main]
 
@@ -7,8 +7,11 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use xen_virtio_dom0_tools::toolstack::guest_file::GuestFiles;
 use xen_virtio_dom0_tools::toolstack::libxl::{self, EntryForm, EntryKey};
 use xen_virtio_dom0_tools::toolstack::xenstore::XenStore;
+use xen_virtio_dom0_tools::toolstack::{Toolstack, XenToolstack};
 // For what the linker wants to find in it.
 use xen_virtio_fuzz as _;
 
@@ -47,7 +50,8 @@ fuzz_target!(|input: &[u8]| {
     theirs
         .shutdown(std::net::Shutdown::Write)
         .expect("a socket");
-    let mut store = XenStore::over(File::from(OwnedFd::from(ours)));
+    let store = XenStore::over(File::from(OwnedFd::from(ours)));
+    let mut toolstack = XenToolstack::new(store, GuestFiles::new(Path::new("/nonexistent")));
     let form = if first & 2 == 0 {
         EntryForm::Disk
     } else {
@@ -55,10 +59,10 @@ fuzz_target!(|input: &[u8]| {
     };
     let key = EntryKey { form, devid: 51712 };
     match first >> 2 & 3 {
-        0 => drop(libxl::read_entry(&mut store, 3, key)),
-        1 => drop(libxl::entries(&mut store)),
-        2 => drop(store.next_event()),
-        _ => drop(libxl::active_entries(&mut store, 3)),
+        0 => drop(toolstack.device(3, key)),
+        1 => drop(toolstack.sweep()),
+        2 => drop(toolstack.next_event()),
+        _ => drop(toolstack.active_devices(3)),
     }
     if let Ok(text) = std::str::from_utf8(rest) {
         let _ = libxl::parse_path(text);
