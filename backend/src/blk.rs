@@ -5,21 +5,17 @@ mod config;
 mod counters;
 mod disk;
 mod header;
-// Hands memory to the kernel for as long as a transfer takes.
-#[allow(unsafe_code)]
 mod io;
 mod pipeline;
-mod ring;
 
 pub use disk::{Disk, DiskError, SECTOR};
 pub use pipeline::Claim;
-pub use ring::RingStock;
 
 use crate::device::{
     Activity, Device, DeviceError, DeviceType, Identity, Interest, RequestCounters, Step,
     read_space,
 };
-use crate::engine::Coalescer;
+use crate::engine::{Coalescer, RingStock};
 use crate::persist::StateArea;
 use crate::tuning::HELD_STEPS;
 use crate::virtqueue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueSet, QueueStart, Unfinished};

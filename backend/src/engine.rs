@@ -1,17 +1,23 @@
-//! What devices share: copies to and from the guest, memory for them, when requests are taken, and how many.
+//! What devices share: copies to and from the guest, memory for them, transfers of files, when requests are taken, and how many.
 
 mod allowance;
 mod coalescer;
 mod copy;
+// Hands memory to the kernel for as long as a transfer takes.
+#[allow(unsafe_code)]
+mod file_io;
 mod one_by_one;
 mod pool;
+mod rings;
 mod scratch;
 mod stopwatch;
 
 pub(crate) use allowance::Allowance;
 pub(crate) use coalescer::Coalescer;
 pub(crate) use copy::{copy, first_fault};
+pub(crate) use file_io::{Ended, FileIo, Kind, Transfer};
 pub use one_by_one::{Failure, OneByOne, Serve};
 pub(crate) use pool::{PageRun, Pool};
+pub use rings::RingStock;
 pub use scratch::Scratch;
 pub(crate) use stopwatch::Stopwatch;

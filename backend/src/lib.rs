@@ -17,7 +17,7 @@ pub use device::{
     Activity, Device, DeviceError, DeviceFailure, DeviceType, Identity, Interest, RequestCounters,
     Step,
 };
-pub use engine::{Failure, OneByOne, Scratch, Serve};
+pub use engine::{Failure, OneByOne, RingStock, Scratch, Serve};
 pub use log_limit::LogLimit;
 pub use persist::{
     RecordError, RecordKey, RecordKind, Records, StateArea, StateCell, StateError, StateMemory,

@@ -15,7 +15,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::rc::Rc;
 use vm_memory::{Bytes, VolatileSlice};
-use xen_virtio_backend::blk::RingStock;
+use xen_virtio_backend::RingStock;
 use xen_virtio_dom0_tools::worker::sandbox;
 use xen_virtio_guest_mapping::xen::{Domid, FrameAccess, GrantAccess, Privcmd};
 use xen_virtio_guest_mapping::{

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::os::fd::OwnedFd;
-use xen_virtio_backend::blk::RingStock;
+use xen_virtio_backend::RingStock;
 use xen_virtio_backend::{Device, DeviceType};
 
 /// Every kind that there is.

@@ -5,8 +5,9 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
+use xen_virtio_backend::RingStock;
 use xen_virtio_backend::StateArea;
-use xen_virtio_backend::blk::{Blk, Disk, RingStock, SECTOR};
+use xen_virtio_backend::blk::{Blk, Disk, SECTOR};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::{
     AddressMode, BusAddress, Gfn, Gref, GuestAccess, GuestAddress, PAGE_SIZE, Page,

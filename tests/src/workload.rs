@@ -6,7 +6,8 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::VolatileSlice;
-use xen_virtio_backend::blk::{Blk, Disk, RingStock};
+use xen_virtio_backend::RingStock;
+use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_backend::{
     Device, DeviceType, Identity, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea,
     Unfinished, VirtQueue,

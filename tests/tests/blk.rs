@@ -8,7 +8,8 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
-use xen_virtio_backend::blk::{Blk, Disk, RingStock};
+use xen_virtio_backend::RingStock;
+use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea};
 use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
 use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport, simulate};

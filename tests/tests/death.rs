@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-use xen_virtio_backend::blk::{Blk, Disk, RingStock};
+use xen_virtio_backend::RingStock;
+use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
     BlkRequest, Driver, MakeDevice, Random, RawQueue, allow_descriptors, drive_over_deaths, driver,

@@ -1,34 +1,33 @@
 //! The stages that requests go through, each stage for as many of them at once as there are.
 
+mod claim;
+mod delivery;
+
 use super::Disk;
 use super::Serial;
 use super::blk_request::{BlkRequest, Failure, HEADER_SLOT, Next};
 use super::counters::Counters;
 use super::header::Status;
 use super::io::DiskIo;
-use super::ring::RingStock;
-use crate::device::{DeviceError, DeviceFailure};
-use crate::engine::{Pool, Stopwatch, copy, first_fault};
+use crate::device::DeviceFailure;
+use crate::engine::{Pool, RingStock, Stopwatch, copy, first_fault};
 use crate::log_limit::LogLimit;
 use crate::persist::StateArea;
 use crate::shortage::Shortage;
 use crate::tuning::{CHUNK, DISK_DATA, MAX_COPIES, MAX_REQUESTS};
-use crate::virtqueue::{Completion, Request};
+use crate::virtqueue::Request;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
-use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
+use std::time::Instant;
+use xen_virtio_guest_mapping::{CopyOp, GuestAccess};
 
 const _: () = assert!(CHUNK <= DISK_DATA);
 
-/// Takes the disk from whoever has had it before, or says that transfers of that one are under way still.
-pub type Claim = Box<dyn FnMut() -> Result<(), Box<dyn Error>>>;
-
-/// How long the kernel may take, as a rule, to let go of what a killed process had open.
-const USUAL_RELEASE: Duration = Duration::from_secs(1);
+pub use claim::Claim;
+use claim::DiskClaim;
 
 /// Requests between the available and the used ring.
 pub(super) struct Pipeline {
@@ -41,8 +40,7 @@ pub(super) struct Pipeline {
     starved: BTreeMap<u16, bool>,
     /// Requests that belong to no queue any more, and whose transfer has not ended.
     left_behind: usize,
-    /// The disk is to be taken from an earlier process first.
-    claim: Option<Claim>,
+    claim: DiskClaim,
     /// When those that are left behind have ended, the driver has been reset: what it was told of lost writes is forgotten.
     reset: bool,
     pool: Pool,
@@ -53,8 +51,6 @@ pub(super) struct Pipeline {
     /// What copies wait for, and what transfers do.
     copy_shortage: Shortage,
     disk_shortage: Shortage,
-    /// The claim that failed.
-    claim_shortage: Shortage,
     /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
     most_copies: usize,
     /// Requests that were copied in, by `copies_in`, and are to be submitted.
@@ -83,7 +79,7 @@ impl Pipeline {
             ended: Vec::with_capacity(room),
             starved: BTreeMap::new(),
             left_behind: 0,
-            claim: None,
+            claim: DiskClaim::default(),
             reset: false,
             pool: Pool::new(header_slots..bytes),
             io: DiskIo::new(disk, bytes, kept, rings)?,
@@ -92,7 +88,6 @@ impl Pipeline {
             log_limit: LogLimit::default(),
             copy_shortage: Shortage::default(),
             disk_shortage: Shortage::default(),
-            claim_shortage: Shortage::patient(USUAL_RELEASE),
             most_copies: MAX_COPIES,
             batch: Vec::with_capacity(room),
             copies_in: Vec::with_capacity(2 * room),
@@ -128,8 +123,7 @@ impl Pipeline {
 
     /// See [`DiskIo::retire`].
     pub(super) fn retire(&mut self) {
-        self.claim = None;
-        self.claim_shortage.forget();
+        self.claim.forget();
         self.io.retire();
     }
 
@@ -155,35 +149,13 @@ impl Pipeline {
 
     /// The disk is to be taken by `claim` before anything is begun.
     pub(super) fn claim_first(&mut self, claim: Claim) {
-        self.claim = Some(claim);
-    }
-
-    /// Takes the disk, if that is still to be done. True if it has just been taken.
-    fn take_disk(&mut self) -> bool {
-        let Some(claim) = &mut self.claim else {
-            return false;
-        };
-        if self.claim_shortage.holds() {
-            return false;
-        }
-        match claim() {
-            Ok(()) => {
-                self.claim = None;
-                self.claim_shortage.end();
-                true
-            }
-            Err(error) => {
-                self.claim_shortage
-                    .note("taking the disk over", &*error, Instant::now());
-                false
-            }
-        }
+        self.claim.first(claim);
     }
 
     /// How many more requests fit in: none while transfers of an earlier process, or of a queue that was stopped, are
     /// under way. A write among those that reached the disk after the next driver's first would undo it.
     pub(super) fn room(&self) -> usize {
-        if self.left_behind > 0 || self.claim.is_some() {
+        if self.left_behind > 0 || self.claim.is_pending() {
             return 0;
         }
         usize::from(MAX_REQUESTS) - self.len()
@@ -313,7 +285,7 @@ impl Pipeline {
 
     /// Takes up what the disk has done. True if it has done something.
     pub(super) fn gather_ended(&mut self) -> bool {
-        self.take_disk() | self.repeat() | self.take_ended()
+        self.claim.take() | self.repeat() | self.take_ended()
     }
 
     fn take_ended(&mut self) -> bool {
@@ -378,9 +350,8 @@ impl Pipeline {
     pub(super) fn try_again_at(&self) -> Option<Instant> {
         let disk = self.starved.values().any(|again| !again);
         let disk = disk.then(|| self.disk_shortage.try_at()).flatten();
-        let others = [&self.copy_shortage, &self.claim_shortage];
-        let others = others.into_iter().filter_map(Shortage::try_at);
-        disk.into_iter().chain(others).min()
+        let others = [self.copy_shortage.try_at(), self.claim.try_at()];
+        disk.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// What dom0 lacks for it to go on.
@@ -391,12 +362,10 @@ impl Pipeline {
                 self.left_behind
             ));
         }
-        let shortages = [
-            &self.claim_shortage,
-            &self.disk_shortage,
-            &self.copy_shortage,
-        ];
-        shortages.into_iter().find_map(Shortage::warning)
+        self.claim
+            .warning()
+            .or_else(|| self.disk_shortage.warning())
+            .or_else(|| self.copy_shortage.warning())
     }
 
     /// Whether the kernel has something to do.
@@ -407,92 +376,6 @@ impl Pipeline {
     /// Whether the kernel has not taken all that it was given.
     pub(super) fn must_submit(&self) -> bool {
         self.io.must_submit()
-    }
-
-    /// Copies out what has ended, or as much of it as takes not too many copies, and hands each finished
-    /// request to `complete`, with the number of its queue.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceFailure::Status`] if a request cannot be told how it ended, and those of `complete`.
-    pub(super) fn deliver(
-        &mut self,
-        access: &mut dyn GuestAccess,
-        mut complete: impl FnMut(usize, Completion) -> Result<(), DeviceError>,
-    ) -> Result<(), DeviceError> {
-        let mut stopwatch = Stopwatch::start(&mut self.counters.time.deliveries);
-        let count = self.copy_out(access)?;
-        stopwatch.stop(&mut self.counters.time.copy_out);
-        let mut result = Ok(());
-        for id in self.ended.drain(..count) {
-            let request = &mut self.requests[usize::from(id)];
-            request.advance(&mut self.counters);
-            if let Some(run) = request.chunk.run.take() {
-                self.pool.give_back(run);
-            }
-            if request.is_finished() {
-                let request = self.requests.remove(id.into());
-                let queue = request
-                    .queue
-                    .expect("what has ended of no queue is removed");
-                // Those of other queues are none the worse for one that is broken.
-                let completed = complete(queue, request.into_completion());
-                result = result.and(completed);
-            } else {
-                self.waiting.push_back(id);
-            }
-        }
-        result
-    }
-
-    /// How many of those that have ended were copied out.
-    fn copy_out(&mut self, access: &mut dyn GuestAccess) -> Result<usize, DeviceError> {
-        self.copies_out.clear();
-        let mut count = 0;
-        for &id in &self.ended {
-            if self.copies_out.len() >= self.most_copies {
-                break;
-            }
-            let request = &mut self.requests[usize::from(id)];
-            request.plan_copies_out(&self.io.memory(), &mut self.copies_out);
-            count += 1;
-        }
-        if let Err(fault) = copy(access, &self.io.memory(), &mut self.copies_out) {
-            return Ok(self.postpone(fault));
-        }
-        // A request whose data could not be delivered failed, and is told so in a copy of its own.
-        for index in 0..count {
-            let request = &mut self.requests[usize::from(self.ended[index])];
-            let Some(fault) = first_fault(&self.copies_out[request.chunk.copies.clone()]) else {
-                continue;
-            };
-            request.fail(Status::IoError);
-            let queue = request
-                .queue
-                .expect("what has ended of no queue is removed");
-            let mut again = Vec::new();
-            request.plan_status(&self.io.memory(), &mut again);
-            if let Err(fault) = copy(access, &self.io.memory(), &mut again) {
-                return Ok(self.postpone(fault));
-            }
-            self.log("a request's result cannot be written to the guest", &fault);
-            if let Some(fault) = first_fault(&again) {
-                return Err(DeviceFailure::Status(fault).of(queue));
-            }
-        }
-        if count > 0 {
-            self.copy_shortage.end();
-            self.most_copies = MAX_COPIES;
-        }
-        Ok(count)
-    }
-
-    /// Nothing is delivered now: what was copied is copied again.
-    fn postpone(&mut self, fault: CopyFault) -> usize {
-        self.most_copies = (self.copies_out.len() / 2).max(1);
-        self.copy_shortage
-            .note("writing the guest's memory", &fault, Instant::now());
-        0
     }
 
     /// Forgets what came from queue `queue`, at once. A transfer that is under way keeps its memory, and ends some time;
@@ -553,124 +436,4 @@ fn is_dom0s(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::blk::SECTOR;
-    use rustix::pipe::pipe;
-    use std::cell::Cell;
-    use std::fs::File;
-    use std::io::Write;
-    use std::rc::Rc;
-    use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
-    use virtio_queue::desc::split::Descriptor;
-    use vm_memory::Bytes;
-    use xen_virtio_guest_mapping::{AddressMode, BusAddress, Gref, GuestAddress, PAGE_SIZE, Page};
-    use xen_virtio_sim::SimMemory;
-
-    const BLOCK: u32 = 4096;
-    const NEXT: u16 = 1;
-    const WRITE: u16 = 2;
-
-    #[test]
-    fn nothing_is_begun_before_the_disk_is_ones_own() {
-        let Some((mut pipeline, _other_end, _)) = hanging() else {
-            return;
-        };
-        let is_free = Rc::new(Cell::new(false));
-        let asked = Rc::clone(&is_free);
-        pipeline.claim_first(Box::new(move || match asked.get() {
-            true => Ok(()),
-            false => Err("an earlier worker's transfers".into()),
-        }));
-        assert!(!pipeline.gather_ended());
-        assert_eq!(pipeline.room(), 0);
-        let said = pipeline.shortage().unwrap();
-        assert!(said.contains("an earlier worker's transfers"), "{said}");
-        assert!(pipeline.try_again_at().is_some());
-        is_free.set(true);
-        gather(&mut pipeline, |pipeline| pipeline.room() > 0);
-        assert_eq!((pipeline.shortage(), pipeline.try_again_at()), (None, None));
-    }
-
-    /// A request of a simulated guest for the first block of the disk.
-    fn read(memory: &SimMemory) -> Request {
-        let first = memory.allocate(3).unwrap();
-        let header = memory.memory(first, 16).unwrap();
-        header.write_obj(VIRTIO_BLK_T_IN.to_le(), 0).unwrap();
-        let mut request = Request::new(0);
-        let Gref(gref) = memory.grant(first, 3, true);
-        for (page, len, flags) in [(0, 16, NEXT), (1, BLOCK, NEXT | WRITE), (2, 1, WRITE)] {
-            let page = Page::Grant(Gref(gref + page));
-            let GuestAddress(address) = BusAddress { page, offset: 0 }.into();
-            request
-                .add(Descriptor::new(address, len, flags, 0))
-                .unwrap();
-        }
-        request
-    }
-
-    /// A pipeline whose disk is a pipe: a read of it takes as long as the other end says nothing.
-    fn hanging() -> Option<(Pipeline, File, StateArea)> {
-        let (disk, other_end) = pipe().unwrap();
-        let disk = Disk::of_pipe(disk.into(), 8 * u64::from(BLOCK) / SECTOR);
-        let rings = RingStock::new(1);
-        if rings.take().map(|ring| rings.give_back(ring)).is_none() {
-            eprintln!("this kernel gives no io_uring with restrictions: no disk can hang");
-            return None;
-        }
-        let kept = StateArea::private(crate::blk::Blk::KEPT).unwrap();
-        let pipeline = Pipeline::new(disk, [0; 20], kept.clone(), &rings).unwrap();
-        Some((pipeline, other_end.into(), kept))
-    }
-
-    /// Until `done`, at most for a while.
-    fn gather(pipeline: &mut Pipeline, done: impl Fn(&Pipeline) -> bool) {
-        let end = Instant::now() + Duration::from_secs(10);
-        while !done(pipeline) {
-            pipeline.gather_ended();
-            assert!(Instant::now() < end, "nothing ended");
-        }
-    }
-
-    #[test]
-    fn a_stop_waits_for_nothing_and_what_it_leaves_holds_back_the_next_driver() {
-        let Some((mut pipeline, mut other_end, kept)) = hanging() else {
-            return;
-        };
-        let memory = SimMemory::new(64).unwrap();
-        let mut access = memory.access(AddressMode::Grants);
-        let free = pipeline.pool.free_pages();
-        for queue in [0, 0, 1] {
-            pipeline.admit(queue, read(&memory), false).unwrap();
-        }
-        assert!(pipeline.copy_in(&mut access) && pipeline.submit());
-        // One that was not begun is forgotten as well.
-        pipeline.admit(0, read(&memory), false).unwrap();
-        pipeline.forget(0);
-        assert_eq!((pipeline.len(), pipeline.room()), (3, 0));
-        assert!(!pipeline.is_settled());
-        // The first word is that of writes which a flush has lost: none of the next driver's, whichever process it has.
-        kept.store(0, 1);
-        pipeline.reset();
-        assert_eq!(kept.load(0), 0);
-        // As a flush of the driver before does that fails late.
-        kept.store(0, 1);
-        // The first two reads are of the queue that was stopped, the third of the one that runs.
-        other_end.write_all(&[7; 3 * BLOCK as usize]).unwrap();
-        gather(&mut pipeline, |pipeline| pipeline.is_settled());
-        assert_eq!(
-            (pipeline.room(), kept.load(0)),
-            (usize::from(MAX_REQUESTS) - 1, 0)
-        );
-        gather(&mut pipeline, Pipeline::has_ended);
-        let mut completed = Vec::new();
-        let delivered = pipeline.deliver(&mut access, |queue, completion| {
-            completed.push((queue, completion.written));
-            Ok(())
-        });
-        delivered.unwrap();
-        assert_eq!(completed, [(1, BLOCK + 1)]);
-        assert_eq!((pipeline.len(), pipeline.pool.free_pages()), (0, free));
-        assert!(free > 3 * BLOCK as usize / PAGE_SIZE);
-    }
-}
+mod tests;

@@ -22,7 +22,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use uses::{DeviceLock, Stores, WantedDisk};
 use virtio_bindings::virtio_blk as blk;
-use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, RingStock, Serial};
+use xen_virtio_backend::RingStock;
+use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, Serial};
 use xen_virtio_backend::{DeviceType, StateArea};
 
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.

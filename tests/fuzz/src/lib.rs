@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use vm_memory::MmapRegion;
-use xen_virtio_backend::blk::{Blk, Disk, RingStock};
+use xen_virtio_backend::RingStock;
+use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_backend::{Activity, DeviceType, StateArea};
 use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, GuestStateError, Name};
 use xen_virtio_dom0_tools::toolstack::libxl::{EntryForm, EntryKey};

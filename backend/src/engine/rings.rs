@@ -1,4 +1,4 @@
-//! The io_urings of a worker, made before its sandbox closes: they do a disk's transfers, and nothing else.
+//! The io_urings of a worker, made before its sandbox closes: they do the transfers of files, and nothing else.
 //!
 //! The kernel checks no entry of a ring against a system call filter. A ring of the stock refuses by itself
 //! what is not listed here (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10), and that cannot be taken back.
@@ -16,7 +16,7 @@ const UNREGISTER_BUFFERS: u8 = 1;
 const REGISTER_FILES: u8 = 2;
 const UNREGISTER_FILES: u8 = 3;
 
-/// Rings for disks that are attached later. A clone is the same stock.
+/// Rings for devices that are attached later. A clone is the same stock.
 #[derive(Clone)]
 pub struct RingStock {
     rings: Rc<RefCell<Vec<IoUring>>>,
@@ -64,7 +64,7 @@ impl RingStock {
 
     /// Takes back a ring on which nothing is in flight. The kernel lets go of its file and its buffer before
     /// this returns; of those of a ring that is dropped it does some time later.
-    pub(super) fn give_back(&self, mut ring: IoUring) {
+    pub(crate) fn give_back(&self, mut ring: IoUring) {
         let unregistered = [
             ring.submitter().unregister_files(),
             ring.submitter().unregister_buffers(),
@@ -73,9 +73,9 @@ impl RingStock {
         let all_collected = ring.completion().is_empty();
         match unregistered.into_iter().find_map(failure) {
             None if all_submitted && all_collected => self.rings.borrow_mut().push(ring),
-            None => tracing::warn!("an io_uring is given up: it has entries of its last disk"),
+            None => tracing::warn!("an io_uring is given up: it has entries of its last file"),
             Some(error) => {
-                tracing::warn!("an io_uring is given up: it keeps its last disk ({error})");
+                tracing::warn!("an io_uring is given up: it keeps its last file ({error})");
             }
         }
     }
@@ -88,7 +88,7 @@ fn failure(unregistered: io::Result<()>) -> Option<io::Error> {
     unregistered.err().filter(|error| !nothing(error))
 }
 
-/// A ring for a disk's transfers.
+/// A ring for a file's transfers.
 fn restricted() -> io::Result<IoUring> {
     let ring: IoUring = IoUring::builder()
         .setup_r_disabled()
