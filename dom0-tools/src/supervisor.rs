@@ -5,6 +5,7 @@
 mod clients;
 mod closing;
 mod conversation;
+mod device_action;
 mod entry;
 mod guest;
 mod lifecycle;

@@ -21,6 +21,13 @@ pub struct Identity {
     pub vm: Option<String>,
 }
 
+impl Identity {
+    /// Whether `now`, of the same domid, is another guest. One that is being destroyed loses its nodes, and is the same still.
+    pub(crate) fn is_followed_by(&self, now: &Self) -> bool {
+        now.vm.is_some() && now != self
+    }
+}
+
 /// What may have happened. A toolstack may say so once too often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolstackEvent {

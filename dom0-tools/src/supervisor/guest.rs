@@ -104,12 +104,6 @@ impl Guest {
         &self.name
     }
 
-    /// Whether the domid now belongs to another guest than when this was read.
-    pub(super) fn is_stale(&self, toolstack: &mut dyn Toolstack) -> Result<bool, ToolstackError> {
-        let now = toolstack.identify(self.domid())?;
-        Ok(now.vm.is_some() && now != self.identity)
-    }
-
     pub(super) fn keys(&self) -> impl Iterator<Item = EntryKey> {
         self.lifecycle.entries.keys().copied()
     }

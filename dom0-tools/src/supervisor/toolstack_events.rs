@@ -1,11 +1,12 @@
 //! What follows from what the toolstack says: guests and devices that come and go.
 
+use super::device_action::{DeviceAction, Ours};
 use super::guest::Guest;
 use super::lifecycle::Event;
 use super::{MAX_REFUSALS, STOP_LIMIT, Stopping, Supervisor, tolerate};
 use crate::ipc::ToWorker;
 use crate::toolstack::libxl::EntryKey;
-use crate::toolstack::{EntryState, ToolstackError, ToolstackEvent};
+use crate::toolstack::{ToolstackError, ToolstackEvent};
 use anyhow::Result;
 use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
@@ -63,42 +64,46 @@ impl Supervisor {
         self.replace_stale(domid)?;
         self.take_over(domid)?;
         let state = self.toolstack.state(domid, key)?;
-        let known = self
-            .guests
-            .get(&domid)
-            .is_some_and(|guest| guest.knows(key));
-        match state {
-            None => {
+        let ours = match self.guests.get(&domid) {
+            None => Ours::NoGuest,
+            Some(guest) if guest.knows(key) => Ours::Device,
+            Some(_) => Ours::Guest,
+        };
+        match DeviceAction::of(state, ours) {
+            DeviceAction::Nothing => Ok(()),
+            DeviceAction::Begin => self.begin(domid, key),
+            DeviceAction::Unrecorded => {
+                self.have_guest(domid)?;
+                self.tell(domid, Event::Unrecorded { key })
+            }
+            DeviceAction::Close => {
                 self.note_refusals(domid, Some(key));
-                self.tell(domid, Event::Gone { key })?;
+                self.tell(domid, Event::Closing { key })
             }
-            Some(EntryState::Closing) => {
+            DeviceAction::TellClosed => self.toolstack.tell_closed(domid, key),
+            DeviceAction::Withdraw => {
                 self.note_refusals(domid, Some(key));
-                if self.guests.contains_key(&domid) {
-                    self.tell(domid, Event::Closing { key })?;
-                } else {
-                    self.toolstack.tell_closed(domid, key)?;
-                }
+                self.tell(domid, Event::Gone { key })
             }
-            Some(EntryState::Closed) => {}
-            Some(EntryState::New | EntryState::Served) if known => {}
-            Some(state) => {
-                if let Entry::Vacant(place) = self.guests.entry(domid) {
-                    place.insert(Guest::read(&mut *self.toolstack, &self.files, domid)?);
-                }
-                if state != EntryState::New {
-                    return self.tell(domid, Event::Unrecorded { key });
-                }
-                // The last guest of this domid must not be served on as this one.
-                for stopping in &mut self.stopping {
-                    if stopping.guest.domid == domid && stopping.deadline.take().is_some() {
-                        stopping.worker.kill(self.poll.registry());
-                    }
-                }
-                let served = false;
-                self.tell(domid, Event::Appeared { key, served })?;
-                self.tell(domid, Event::Settled)?;
+        }
+    }
+
+    fn begin(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError> {
+        self.have_guest(domid)?;
+        // The last guest of this domid must not be served on as this one.
+        for stopping in &mut self.stopping {
+            if stopping.guest.domid == domid && stopping.deadline.take().is_some() {
+                stopping.worker.kill(self.poll.registry());
             }
+        }
+        let served = false;
+        self.tell(domid, Event::Appeared { key, served })?;
+        self.tell(domid, Event::Settled)
+    }
+
+    fn have_guest(&mut self, domid: u16) -> Result<(), ToolstackError> {
+        if let Entry::Vacant(place) = self.guests.entry(domid) {
+            place.insert(Guest::read(&mut *self.toolstack, &self.files, domid)?);
         }
         Ok(())
     }
@@ -136,10 +141,11 @@ impl Supervisor {
 
     /// A domid that came round again is another guest: its worker goes.
     fn replace_stale(&mut self, domid: u16) -> Result<(), ToolstackError> {
-        if let Some(guest) = self.guests.get(&domid)
-            && guest.is_stale(&mut *self.toolstack)?
-        {
-            self.release_guest(domid);
+        if let Some(guest) = self.guests.get(&domid) {
+            let now = self.toolstack.identify(domid)?;
+            if guest.identity().is_followed_by(&now) {
+                self.release_guest(domid);
+            }
         }
         Ok(())
     }
