@@ -124,14 +124,8 @@ impl DiskIo {
 
     /// Ends all the flushes that one stood for, and begins the next.
     fn end_flush(&mut self, result: io::Result<usize>) {
-        if let Err(error) = &result
-            && let Some(kept) = &self.kept
-        {
-            if !self.has_lost_writes() {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                kept.store(FLUSH_ERROR, u64::from(errno.unsigned_abs()));
-            }
-            kept.store(LOST_WRITES, 1);
+        if let Err(error) = &result {
+            self.note_lost_writes(error);
         }
         let message = result.err().map(|error| error.to_string());
         for id in self.flushing.drain(..) {
@@ -142,6 +136,16 @@ impl DiskIo {
             self.ended.push_back((id, result));
         }
         self.begin_flush();
+    }
+
+    /// Linux tells of lost pages once: what it says is kept before anything else is done.
+    fn note_lost_writes(&self, error: &io::Error) {
+        let Some(kept) = &self.kept else { return };
+        if !self.has_lost_writes() {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            kept.store(FLUSH_ERROR, u64::from(errno.unsigned_abs()));
+        }
+        kept.store(LOST_WRITES, 1);
     }
 
     /// A new driver begins: its flushes answer for its own writes, and not for what the last one was told is lost.
@@ -175,6 +179,19 @@ impl DiskIo {
     /// See [`FileIo::submit`].
     pub(super) fn submit(&mut self) {
         self.transfers.submit(self.disk.file().as_fd());
+        if self.events().is_none() {
+            // It was carried out in the call.
+            self.gather();
+        }
+    }
+
+    fn gather(&mut self) {
+        while let Some(ended) = self.transfers.next_ended() {
+            match ended {
+                (FLUSH, result) => self.end_flush(result),
+                ended => self.ended.push_back(ended),
+            }
+        }
     }
 
     /// See [`FileIo::must_submit`].
@@ -184,17 +201,22 @@ impl DiskIo {
 
     /// The next transfer that has ended, if there is one.
     pub(super) fn next_ended(&mut self) -> Option<Ended> {
-        let ended = loop {
-            if let Some(ended) = self.ended.pop_front() {
-                break ended;
-            }
-            match self.transfers.next_ended()? {
-                (FLUSH, result) => self.end_flush(result),
-                ended => break ended,
-            }
-        };
+        if self.ended.is_empty() {
+            self.gather();
+        }
+        let ended = self.ended.pop_front()?;
         self.in_flight -= 1;
         Some(ended)
+    }
+}
+
+impl Drop for DiskIo {
+    fn drop(&mut self) {
+        while let Some((id, result)) = self.transfers.next_ended() {
+            if let (FLUSH, Err(error)) = (id, result) {
+                self.note_lost_writes(&error);
+            }
+        }
     }
 }
 

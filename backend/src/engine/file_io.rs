@@ -153,7 +153,13 @@ impl FileIo {
                 }
             }
             Engine::Blocking(waiting) => {
-                for transfer in std::mem::take(waiting) {
+                // Up to a flush: what that says is to be known before anything else is done.
+                let flush = |transfer: &Transfer| transfer.kind == Kind::Flush;
+                let count = waiting
+                    .iter()
+                    .position(flush)
+                    .map_or(waiting.len(), |place| place + 1);
+                for transfer in waiting.drain(..count) {
                     self.submissions += 1;
                     syscalls::count();
                     let result = perform(file, &self.memory, &transfer);

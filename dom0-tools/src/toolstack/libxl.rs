@@ -75,11 +75,12 @@ pub enum XenbusState {
 impl XenbusState {
     /// The state that an entry's node says. One that is none of these is a served entry's: somebody else has written it.
     fn read(value: &str) -> Self {
-        let number = value.trim().parse();
-        let all = [Self::Initialising, Self::Closing, Self::Closed];
-        all.into_iter()
-            .find(|state| number == Ok(*state as u32))
-            .unwrap_or(Self::InitWait)
+        match value.trim().parse() {
+            Ok(1) => Self::Initialising,
+            Ok(5) => Self::Closing,
+            Ok(6..=u32::MAX) => Self::Closed,
+            _ => Self::InitWait,
+        }
     }
 }
 

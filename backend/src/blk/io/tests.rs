@@ -121,3 +121,33 @@ fn a_disk_that_was_taken_away_leaves_its_words_alone() {
     io.forget_lost_writes();
     assert_eq!(kept.load(LOST_WRITES), 1);
 }
+
+/// A disk whose flushes and writes fail, since it is a pipe; without io_uring.
+fn failing() -> (DiskIo, StateArea) {
+    let (disk, _) = rustix::pipe::pipe().unwrap();
+    let kept = StateArea::private(Blk::KEPT).unwrap();
+    let disk = Disk::of_pipe(disk.into(), 8);
+    let io = DiskIo::new(disk, 1 << 16, kept.clone(), &RingStock::new(0)).unwrap();
+    (io, kept)
+}
+
+/// The process may be killed in the transfer after it, and the kernel tells of a failure once.
+#[test]
+fn a_failed_flush_is_noted_before_anything_else_is_done() {
+    let (mut io, kept) = failing();
+    io.begin(transfer(1, Kind::Flush, 0, 0..0));
+    io.begin(transfer(2, Kind::Write, 0, 0..512));
+    io.submit();
+    assert_eq!(kept.load(LOST_WRITES), 1);
+    assert!(io.must_submit(), "the write comes after it");
+    assert_eq!(results(&mut io), [(1, None), (2, None)]);
+}
+
+#[test]
+fn a_failed_flush_is_noted_by_a_process_that_gives_up() {
+    let (mut io, kept) = failing();
+    io.begin(transfer(1, Kind::Flush, 0, 0..0));
+    io.transfers.submit(io.disk.file().as_fd());
+    drop(io);
+    assert_eq!(kept.load(LOST_WRITES), 1);
+}
