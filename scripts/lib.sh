@@ -125,15 +125,16 @@ need_rust_lints() {
 # need_cargo_tool NAME VERSION: puts a program of crates.io first on PATH, from the cache once it was built.
 need_cargo_tool() {
     local root=$CACHE/tool-$1-$2 dir
+    need_rust
     export PATH=$root/bin:$PATH
     [ -x "$root/bin/$1" ] && return
-    need_rust
     dir=$(scratch)
     say "Building $1 $2, once"
     # It runs for a second, and is built for a minute: without optimization.
     CARGO_TARGET_DIR=$dir/target run_logged "$dir/$1.log" \
         cargo install --locked --debug --root "$dir/root" --version "$2" "$1"
-    mv "$dir/root" "$root"
+    # Another run may have been faster.
+    mv -T "$dir/root" "$root" 2>/dev/null || [ -x "$root/bin/$1" ]
     rm -rf "$dir"
 }
 

@@ -214,6 +214,8 @@ clean_up() {
     xl list | awk 'NR > 1 && $1 != "Domain-0" { print $2 }' | while read -r domain; do xl destroy "$domain"; done
     wait_for 20 "dead domains to go" no_zombie
     xenstore-rm backend/virtio_disk backend/virtio_file
+    # One that is suspended holds up whoever has it.
+    dmsetup ls | while read -r table _; do dmsetup --noudevsync resume "$table"; done
     dmsetup --noudevsync remove_all
     losetup --detach-all
     rm -rf /tmp/* /etc/xen-virtiod /run/xen-virtiod "$CONSOLES"/guest-*

@@ -13,8 +13,10 @@ const CONTESTED: u64 = 8;
 const SECTOR_BYTES: usize = 512;
 /// What a stop may take of a disk that hangs for seconds.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// What takes as long hangs.
+const HUNG: Duration = Duration::from_secs(3);
 /// How long a write may take in the end.
-const END_LIMIT: Duration = Duration::from_secs(60);
+const END_LIMIT: Duration = Duration::from_secs(600);
 
 /// A write that is under way.
 struct Write {
@@ -50,10 +52,12 @@ fn begin_hanging(
     loop {
         let used = queue.used_index();
         let write = begin(driver, queue, sector, text);
-        sleep(Duration::from_secs(1));
-        if queue.used_index() == used {
-            println!("hung: {text} is under way");
-            return Ok(write);
+        while queue.used_index() == used {
+            if write.began.elapsed() > HUNG {
+                println!("hung: {text} is under way");
+                return Ok(write);
+            }
+            sleep(Duration::from_millis(100));
         }
         ensure!(asked.elapsed() < END_LIMIT, "the disk does not hang");
     }
