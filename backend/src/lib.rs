@@ -9,6 +9,7 @@ mod engine;
 mod log_limit;
 mod persist;
 pub mod rng;
+pub mod shadow;
 mod shortage;
 pub mod tuning;
 mod virtqueue;

@@ -32,6 +32,11 @@ impl Buffers {
         self.len == 0
     }
 
+    /// The buffers that are not empty, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &GuestBuffer> + Clone {
+        self.buffers.iter()
+    }
+
     fn clear(&mut self) {
         self.buffers.clear();
         self.len = 0;

@@ -1,0 +1,131 @@
+//! The memory that a back-end maps.
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use xen_virtio_guest_mapping::PAGE_SIZE;
+
+/// What the region's length is a multiple of: SPDK maps huge pages.
+const ALIGNMENT: usize = 2 << 20;
+
+/// Where the rings of one queue are, in bytes from the region's beginning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingPlaces {
+    /// Entries in each of the three areas.
+    pub size: u16,
+    pub descriptors: usize,
+    pub available: usize,
+    pub used: usize,
+}
+
+/// Shadow rings, and behind them a pool for data, in a memfd whose size nobody can change.
+pub struct Region {
+    memory: MmapRegion<()>,
+    rings: Vec<RingPlaces>,
+    pool: Range<usize>,
+}
+
+impl Region {
+    /// A region of zeros with queues of `sizes` entries, and a pool of `pool` bytes. Pages that nobody touches take no memory.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn new(sizes: &[u16], pool: usize) -> io::Result<Self> {
+        let mut end = 0;
+        let mut place = |bytes: usize| {
+            let start = end;
+            end += bytes.next_multiple_of(PAGE_SIZE);
+            start
+        };
+        let mut rings = Vec::with_capacity(sizes.len());
+        for &size in sizes {
+            let entries = usize::from(size);
+            // Sizes: virtio 1.3, 2.7.
+            rings.push(RingPlaces {
+                size,
+                descriptors: place(16 * entries),
+                available: place(6 + 2 * entries),
+                used: place(6 + 8 * entries),
+            });
+        }
+        let start = place(pool);
+        let bytes = end.next_multiple_of(ALIGNMENT);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("xen-virtio-shadow", flags)?;
+        ftruncate(&file, bytes as u64)?;
+        // A back-end that shrank it would kill whoever reads it next.
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let memory = MmapRegion::from_file(FileOffset::new(File::from(file), 0), bytes)
+            .map_err(io::Error::other)?;
+        Ok(Self {
+            memory,
+            rings,
+            pool: start..start + pool.next_multiple_of(PAGE_SIZE),
+        })
+    }
+
+    /// What the back-end is to map, from its beginning to its end.
+    pub fn file(&self) -> &File {
+        let file = self.memory.file_offset().expect("it is of a file");
+        file.file()
+    }
+
+    /// Bytes, a multiple of 2 MiB.
+    pub fn bytes(&self) -> usize {
+        self.memory.size()
+    }
+
+    /// By queue.
+    pub fn rings(&self) -> &[RingPlaces] {
+        &self.rings
+    }
+
+    pub(super) fn pool(&self) -> Range<usize> {
+        self.pool.clone()
+    }
+
+    pub fn memory(&self) -> VolatileSlice<'_> {
+        self.memory.as_volatile_slice()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_are_aligned_and_apart() {
+        let region = Region::new(&[1024, 2], 3 * PAGE_SIZE + 1).unwrap();
+        let mut areas = Vec::new();
+        for ring in region.rings() {
+            let entries = usize::from(ring.size);
+            areas.push((ring.descriptors, 16 * entries));
+            areas.push((ring.available, 6 + 2 * entries));
+            areas.push((ring.used, 6 + 8 * entries));
+        }
+        areas.push((region.pool().start, region.pool().len()));
+        assert!(
+            areas
+                .windows(2)
+                .all(|pair| pair[0].0 + pair[0].1 <= pair[1].0)
+        );
+        assert!(
+            areas
+                .iter()
+                .all(|(start, _)| start.is_multiple_of(PAGE_SIZE))
+        );
+        assert_eq!(region.pool().len(), 4 * PAGE_SIZE);
+        assert!(region.pool().end <= region.bytes());
+    }
+
+    #[test]
+    fn nobody_changes_its_size() {
+        let region = Region::new(&[8], PAGE_SIZE).unwrap();
+        for bytes in [0, region.bytes() as u64 * 2] {
+            assert!(region.file().set_len(bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! One shadow queue, from the side of a driver (virtio 1.3, 2.7). Nothing that the back-end can write is believed: which
+//! requests it has is kept apart.
+
+use super::region::RingPlaces;
+use smallvec::SmallVec;
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, VolatileSlice};
+
+/// What a back-end did that no back-end may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackendFault {
+    #[error("its used ring is {ahead} elements ahead, and it has {in_flight} requests")]
+    UsedIndex { ahead: u16, in_flight: u16 },
+    #[error("it has used the request {id}, which it does not have")]
+    NotInFlight { id: u32 },
+    #[error(
+        "it says that it has written {len} bytes for the request {id}, which has room for {room}"
+    )]
+    Length { id: u32, len: u32, room: u32 },
+}
+
+/// A buffer of a request, in the region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Byte of the region.
+    pub(super) place: usize,
+    pub(super) len: u32,
+    pub(super) writable: bool,
+}
+
+/// The driver's side of a queue in the region.
+pub(super) struct ShadowRing {
+    places: RingPlaces,
+    /// What the back-end knows the region's first byte by.
+    base: u64,
+    event_idx: bool,
+    free: Vec<u16>,
+    /// The descriptors and the writable bytes of the requests that the back-end has, by head.
+    chains: Vec<Option<(SmallVec<[u16; 4]>, u32)>>,
+    in_flight: u16,
+    next_available: Wrapping<u16>,
+    /// The elements before it the back-end sees.
+    published: Wrapping<u16>,
+    next_used: Wrapping<u16>,
+}
+
+/// A request that the back-end has used, and the bytes that it wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Used {
+    pub(super) head: u16,
+    pub(super) written: u32,
+}
+
+impl ShadowRing {
+    /// An empty queue at `places` of `memory`, whose first byte the back-end knows as `base`.
+    pub(super) fn new(
+        places: &RingPlaces,
+        base: u64,
+        event_idx: bool,
+        memory: &VolatileSlice<'_>,
+    ) -> Self {
+        let entries = usize::from(places.size);
+        for (place, len) in [
+            (places.descriptors, 16 * entries),
+            (places.available, 6 + 2 * entries),
+            (places.used, 6 + 8 * entries),
+        ] {
+            part(memory, place, len).copy_from(&vec![0u8; len]);
+        }
+        Self {
+            base,
+            event_idx,
+            free: (0..places.size).rev().collect(),
+            chains: vec![None; entries],
+            in_flight: 0,
+            next_available: Wrapping(0),
+            published: Wrapping(0),
+            next_used: Wrapping(0),
+            places: places.clone(),
+        }
+    }
+
+    /// Descriptors that no request has.
+    pub(super) fn room(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Offers a request of `parts` to the back-end, which sees it after the next [`ShadowRing::publish`]; its head.
+    ///
+    /// # Panics
+    ///
+    /// If there are none, or more than [`ShadowRing::room`].
+    pub(super) fn offer(&mut self, parts: &[Part], memory: &VolatileSlice<'_>) -> u16 {
+        let first = self.free.len() - parts.len();
+        let descriptors: SmallVec<[u16; 4]> = self.free.drain(first..).collect();
+        let mut room = 0;
+        for (index, part) in parts.iter().enumerate() {
+            let mut flags = 0;
+            let mut next = 0;
+            if part.writable {
+                flags |= VRING_DESC_F_WRITE;
+                room += part.len;
+            }
+            if let Some(following) = descriptors.get(index + 1) {
+                flags |= VRING_DESC_F_NEXT;
+                next = *following;
+            }
+            let flags = u16::try_from(flags).expect("flags of 16 bits");
+            let descriptor = Descriptor::new(self.base + part.place as u64, part.len, flags, next);
+            let place = self.places.descriptors + 16 * usize::from(descriptors[index]);
+            memory.write_obj(descriptor, place).expect("in the region");
+        }
+        let head = descriptors[0];
+        let slot = usize::from(self.next_available.0 % self.places.size);
+        let place = self.places.available + 4 + 2 * slot;
+        memory
+            .store(head.to_le(), place, Ordering::Relaxed)
+            .expect("in the region");
+        self.next_available += 1;
+        self.chains[usize::from(head)] = Some((descriptors, room));
+        self.in_flight += 1;
+        head
+    }
+
+    /// Shows the back-end what was offered. True if it is to be kicked.
+    pub(super) fn publish(&mut self, memory: &VolatileSlice<'_>) -> bool {
+        let (old, new) = (self.published, self.next_available);
+        if old == new {
+            return false;
+        }
+        self.published = new;
+        let index = self.places.available + 2;
+        memory
+            .store(new.0.to_le(), index, Ordering::Release)
+            .expect("in the region");
+        // The back-end sees the index before we read its wish, or it looks once more after it has written that.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            // virtio 1.3, 2.7.10: a kick if the entry that `avail_event` names is among the new ones.
+            let entries = usize::from(self.places.size);
+            let event = Wrapping(load(memory, self.places.used + 4 + 8 * entries));
+            new - event - Wrapping(1) < new - old
+        } else {
+            u32::from(load(memory, self.places.used)) & VRING_USED_F_NO_NOTIFY == 0
+        }
+    }
+
+    /// The next request that the back-end has used, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendFault`] for one that it does not have, or cannot have used so.
+    pub(super) fn next_used(
+        &mut self,
+        memory: &VolatileSlice<'_>,
+    ) -> Result<Option<Used>, BackendFault> {
+        let index: u16 = memory
+            .load(self.places.used + 2, Ordering::Acquire)
+            .expect("in the region");
+        let ahead = (Wrapping(u16::from_le(index)) - self.next_used).0;
+        if ahead == 0 {
+            return Ok(None);
+        }
+        if ahead > self.in_flight {
+            let in_flight = self.in_flight;
+            return Err(BackendFault::UsedIndex { ahead, in_flight });
+        }
+        let slot = usize::from(self.next_used.0 % self.places.size);
+        // `le32 id`, `le32 len`: read once, whatever the back-end writes there meanwhile.
+        let element: [u32; 2] = memory
+            .read_obj(self.places.used + 4 + 8 * slot)
+            .expect("in the region");
+        let [id, len] = element.map(u32::from_le);
+        let chain = usize::try_from(id).ok();
+        let chain = chain.and_then(|head| self.chains.get_mut(head)?.take());
+        let Some((descriptors, room)) = chain else {
+            return Err(BackendFault::NotInFlight { id });
+        };
+        let head = descriptors[0];
+        self.free.extend(descriptors);
+        self.in_flight -= 1;
+        self.next_used += 1;
+        if len > room {
+            return Err(BackendFault::Length { id, len, room });
+        }
+        Ok(Some(Used { head, written: len }))
+    }
+
+    /// Asks the back-end to tell of the next request that it uses. True if it has used some meanwhile.
+    pub(super) fn want_calls(&mut self, memory: &VolatileSlice<'_>) -> bool {
+        if self.event_idx {
+            // virtio 1.3, 2.7.7: `used_event` stands behind the available ring.
+            let place = self.places.available + 4 + 2 * usize::from(self.places.size);
+            memory
+                .store(self.next_used.0.to_le(), place, Ordering::Relaxed)
+                .expect("in the region");
+            fence(Ordering::SeqCst);
+        }
+        load(memory, self.places.used + 2) != self.next_used.0
+    }
+}
+
+fn load(memory: &VolatileSlice<'_>, place: usize) -> u16 {
+    let value: u16 = memory
+        .load(place, Ordering::Acquire)
+        .expect("in the region");
+    u16::from_le(value)
+}
+
+fn part<'a>(memory: &VolatileSlice<'a>, place: usize, len: usize) -> VolatileSlice<'a> {
+    memory.subslice(place, len).expect("in the region")
+}
+
+#[cfg(test)]
+mod tests;
