@@ -79,6 +79,11 @@ pub enum DeviceFailure {
     NoStatus,
     #[error("a request's status cannot be written")]
     Status(#[source] CopyFault),
+    #[error(
+        "a request takes {pages} pages of the memory that the device shares with its back-end, and may have {room}: raise its \
+         pool-kib"
+    )]
+    Pool { pages: usize, room: usize },
 }
 
 impl DeviceFailure {

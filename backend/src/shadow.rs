@@ -5,6 +5,7 @@
 //! given back to the guest. The back-end reaches the region, and nothing of the guest's; what it writes there is judged as a
 //! guest's rings are.
 
+mod pools;
 mod region;
 mod relay;
 mod relaying;

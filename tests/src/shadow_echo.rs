@@ -14,10 +14,13 @@ use xen_virtio_guest_mapping::GuestAccess;
 
 const SIZE: u16 = 64;
 const SIZES: [u16; 2] = [SIZE; 2];
-/// Bytes of the pool, of which a request may have half.
+/// Bytes of the pool: 16 pages, of which each queue has four of its own, and both share eight.
 const POOL: usize = 64 << 10;
 /// What the back-end knows the region's first byte by.
 const BASE: u64 = 1 << 32;
+
+/// To a request that begins with it, the back-end writes it into its last buffer, and says that it has written nothing.
+pub const SAYS_NOTHING: u8 = 0xee;
 
 /// The lengths of a request's descriptors, and whether they are writable.
 pub type Framing = Vec<(u32, bool)>;
@@ -29,6 +32,7 @@ pub struct ShadowEcho {
     relay: Relay,
     back_end: Option<BackEnd>,
     kicked: bool,
+    is_started: bool,
     /// Of requests in the order in which they came.
     framings: Arc<Mutex<Vec<Framing>>>,
     /// The back-end dies at every so many kicks, and is followed by another one.
@@ -86,6 +90,14 @@ impl BackEnd {
                         .expect("in the region");
                     bytes.append(&mut part);
                 }
+                if bytes.first() == Some(&SAYS_NOTHING) {
+                    let last = chain.writable().last().expect("a status");
+                    self.memory
+                        .write_obj(SAYS_NOTHING, last.addr())
+                        .expect("in the region");
+                    self.queue.add_used(&self.memory, head, 0).expect("a ring");
+                    continue;
+                }
                 let mut left = &bytes[..];
                 for descriptor in chain.writable() {
                     let (here, rest) = left.split_at(left.len().min(descriptor.len() as usize));
@@ -122,9 +134,10 @@ impl ShadowEcho {
                 queue_sizes: SIZES.into(),
             },
             queues: QueueSet::new(SIZES.len()),
-            relay: Relay::new(Region::new(&SIZES, POOL)?, BASE),
+            relay: Relay::new(&SIZES, POOL, BASE)?,
             back_end: None,
             kicked: false,
+            is_started: false,
             framings: Arc::default(),
             dies_every: None,
             kicks: 0,
@@ -158,9 +171,8 @@ impl ShadowEcho {
             back_end.serve(&self.framings);
             return;
         }
-        let region = Region::new(&SIZES, POOL).expect("memory");
-        self.relay.repeat(region, true);
-        self.back_end = Some(BackEnd::new(self.relay.region()).expect("descriptors"));
+        self.back_end = None;
+        self.relay.lose();
     }
 }
 
@@ -179,6 +191,7 @@ impl Device for ShadowEcho {
             .start(index, start, Unfinished::GiveBack, access)?;
         self.relay.start(index, true);
         if index.get() == 0 {
+            self.is_started = true;
             self.back_end = Some(BackEnd::new(self.relay.region()).expect("descriptors"));
         }
         Ok(())
@@ -191,6 +204,12 @@ impl Device for ShadowEcho {
             RelayError::Device(error) => error,
             RelayError::Backend { .. } => panic!("{error}"),
         })?;
+        // Another back-end is there at once, and begins when the guest has what the last one has used.
+        let starts =
+            self.is_started && self.back_end.is_none() && self.relay.resume().expect("memory");
+        if starts {
+            self.back_end = Some(BackEnd::new(self.relay.region()).expect("descriptors"));
+        }
         let kicked = &mut self.kicked;
         let taken = self
             .relay
@@ -199,7 +218,7 @@ impl Device for ShadowEcho {
         if serves {
             self.serve();
         }
-        if out || taken || serves {
+        if out || taken || serves || starts {
             step.activity = Activity::Working;
         }
         step.interrupt = self.queues.publish()?;
@@ -218,6 +237,7 @@ impl Device for ShadowEcho {
         self.queues.stop(index);
         self.relay.stop(index);
         if index.get() == 0 {
+            self.is_started = false;
             self.back_end = None;
         }
         self.relay.settle(index);

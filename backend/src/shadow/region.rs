@@ -1,6 +1,8 @@
 //! The memory that a back-end maps.
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -28,7 +30,8 @@ pub struct Region {
 }
 
 impl Region {
-    /// A region of zeros with queues of `sizes` entries, and a pool of `pool` bytes. Pages that nobody touches take no memory.
+    /// A region of zeros with queues of `sizes` entries, and a pool of `pool` bytes. Pages of the pool that nobody touches take no
+    /// memory.
     ///
     /// # Errors
     ///
@@ -56,6 +59,8 @@ impl Region {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("xen-virtio-shadow", flags)?;
         ftruncate(&file, bytes as u64)?;
+        // An access for which there is no memory kills who makes it: of the rings we have it now.
+        fallocate(&file, FallocateFlags::empty(), 0, start as u64)?;
         // A back-end that shrank it would kill whoever reads it next.
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let memory = MmapRegion::from_file(FileOffset::new(File::from(file), 0), bytes)
@@ -65,6 +70,16 @@ impl Region {
             rings,
             pool: start..start + pool.next_multiple_of(PAGE_SIZE),
         })
+    }
+
+    /// An empty region of the same queues and pool.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::new`].
+    pub(super) fn another(&self) -> io::Result<Self> {
+        let sizes: Vec<u16> = self.rings.iter().map(|ring| ring.size).collect();
+        Self::new(&sizes, self.pool.len())
     }
 
     /// What the back-end is to map, from its beginning to its end.

@@ -1,17 +1,20 @@
 //! Requests on their way from a guest's queues to a back-end's, and back.
 
+use super::pools::{Pools, Taken};
 use super::region::Region;
 use super::relaying::{Plan, Relaying};
 use super::ring::{BackendFault, ShadowRing, Used};
-use crate::device::{DeviceError, RequestCounters};
-use crate::engine::{Pool, copy, first_fault};
+use crate::device::{DeviceError, DeviceFailure, RequestCounters};
+use crate::engine::{copy, first_fault};
 use crate::log_limit::LogLimit;
 use crate::shortage::Shortage;
 use crate::tuning::MAX_COPIES;
 use crate::virtqueue::{QueueIndex, QueueSet, Request};
 use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
 use std::time::Instant;
-use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess, PAGE_SIZE};
+use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
 
 /// Why a device cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -31,19 +34,25 @@ pub enum RelayError {
 /// The queues of a device, each with its shadow.
 pub struct Relay {
     region: Region,
+    /// What the back-end knows the region's first byte by.
     base: u64,
+    event_idx: bool,
     pools: Pools,
     queues: Vec<Option<Relayed>>,
-    /// Requests that are copied in, and not offered yet.
-    incoming: Vec<(usize, Relaying)>,
-    /// Requests that the back-end has used, and that are copied out.
-    outgoing: Vec<(usize, Relaying)>,
-    copies_in: Vec<CopyOp>,
-    copies_out: Vec<CopyOp>,
-    /// Pages that a back-end may write to still, of queues that were stopped.
+    /// The queue that is looked at first.
+    first: usize,
+    /// Requests that the back-end has used, and the guest does not have yet.
+    used: Vec<(usize, Relaying)>,
+    /// Requests of queues that were stopped, whose pages the back-end may write to still.
     left_behind: Vec<(usize, Relaying)>,
+    /// The back-end is gone, and no other one is there yet.
+    is_lost: bool,
     offered: u64,
-    shortage: Shortage,
+    /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
+    most_copies: usize,
+    copies: Vec<CopyOp>,
+    in_shortage: Shortage,
+    out_shortage: Shortage,
     counters: RequestCounters,
     log_limit: LogLimit,
 }
@@ -54,70 +63,41 @@ struct Relayed {
     /// What the back-end has, by head.
     requests: Vec<Option<Relaying>>,
     /// Requests that wait for room in the pool or in the ring.
-    waiting: VecDeque<Request>,
-    /// Pages of requests in which there is nothing to read.
-    receiving: usize,
+    waiting: VecDeque<(Request, Plan)>,
 }
 
-/// The region's memory for data: one half for requests that may stay with the back-end for ever, so that these cannot
-/// keep the others from passing.
-struct Pools {
-    receiving: Pool,
-    passing: Pool,
-    pages: usize,
-}
-
-impl Pools {
-    fn new(region: &Region) -> Self {
-        let all = region.pool();
-        let pages = all.len() / PAGE_SIZE / 2;
-        let middle = all.start + pages * PAGE_SIZE;
-        Self {
-            receiving: Pool::new(all.start..middle),
-            passing: Pool::new(middle..all.end),
-            pages,
-        }
-    }
-
-    /// Pages that one request may have.
-    fn pages(&self) -> usize {
-        self.pages
-    }
-
-    fn of(&mut self, receives: bool) -> &mut Pool {
-        match receives {
-            true => &mut self.receiving,
-            false => &mut self.passing,
-        }
-    }
-
-    /// The request without its pages, which are free again.
-    fn give_back(&mut self, relaying: Relaying) -> Request {
-        self.of(relaying.receives).give_back(relaying.run);
-        relaying.request
-    }
-}
+/// A request that is copied in, and its copies.
+type Incoming = (usize, Relaying, Range<usize>);
 
 impl Relay {
-    /// The queues of `region`, whose first byte the back-end knows as `base`.
-    pub fn new(region: Region, base: u64) -> Self {
-        Self {
+    /// Queues of at most `sizes` entries, with `pool` bytes for data, whose region a back-end knows by the address `base`.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn new(sizes: &[u16], pool: usize, base: u64) -> io::Result<Self> {
+        let region = Region::new(sizes, pool)?;
+        Ok(Self {
             pools: Pools::new(&region),
-            queues: region.rings().iter().map(|_| None).collect(),
+            queues: sizes.iter().map(|_| None).collect(),
             region,
             base,
-            incoming: Vec::new(),
-            outgoing: Vec::new(),
-            copies_in: Vec::new(),
-            copies_out: Vec::new(),
+            event_idx: false,
+            first: 0,
+            used: Vec::new(),
             left_behind: Vec::new(),
+            is_lost: false,
             offered: 0,
-            shortage: Shortage::default(),
+            most_copies: MAX_COPIES,
+            copies: Vec::new(),
+            in_shortage: Shortage::default(),
+            out_shortage: Shortage::default(),
             counters: RequestCounters::default(),
             log_limit: LogLimit::default(),
-        }
+        })
     }
 
+    /// What the back-end is to map.
     pub fn region(&self) -> &Region {
         &self.region
     }
@@ -128,25 +108,36 @@ impl Relay {
 
     /// What dom0 lacks for it to go on.
     pub fn warning(&self) -> Option<String> {
-        self.shortage.warning()
+        let warning = self.in_shortage.warning();
+        warning.or_else(|| self.out_shortage.warning())
     }
 
     /// When to go on with what dom0 lacked something for.
     pub fn try_again_at(&self) -> Option<Instant> {
-        self.shortage.try_at()
+        let times = [self.in_shortage.try_at(), self.out_shortage.try_at()];
+        times.into_iter().flatten().min()
     }
 
-    /// Begins to relay a queue that a back-end does not serve yet. `event_idx` is what the back-end has accepted.
+    /// Begins to relay a queue, which the back-end does not serve yet. It has accepted `VIRTIO_RING_F_EVENT_IDX`, if
+    /// `event_idx`.
+    ///
+    /// # Panics
+    ///
+    /// If the back-end has something of it still: [`Relay::is_settled`].
     pub fn start(&mut self, index: QueueIndex, event_idx: bool) {
-        let places = &self.region.rings()[index.get()];
-        let entries = usize::from(places.size);
-        let ring = ShadowRing::new(places, self.base, event_idx, &self.region.memory());
-        self.queues[index.get()] = Some(Relayed {
-            ring,
-            requests: (0..entries).map(|_| None).collect(),
+        assert!(self.is_settled(index), "the back-end has let go of it");
+        let index = index.get();
+        self.event_idx = event_idx;
+        self.queues[index] = Some(Relayed {
+            ring: self.ring(index),
+            requests: (0..self.region.rings()[index].size).map(|_| None).collect(),
             waiting: VecDeque::new(),
-            receiving: 0,
         });
+    }
+
+    fn ring(&self, index: usize) -> ShadowRing {
+        let places = &self.region.rings()[index];
+        ShadowRing::new(places, self.base, self.event_idx, &self.region.memory())
     }
 
     /// Forgets a queue. What the back-end has of it keeps its memory until [`Relay::settle`].
@@ -157,65 +148,72 @@ impl Relay {
             self.left_behind
                 .extend(requests.map(|relaying| (index, relaying)));
         }
-        for way in [&mut self.incoming, &mut self.outgoing] {
-            for (_, relaying) in way.extract_if(.., |(queue, _)| *queue == index) {
-                drop(self.pools.give_back(relaying));
-            }
+        for (_, relaying) in self.used.extract_if(.., |(queue, _)| *queue == index) {
+            drop(self.pools.give_back(index, relaying));
         }
-        // Nothing is copied any more of what was forgotten.
-        self.copies_in.clear();
-        for (_, relaying) in &mut self.incoming {
-            relaying.plan_in(&mut self.copies_in);
+        self.pools.forget(index);
+        if self.used.is_empty() {
+            self.out_shortage.forget();
         }
-        self.copies_out.clear();
-        for (_, relaying) in &mut self.outgoing {
-            relaying.plan_out(relaying.written, &mut self.copies_out);
-        }
-        if self.incoming.is_empty() && self.outgoing.is_empty() {
-            self.shortage.forget();
+        if self.queues.iter().all(Option::is_none) {
+            self.in_shortage.forget();
         }
     }
 
     /// The back-end has let go of a queue that was stopped.
     pub fn settle(&mut self, index: QueueIndex) {
-        let of_it = |(queue, _): &mut (usize, Relaying)| *queue == index.get();
-        for (_, relaying) in self.left_behind.extract_if(.., of_it) {
-            drop(self.pools.give_back(relaying));
+        let index = index.get();
+        for (_, relaying) in self
+            .left_behind
+            .extract_if(.., |(queue, _)| *queue == index)
+        {
+            drop(self.pools.give_back(index, relaying));
         }
     }
 
-    /// Whether a back-end has nothing of queues that were stopped.
-    pub fn is_settled(&self) -> bool {
-        self.left_behind.is_empty()
+    /// Whether the back-end has nothing of the queue from before it was stopped.
+    pub fn is_settled(&self, index: QueueIndex) -> bool {
+        let mut left_behind = self.left_behind.iter();
+        left_behind.all(|(queue, _)| *queue != index.get())
     }
 
-    /// Has the next back-end, with a `region` of its own, do what the last one has not used: in the order in which it was
-    /// offered. Queues that were started are so still.
-    pub fn repeat(&mut self, region: Region, event_idx: bool) {
-        let mut unfinished = std::mem::take(&mut self.incoming);
-        unfinished.append(&mut self.outgoing);
-        for (index, queue) in self.queues.iter_mut().enumerate() {
-            let requests = queue.iter_mut().flat_map(|queue| &mut queue.requests);
-            let requests = requests.filter_map(Option::take);
-            unfinished.extend(requests.map(|relaying| (index, relaying)));
+    /// The back-end is gone. What it has used is the guest's; what else it had waits for the next one.
+    pub fn lose(&mut self) {
+        if !self.is_lost {
+            // What it says last may be anything.
+            let _ = self.gather();
+            self.is_lost = true;
         }
-        unfinished.sort_unstable_by_key(|(_, relaying)| relaying.order);
-        self.region = region;
+    }
+
+    /// Begins anew for another back-end, in a region of its own, which the last one does not know: with what that has not
+    /// used, in the order in which it was offered. False if something is to be taken out first.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory; nothing has changed then.
+    pub fn resume(&mut self) -> io::Result<bool> {
+        self.lose();
+        if !self.used.is_empty() {
+            return Ok(false);
+        }
+        self.region = self.region.another()?;
         self.pools = Pools::new(&self.region);
         self.left_behind.clear();
-        let memory = self.region.memory();
-        for (queue, places) in self.queues.iter_mut().zip(self.region.rings()) {
-            if let Some(queue) = queue {
-                queue.ring = ShadowRing::new(places, self.base, event_idx, &memory);
-                queue.receiving = 0;
-            }
-        }
-        for (index, relaying) in unfinished.into_iter().rev() {
+        for index in 0..self.queues.len() {
+            let ring = self.ring(index);
             if let Some(queue) = &mut self.queues[index] {
-                queue.waiting.push_front(relaying.request);
+                queue.ring = ring;
+                let unfinished = queue.requests.iter_mut().filter_map(Option::take);
+                let mut unfinished: Vec<Relaying> = unfinished.collect();
+                unfinished.sort_unstable_by_key(|relaying| relaying.order);
+                for relaying in unfinished.into_iter().rev() {
+                    queue.waiting.push_front((relaying.request, relaying.plan));
+                }
             }
         }
-        self.shortage.forget();
+        self.is_lost = false;
+        Ok(true)
     }
 
     /// Takes requests in: as many as there is room for, and as take not too many copies. `kick` is told which queues the
@@ -230,36 +228,42 @@ impl Relay {
         access: &mut dyn GuestAccess,
         kick: &mut dyn FnMut(usize),
     ) -> Result<bool, DeviceError> {
-        if self.shortage.holds() {
+        if self.is_lost || self.in_shortage.holds() {
             return Ok(false);
         }
-        if self.incoming.is_empty() {
-            self.copies_in.clear();
-            for index in 0..self.queues.len() {
-                self.admit(index, queues)?;
-            }
+        self.copies.clear();
+        let mut incoming = Vec::new();
+        let mut worked = false;
+        let count = self.queues.len();
+        for place in 0..count {
+            let index = (self.first + place) % count;
+            worked |= self.admit(index, queues, &mut incoming)?;
         }
-        if self.incoming.is_empty() {
-            return Ok(false);
+        self.first = (self.first + 1) % count;
+        if incoming.is_empty() {
+            return Ok(worked);
         }
-        if let Err(fault) = copy(access, &self.region.memory(), &mut self.copies_in) {
-            self.postpone("reading the guest's memory", &fault);
-            return Ok(false);
+        if let Err(fault) = copy(access, &self.region.memory(), &mut self.copies) {
+            self.most_copies = (self.copies.len() / 2).max(1);
+            self.in_shortage
+                .note("reading the guest's memory", &fault, Instant::now());
+            self.put_back(incoming);
+            return Ok(worked);
         }
-        self.shortage.end();
-        for (index, mut relaying) in std::mem::take(&mut self.incoming) {
-            let Some(queue) = &mut self.queues[index] else {
-                continue;
-            };
-            if let Some(fault) = first_fault(&self.copies_in[relaying.copies.clone()]) {
+        self.in_shortage.end();
+        self.most_copies = MAX_COPIES;
+        let mut result = Ok(());
+        for (index, relaying, copies) in incoming {
+            if let Some(fault) = first_fault(&self.copies[copies]) {
                 self.log("a request's data cannot be read from the guest", &fault);
-                self.give_back(index, relaying, queues)?;
-                continue;
+                // Those of other queues are none the worse for one that is broken.
+                result = result.and(self.fail(index, relaying, queues));
+            } else if let Some(queue) = &mut self.queues[index] {
+                let start = relaying.run.start();
+                let memory = self.region.memory();
+                let head = queue.ring.offer(&relaying.plan.parts, start, &memory);
+                queue.requests[usize::from(head)] = Some(relaying);
             }
-            relaying.order = self.offered;
-            self.offered += 1;
-            let head = queue.ring.offer(&relaying.parts, &self.region.memory());
-            queue.requests[usize::from(head)] = Some(relaying);
         }
         for (index, queue) in self.queues.iter_mut().enumerate() {
             if let Some(queue) = queue
@@ -268,57 +272,80 @@ impl Relay {
                 kick(index);
             }
         }
-        Ok(true)
+        result.map(|()| true)
     }
 
-    /// Takes requests of queue `index` that there is room for.
-    fn admit(&mut self, index: usize, queues: &mut QueueSet) -> Result<(), DeviceError> {
-        let Some(from) = queues.get(index) else {
-            return Ok(());
+    /// Takes requests of queue `index` that there is room for. True if there were any, or such as are done.
+    fn admit(
+        &mut self,
+        index: usize,
+        queues: &mut QueueSet,
+        incoming: &mut Vec<Incoming>,
+    ) -> Result<bool, DeviceError> {
+        let (Some(from), Some(queue)) = (queues.get(index), &mut self.queues[index]) else {
+            return Ok(false);
         };
-        let mut offered = 0;
-        while self.copies_in.len() < MAX_COPIES
-            && let Some(queue) = &mut self.queues[index]
-        {
-            let request = match queue.waiting.pop_front() {
-                Some(request) => request,
+        let (mut worked, mut buffers, mut offered) = (false, 0, 0);
+        while buffers < MAX_COPIES && self.copies.len() < self.most_copies {
+            let (request, plan) = match queue.waiting.pop_front() {
+                Some(waiting) => waiting,
                 None => match from.pop()? {
-                    Some(request) => request,
+                    Some(request) => {
+                        let plan = Plan::of(&request);
+                        (request, plan)
+                    }
                     None => break,
                 },
             };
-            let plan = Plan::of(&request);
-            if plan.parts.is_empty() || plan.pages() > self.pools.pages() {
-                self.counters.failed += u64::from(!plan.parts.is_empty());
+            buffers += 1 + plan.parts.len();
+            if plan.parts.is_empty() {
                 self.counters.done += 1;
-                if !plan.parts.is_empty() && self.log_limit.allow() {
-                    tracing::warn!(
-                        "a request of {} bytes is given back empty: the device's pool has room for one of {} (pool-kib)",
-                        request.readable.len() + request.writable.len(),
-                        self.pools.pages() * PAGE_SIZE
-                    );
-                }
                 from.complete(request.finish(0))?;
+                worked = true;
                 continue;
             }
-            let receives = request.readable.is_empty();
-            let quota = self.pools.pages() / self.region.rings().len();
-            let has_quota = queue.receiving == 0 || queue.receiving + plan.pages() <= quota;
-            let has_room = queue.ring.room() >= offered + plan.parts.len();
-            let run = (has_room && (!receives || has_quota))
-                .then(|| self.pools.of(receives).take(plan.bytes))
-                .flatten();
-            let Some(run) = run else {
-                queue.waiting.push_front(request);
-                break;
+            let taken = match queue.ring.room() < offered + plan.parts.len() {
+                true => Taken::NotNow,
+                false => self.pools.take(index, &plan),
             };
-            offered += plan.parts.len();
-            queue.receiving += if receives { plan.pages() } else { 0 };
-            let pages = plan.pages();
-            let relaying = plan.relay(request, run, pages, receives, &mut self.copies_in);
-            self.incoming.push((index, relaying));
+            match taken {
+                Taken::Pages { run, is_shared } => {
+                    offered += plan.parts.len();
+                    let relaying = Relaying {
+                        request,
+                        plan,
+                        run,
+                        is_shared,
+                        order: self.offered,
+                        written: 0,
+                    };
+                    self.offered += 1;
+                    let first = self.copies.len();
+                    relaying.plan_in(&mut self.copies);
+                    incoming.push((index, relaying, first..self.copies.len()));
+                    worked = true;
+                }
+                Taken::NotNow => {
+                    queue.waiting.push_front((request, plan));
+                    break;
+                }
+                Taken::Never { room } => {
+                    let pages = plan.pages();
+                    return Err(DeviceFailure::Pool { pages, room }.of(index));
+                }
+            }
         }
-        Ok(())
+        Ok(worked)
+    }
+
+    /// The requests wait again, in their order.
+    fn put_back(&mut self, incoming: Vec<Incoming>) {
+        for (index, relaying, _) in incoming.into_iter().rev() {
+            let waiting = self.pools.give_back(index, relaying);
+            if let Some(queue) = &mut self.queues[index] {
+                queue.waiting.push_front(waiting);
+            }
+        }
     }
 
     /// Gives the guest what the back-end has used: as much of it as takes not too many copies. True if there was any. The
@@ -332,31 +359,16 @@ impl Relay {
         queues: &mut QueueSet,
         access: &mut dyn GuestAccess,
     ) -> Result<bool, RelayError> {
-        if self.shortage.holds() {
+        if self.out_shortage.holds() {
             return Ok(false);
         }
-        if self.outgoing.is_empty() {
-            self.copies_out.clear();
-            self.gather()?;
-        }
-        if self.outgoing.is_empty() {
-            return Ok(false);
-        }
-        if let Err(fault) = copy(access, &self.region.memory(), &mut self.copies_out) {
-            self.postpone("writing the guest's memory", &fault);
-            return Ok(false);
-        }
-        self.shortage.end();
-        for (index, mut relaying) in std::mem::take(&mut self.outgoing) {
-            if let Some(fault) = first_fault(&self.copies_out[relaying.copies.clone()]) {
-                self.log("a request's result cannot be written to the guest", &fault);
-                relaying.written = 0;
-                self.give_back(index, relaying, queues)?;
-                continue;
-            }
-            self.finish(index, relaying, queues)?;
-        }
-        Ok(true)
+        let gathered = match self.is_lost {
+            true => Ok(()),
+            false => self.gather(),
+        };
+        let delivered = self.deliver(queues, access);
+        gathered?;
+        Ok(delivered?)
     }
 
     /// Takes what the back-end has used off the shadow rings.
@@ -364,7 +376,7 @@ impl Relay {
         let memory = self.region.memory();
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
-            while self.copies_out.len() < MAX_COPIES {
+            loop {
                 let used = queue.ring.next_used(&memory);
                 let used = used.map_err(|fault| RelayError::Backend {
                     queue: index,
@@ -375,21 +387,65 @@ impl Relay {
                 };
                 let relaying = queue.requests[usize::from(head)].take();
                 let mut relaying = relaying.expect("the ring knows what the back-end has");
-                relaying.plan_out(written, &mut self.copies_out);
-                self.outgoing.push((index, relaying));
+                relaying.written = written;
+                self.used.push((index, relaying));
             }
         }
         Ok(())
     }
 
-    /// Gives a request back that failed for the guest's fault.
-    fn give_back(
+    fn deliver(
+        &mut self,
+        queues: &mut QueueSet,
+        access: &mut dyn GuestAccess,
+    ) -> Result<bool, DeviceError> {
+        self.copies.clear();
+        let mut ends = Vec::new();
+        for (_, relaying) in &self.used {
+            if self.copies.len() >= self.most_copies {
+                break;
+            }
+            relaying.plan_out(&mut self.copies);
+            ends.push(self.copies.len());
+        }
+        if ends.is_empty() {
+            return Ok(false);
+        }
+        if let Err(fault) = copy(access, &self.region.memory(), &mut self.copies) {
+            self.most_copies = (self.copies.len() / 2).max(1);
+            self.out_shortage
+                .note("writing the guest's memory", &fault, Instant::now());
+            return Ok(false);
+        }
+        self.out_shortage.end();
+        self.most_copies = MAX_COPIES;
+        let done: Vec<_> = self.used.drain(..ends.len()).collect();
+        let (mut first, mut result) = (0, Ok(()));
+        for ((index, relaying), end) in done.into_iter().zip(ends) {
+            let fault = first_fault(&self.copies[first..end]);
+            first = end;
+            let ended = match fault {
+                None => self.finish(index, relaying, queues),
+                Some(fault) => {
+                    self.log("a request's result cannot be written to the guest", &fault);
+                    self.fail(index, relaying, queues)
+                }
+            };
+            // Those of other queues are none the worse for one that is broken.
+            result = result.and(ended);
+        }
+        result.map(|()| true)
+    }
+
+    /// Gives a request back empty, which failed for the guest's fault.
+    fn fail(
         &mut self,
         index: usize,
-        relaying: Relaying,
+        mut relaying: Relaying,
         queues: &mut QueueSet,
     ) -> Result<(), DeviceError> {
         self.counters.failed += 1;
+        relaying.written = 0;
         self.finish(index, relaying, queues)
     }
 
@@ -400,13 +456,8 @@ impl Relay {
         queues: &mut QueueSet,
     ) -> Result<(), DeviceError> {
         self.counters.done += 1;
-        if let Some(queue) = &mut self.queues[index]
-            && relaying.receives
-        {
-            queue.receiving -= relaying.pages;
-        }
         let written = relaying.written as usize;
-        let request = self.pools.give_back(relaying);
+        let (request, _) = self.pools.give_back(index, relaying);
         match queues.get(index) {
             Some(queue) => queue.complete(request.finish(written)),
             None => Ok(()),
@@ -419,22 +470,22 @@ impl Relay {
     ///
     /// [`DeviceError`] if the driver's rings cannot be read.
     pub fn prepare_sleep(&mut self, queues: &mut QueueSet) -> Result<bool, DeviceError> {
+        if self.in_shortage.holds() || self.out_shortage.holds() {
+            return Ok(false);
+        }
         let memory = self.region.memory();
         let mut more = false;
-        let mut waits = false;
-        for queue in self.queues.iter_mut().flatten() {
-            more |= queue.ring.want_calls(&memory);
-            waits |= !queue.waiting.is_empty();
-        }
-        // While requests wait for room, a kick would tell of more that wait.
-        if !waits {
-            more |= queues.resume_kicks()?;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            let Some(queue) = queue else { continue };
+            more |= !self.is_lost && queue.ring.want_calls(&memory);
+            // While requests of a queue wait for room, its kicks would tell of more that wait.
+            if queue.waiting.is_empty()
+                && let Some(queue) = queues.get(index)
+            {
+                more |= queue.resume_kicks()?;
+            }
         }
         Ok(more)
-    }
-
-    fn postpone(&mut self, doing: &str, fault: &CopyFault) {
-        self.shortage.note(doing, fault, Instant::now());
     }
 
     fn log(&mut self, what: &str, fault: &CopyFault) {

@@ -4,33 +4,19 @@ use super::ring::Part;
 use crate::engine::PageRun;
 use crate::virtqueue::Request;
 use smallvec::SmallVec;
-use std::ops::Range;
 use xen_virtio_guest_mapping::{CopyOp, Direction, PAGE_SIZE};
 
 /// Shorter buffers share a page; others begin at one, as direct I/O wants them.
 const SMALL_BUFFER: u32 = 512;
 const SMALL_ALIGNMENT: usize = 16;
 
-/// A request with its buffers in the region.
-pub(super) struct Relaying {
-    pub(super) request: Request,
-    pub(super) parts: SmallVec<[Part; 4]>,
-    pub(super) run: PageRun,
-    pub(super) pages: usize,
-    /// There is nothing for the back-end to read: it may keep the request for as long as it likes.
-    pub(super) receives: bool,
-    /// Counts the requests of all queues as they were offered.
-    pub(super) order: u64,
-    /// What the back-end has written.
-    pub(super) written: u32,
-    /// Its copies.
-    pub(super) copies: Range<usize>,
-}
-
 /// Where the buffers of a request are to be, from the beginning of its pages.
 pub(super) struct Plan {
+    /// One for each of the guest's, in its order.
     pub(super) parts: SmallVec<[Part; 4]>,
     pub(super) bytes: usize,
+    /// There is nothing for the back-end to read.
+    pub(super) receives: bool,
 }
 
 impl Plan {
@@ -60,66 +46,68 @@ impl Plan {
         Self {
             parts,
             bytes: next_page,
+            receives: request.readable.is_empty(),
         }
     }
 
     pub(super) fn pages(&self) -> usize {
         self.bytes / PAGE_SIZE
     }
+}
 
-    /// The request in `run`, with what copies it in added to `copies`.
-    pub(super) fn relay(
-        mut self,
-        request: Request,
-        run: PageRun,
-        pages: usize,
-        receives: bool,
-        copies: &mut Vec<CopyOp>,
-    ) -> Relaying {
-        for part in &mut self.parts {
-            part.place += run.start();
-        }
-        let mut relaying = Relaying {
-            request,
-            parts: self.parts,
-            run,
-            pages,
-            receives,
-            order: 0,
-            written: 0,
-            copies: 0..0,
-        };
-        relaying.plan_in(copies);
-        relaying
-    }
+/// A request with its buffers in the region.
+pub(super) struct Relaying {
+    pub(super) request: Request,
+    pub(super) plan: Plan,
+    pub(super) run: PageRun,
+    /// The pages are those that queues share.
+    pub(super) is_shared: bool,
+    /// Counts the requests of all queues, in the order in which they are offered.
+    pub(super) order: u64,
+    /// What the back-end says that it has written.
+    pub(super) written: u32,
 }
 
 impl Relaying {
-    /// Adds to `copies` what takes the readable buffers in.
-    pub(super) fn plan_in(&mut self, copies: &mut Vec<CopyOp>) {
-        let first = copies.len();
-        for (buffer, part) in self.request.readable.iter().zip(&self.parts) {
-            let local = part.place..part.place + part.len as usize;
-            copies.push(CopyOp::new(Direction::FromGuest, buffer.address, local));
-        }
-        self.copies = first..copies.len();
+    /// Where a part is in the region.
+    fn place(&self, part: &Part) -> std::ops::Range<usize> {
+        let start = self.run.start() + part.place;
+        start..start + part.len as usize
     }
 
-    /// Adds to `copies` what takes the first `written` bytes of the writable buffers to the guest.
-    pub(super) fn plan_out(&mut self, written: u32, copies: &mut Vec<CopyOp>) {
-        self.written = written;
-        let first = copies.len();
-        let mut left = written;
-        let writable = self.parts.iter().filter(|part| part.writable);
-        for (buffer, part) in self.request.writable.iter().zip(writable) {
-            let len = part.len.min(left);
-            if len == 0 {
-                break;
+    /// Adds to `copies` what takes the readable buffers in, and short ones to write: what the back-end leaves as it is there
+    /// is to come back so.
+    pub(super) fn plan_in(&self, copies: &mut Vec<CopyOp>) {
+        let buffers = self
+            .request
+            .readable
+            .iter()
+            .chain(self.request.writable.iter());
+        for (buffer, part) in buffers.zip(&self.plan.parts) {
+            if !part.writable || part.len < SMALL_BUFFER {
+                let local = self.place(part);
+                copies.push(CopyOp::new(Direction::FromGuest, buffer.address, local));
             }
-            let local = part.place..part.place + len as usize;
-            copies.push(CopyOp::new(Direction::ToGuest, buffer.address, local));
-            left -= len;
         }
-        self.copies = first..copies.len();
+    }
+
+    /// Adds to `copies` what takes to the guest what was written. Short buffers are taken as a whole: some back-ends write a
+    /// status behind what they say that they have written, and no driver of a disk looks at that number.
+    pub(super) fn plan_out(&self, copies: &mut Vec<CopyOp>) {
+        let mut left = self.written;
+        let writable = self.plan.parts.iter().filter(|part| part.writable);
+        for (buffer, part) in self.request.writable.iter().zip(writable) {
+            let written = part.len.min(left);
+            left -= written;
+            let len = match part.len < SMALL_BUFFER {
+                true => part.len,
+                false => written,
+            };
+            if len > 0 {
+                let start = self.place(part).start;
+                let local = start..start + len as usize;
+                copies.push(CopyOp::new(Direction::ToGuest, buffer.address, local));
+            }
+        }
     }
 }

@@ -22,10 +22,10 @@ pub enum BackendFault {
     Length { id: u32, len: u32, room: u32 },
 }
 
-/// A buffer of a request, in the region.
+/// A buffer of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Part {
-    /// Byte of the region.
+    /// Byte of the request's memory.
     pub(super) place: usize,
     pub(super) len: u32,
     pub(super) writable: bool,
@@ -88,12 +88,17 @@ impl ShadowRing {
         self.free.len()
     }
 
-    /// Offers a request of `parts` to the back-end, which sees it after the next [`ShadowRing::publish`]; its head.
+    /// Offers a request of `parts`, from byte `start` of the region on, to the back-end, which sees it after the next [`ShadowRing::publish`]; its head.
     ///
     /// # Panics
     ///
     /// If there are none, or more than [`ShadowRing::room`].
-    pub(super) fn offer(&mut self, parts: &[Part], memory: &VolatileSlice<'_>) -> u16 {
+    pub(super) fn offer(
+        &mut self,
+        parts: &[Part],
+        start: usize,
+        memory: &VolatileSlice<'_>,
+    ) -> u16 {
         let first = self.free.len() - parts.len();
         let descriptors: SmallVec<[u16; 4]> = self.free.drain(first..).collect();
         let mut room = 0;
@@ -109,7 +114,8 @@ impl ShadowRing {
                 next = *following;
             }
             let flags = u16::try_from(flags).expect("flags of 16 bits");
-            let descriptor = Descriptor::new(self.base + part.place as u64, part.len, flags, next);
+            let address = self.base + (start + part.place) as u64;
+            let descriptor = Descriptor::new(address, part.len, flags, next);
             let place = self.places.descriptors + 16 * usize::from(descriptors[index]);
             memory.write_obj(descriptor, place).expect("in the region");
         }
@@ -175,17 +181,19 @@ impl ShadowRing {
             .expect("in the region");
         let [id, len] = element.map(u32::from_le);
         let chain = usize::try_from(id).ok();
-        let chain = chain.and_then(|head| self.chains.get_mut(head)?.take());
-        let Some((descriptors, room)) = chain else {
-            return Err(BackendFault::NotInFlight { id });
+        let chain = chain.and_then(|head| self.chains.get_mut(head));
+        let room = match &chain {
+            Some(Some((_, room))) => *room,
+            Some(None) | None => return Err(BackendFault::NotInFlight { id }),
         };
+        if len > room {
+            return Err(BackendFault::Length { id, len, room });
+        }
+        let (descriptors, _) = chain.and_then(Option::take).expect("it is there");
         let head = descriptors[0];
         self.free.extend(descriptors);
         self.in_flight -= 1;
         self.next_used += 1;
-        if len > room {
-            return Err(BackendFault::Length { id, len, room });
-        }
         Ok(Some(Used { head, written: len }))
     }
 

@@ -2,6 +2,7 @@
 
 use crate::driver::Driver;
 use crate::platform::GrantedMemory;
+use std::sync::atomic::{Ordering, fence};
 use vm_memory::{Bytes, VolatileSlice};
 use xen_virtio_guest_mapping::{GRANT_BIT, Gref};
 
@@ -137,6 +138,13 @@ impl RawQueue {
     /// Without EVENT_IDX: 1 to have no interrupt.
     pub fn set_flags(&self, flags: u16) {
         self.available.write_u16(0, flags);
+    }
+
+    /// Without EVENT_IDX: whether the device is to be kicked for what was offered (virtio 1.3, 2.7.10).
+    pub fn wants_kick(&self) -> bool {
+        // The device sees what was offered before we look.
+        fence(Ordering::SeqCst);
+        self.used.read_u16(0) & 1 == 0
     }
 
     pub fn used_index(&self) -> u16 {

@@ -24,7 +24,7 @@ impl Queue {
             len,
             writable,
         });
-        self.ring.offer(&parts, &self.region.memory())
+        self.ring.offer(&parts, 1 << 14, &self.region.memory())
     }
 
     fn places(&self) -> RingPlaces {
