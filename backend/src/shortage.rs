@@ -21,7 +21,6 @@ struct Lack {
     since: Instant,
     try_at: Instant,
     wait: Duration,
-    tries: u32,
     logged: bool,
 }
 
@@ -44,7 +43,6 @@ impl Shortage {
                     // Others of the same try fail with it.
                     return;
                 }
-                lack.tries += 1;
                 lack.wait = (lack.wait * 2).min(LONGEST_WAIT);
                 lack.try_at = now + lack.wait;
                 lack
@@ -54,7 +52,6 @@ impl Shortage {
                 since: now,
                 try_at: now + FIRST_WAIT,
                 wait: FIRST_WAIT,
-                tries: 1,
                 logged: false,
             }),
         };
@@ -96,11 +93,6 @@ impl Shortage {
         self.now.as_ref().map(|lack| lack.try_at)
     }
 
-    /// How often it was tried in vain.
-    pub fn tries(&self) -> u32 {
-        self.now.as_ref().map_or(0, |lack| lack.tries)
-    }
-
     /// For whoever looks after dom0.
     pub fn warning(&self) -> Option<String> {
         let lack = self.now.as_ref()?;
@@ -129,7 +121,7 @@ mod tests {
             assert_eq!(at - now, Duration::from_millis(milliseconds));
             now = at;
         }
-        assert!(shortage.holds() && shortage.tries() == 9);
+        assert!(shortage.holds());
         let warning = shortage.warning().unwrap();
         assert!(
             warning.contains("copying failed") && warning.contains("memory"),

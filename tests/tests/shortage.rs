@@ -81,6 +81,38 @@ fn a_queue_that_cannot_be_mapped_for_want_of_memory_is_mapped_later() {
     );
 }
 
+/// The tries before it were dom0's for certain, and count for nothing.
+#[test]
+fn one_doubtful_try_after_many_without_memory_is_no_fault_of_the_guests() {
+    let file = numbered_disk(SECTORS);
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = driver(&guest, 0);
+    order(&guest, Fault::MapRing, u32::MAX);
+    let mut queue = driver.start(SIZE);
+    // Longer than a doubtful one is tried again.
+    thread::sleep(Duration::from_secs(7));
+    order(&guest, Fault::DoubtfulMap, 3);
+    order(&guest, Fault::MapRing, 0);
+    io_without_memory(&driver, &mut queue, || {});
+    assert_eq!(left(&guest, Fault::DoubtfulMap), 0);
+    assert!(!driver.needs_reset());
+    machine.stop().unwrap();
+}
+
+#[test]
+fn a_ring_that_can_never_be_mapped_is_the_guests_fault_in_the_end() {
+    let file = numbered_disk(SECTORS);
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = driver(&guest, 0);
+    order(&guest, Fault::DoubtfulMap, u32::MAX);
+    driver.start(SIZE);
+    assert!(driver.wait(|| driver.needs_reset()));
+    order(&guest, Fault::DoubtfulMap, 0);
+    let mut queue = driver.start(SIZE);
+    io_without_memory(&driver, &mut queue, || {});
+    machine.stop().unwrap();
+}
+
 #[test]
 fn an_interrupt_that_could_not_be_raised_is_raised_later() {
     let file = numbered_disk(SECTORS);

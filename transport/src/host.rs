@@ -11,7 +11,7 @@ use xen_virtio_backend::{
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
-/// Tries, over some five seconds, of what fails either for the guest's fault or for want of something in dom0.
+/// Tries in a row, over some five seconds, of what fails either for the guest's fault or for want of something in dom0.
 const DOUBTFUL_TRIES: u32 = 16;
 
 /// A device, its state, and its access to the guest's memory.
@@ -22,13 +22,21 @@ pub struct Host {
     /// What each queue has taken and not given back, for the next process.
     journals: Vec<StateArea>,
     /// Queues that run as far as the driver knows, and that dom0 could not map yet.
-    unstarted: Vec<(QueueIndex, QueueSetup)>,
+    unstarted: Vec<Unstarted>,
     shortage: Shortage,
     /// The configuration may have changed since the driver has read it, and the driver is not ready to be told.
     config_changed: bool,
     failure: Option<String>,
     failure_log: LogLimit,
     misstep_log: LogLimit,
+}
+
+/// A queue that dom0 could not map yet.
+struct Unstarted {
+    index: QueueIndex,
+    setup: QueueSetup,
+    /// The last tries that may have failed for the guest's fault.
+    doubts: u32,
 }
 
 /// What whoever brings the driver's accesses has to do after one.
@@ -109,7 +117,7 @@ impl Host {
             return self.tell_failure();
         }
         for (index, setup) in self.state.running_queues() {
-            let started = self.start_queue(index, setup);
+            let started = self.start_queue(index, setup, 0);
             if self.state.needs_reset() {
                 return started;
             }
@@ -162,7 +170,7 @@ impl Host {
                 ..Outcome::default()
             }
             .and(self.tell_failure()),
-            Effect::StartQueue(index, setup) => self.start_queue(index, setup),
+            Effect::StartQueue(index, setup) => self.start_queue(index, setup, 0),
             Effect::StopQueue(index) => {
                 self.stop_queue(index);
                 Outcome::default()
@@ -188,7 +196,8 @@ impl Host {
         }
     }
 
-    fn start_queue(&mut self, index: QueueIndex, setup: QueueSetup) -> Outcome {
+    /// Starts a queue, after `doubts` tries that may have failed for the guest's fault.
+    fn start_queue(&mut self, index: QueueIndex, setup: QueueSetup, doubts: u32) -> Outcome {
         let mut started = self.map_queue(index, setup);
         if started.as_ref().is_err_and(QueueError::is_dom0s) && self.access.make_room() {
             started = self.map_queue(index, setup);
@@ -196,14 +205,19 @@ impl Host {
         match started {
             Ok(()) => Outcome::default(),
             Err(error)
-                if error.is_dom0s()
-                    || (error.may_be_dom0s() && self.shortage.tries() < DOUBTFUL_TRIES) =>
+                if error.is_dom0s() || (error.may_be_dom0s() && doubts + 1 < DOUBTFUL_TRIES) =>
             {
+                // What dom0 lacked for certain says nothing of the guest.
+                let doubts = if error.is_dom0s() { 0 } else { doubts + 1 };
                 let error = DeviceFailure::from(error).of(index.get());
                 let what = Box::<dyn Error>::from(with_sources(&error));
                 self.shortage
                     .note("starting a queue", &*what, Instant::now());
-                self.unstarted.push((index, setup));
+                self.unstarted.push(Unstarted {
+                    index,
+                    setup,
+                    doubts,
+                });
                 Outcome::default()
             }
             Err(error) => self.fail(&DeviceFailure::from(error).of(index.get())),
@@ -225,8 +239,13 @@ impl Host {
         if self.unstarted.is_empty() || self.shortage.holds() {
             return Outcome::default();
         }
-        for (index, setup) in std::mem::take(&mut self.unstarted) {
-            let started = self.start_queue(index, setup);
+        for unstarted in std::mem::take(&mut self.unstarted) {
+            let Unstarted {
+                index,
+                setup,
+                doubts,
+            } = unstarted;
+            let started = self.start_queue(index, setup, doubts);
             if self.state.needs_reset() {
                 return started;
             }
@@ -242,7 +261,7 @@ impl Host {
     }
 
     fn stop_queue(&mut self, index: QueueIndex) {
-        self.unstarted.retain(|(other, _)| *other != index);
+        self.unstarted.retain(|other| other.index != index);
         if self.unstarted.is_empty() {
             self.shortage.forget();
         }

@@ -11,6 +11,8 @@ pub enum Fault {
     CopyCall,
     /// A ring is not mapped: dom0 has no memory.
     MapRing,
+    /// A ring is not mapped, and it is not known why: the guest may have granted it so.
+    DoubtfulMap,
     /// An interrupt is not raised.
     Interrupt,
     /// A range of addresses is not claimed: the hypervisor refuses it.

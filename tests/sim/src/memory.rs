@@ -228,6 +228,11 @@ impl GuestAccess for SimAccess {
             source: io::Error::other(why),
         };
         let mut table = self.memory.table();
+        if self.memory.faults().strikes(Fault::DoubtfulMap) {
+            let count = segments.len();
+            let first = Gref(0);
+            return Err(AccessError::Unmappable { first, count });
+        }
         if self.memory.faults().strikes(Fault::MapRing) {
             return Err(AccessError::Map {
                 address: address.0,
