@@ -46,8 +46,22 @@ fn main() -> std::io::Result<()> {
         "a-configuration",
         b"[[virtio]]\nguest = \"g\"\nindex = 0\npath = \"/dev/vg/guest\"\nread-only = false\n[polling]\nlimit-us = 1000\n",
     )?;
+    write("shadow", "a-request", &relayed())?;
     write("state", "a-running-device", &running_device())?;
     Ok(())
+}
+
+/// A request that a back-end answers, as the target `shadow` reads it.
+fn relayed() -> Vec<u8> {
+    let mut bytes = vec![1];
+    // 16 bytes to read and 64 to write, at head 0.
+    bytes.extend([0, 2]);
+    bytes.extend([0, 0, 0, 0, 16, 0, 0, 0, 1, 1]);
+    bytes.extend([1, 1, 0, 0, 64, 0, 0, 0, 2, 0]);
+    bytes.extend([0, 0, 1]);
+    // It is taken in; the back-end has used head 1, which is the first that a shadow queue gives; it is taken out.
+    bytes.extend([2, 3, 0, 0, 1, 8, 0, 1, 5, 6]);
+    bytes
 }
 
 /// What the driver does from reset to the first kick, as the target `registers` reads it.
