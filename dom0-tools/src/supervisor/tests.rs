@@ -16,6 +16,7 @@ use mio::Events;
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -99,9 +100,15 @@ impl Dom0 {
         config: Config,
     ) -> Self {
         let workers = Workers::default();
+        let socket = directory.path().join("control.sock");
+        // A process that another test is starting may have the socket of the service before still, until it is a program.
+        let end = Instant::now() + LIMIT;
+        while UnixStream::connect(&socket).is_ok() && Instant::now() < end {
+            std::thread::yield_now();
+        }
         let supervisor = Supervisor::new(
             config,
-            &directory.path().join("control.sock"),
+            &socket,
             Box::new(XenToolstack::new(
                 connection,
                 GuestFiles::new(&directory.path().join("guests")),
