@@ -117,6 +117,25 @@ fn a_request_that_the_pool_has_no_room_for_is_the_drivers_fault() {
     machine.stop().unwrap();
 }
 
+/// What was taken with it has its pages back.
+#[test]
+fn a_driver_that_is_at_fault_again_and_again_keeps_its_pool() {
+    let (_guest, machine, driver) = start(ShadowEcho::new);
+    let [small, large] = [driver.buffer(16, false), driver.buffer(40 << 10, false)];
+    for _ in 0..20 {
+        let mut queue = driver.start(SIZE);
+        queue.set_descriptor(0, small.address(), 16, 0, 0);
+        queue.set_descriptor(1, large.address(), 40 << 10, 0, 0);
+        queue.offer_together(&[0, 1]);
+        driver.notify(0);
+        assert!(driver.wait(|| driver.needs_reset()));
+    }
+    let mut queue = driver.start(SIZE);
+    let (written, _) = echo(&driver, &mut queue, &[&[1; 28 << 10]], &[16]);
+    assert_eq!(written, 16);
+    machine.stop().unwrap();
+}
+
 /// Some back-ends write a status and say that they have written nothing; what they leave alone is to come back as it was.
 #[test]
 fn short_buffers_come_back_whole() {
