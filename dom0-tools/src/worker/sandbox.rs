@@ -137,6 +137,7 @@ fn filter() -> Result<BpfProgram> {
         libc::SYS_ppoll,
         libc::SYS_recvmsg,
         libc::SYS_sendmsg,
+        libc::SYS_shutdown,
         libc::SYS_munmap,
         libc::SYS_mremap,
         libc::SYS_madvise,

@@ -13,6 +13,9 @@ domid=$(domid g)
 before=$(pids_of "$domid")
 kill -TERM $DAEMON
 wait $DAEMON || true
+# It finds out at once that its supervisor is gone.
+sleep 1
+kill -0 "$before" || fail "the worker has died with its supervisor"
 xenstore-rm "backend/virtio_disk/$domid"
 PATH=/payload/bin:$PATH
 restart_daemon
