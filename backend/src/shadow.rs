@@ -5,12 +5,14 @@
 //! given back to the guest. The back-end reaches the region, and nothing of the guest's; what it writes there is judged as a
 //! guest's rings are.
 
+mod loss;
 mod pools;
 mod region;
 mod relay;
 mod relaying;
 mod ring;
 
-pub use region::Region;
+pub use loss::{Answer, Loss};
+pub use region::{Region, RingPlaces};
 pub use relay::{Relay, RelayError};
 pub use ring::BackendFault;

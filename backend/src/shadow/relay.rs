@@ -2,6 +2,7 @@
 
 mod outgoing;
 
+use super::loss::Loss;
 use super::pools::{Pools, Taken};
 use super::region::Region;
 use super::relaying::{Plan, Relaying};
@@ -39,6 +40,7 @@ pub struct Relay {
     /// What the back-end knows the region's first byte by.
     base: u64,
     event_idx: bool,
+    loss: &'static [Loss],
     pools: Pools,
     queues: Vec<Option<Relayed>>,
     /// The queue that is looked at first.
@@ -72,12 +74,14 @@ struct Relayed {
 type Incoming = (usize, Relaying, Range<usize>);
 
 impl Relay {
-    /// Queues of at most `sizes` entries, with `pool` bytes for data, whose region a back-end knows by the address `base`.
+    /// Queues of at most `sizes` entries, with `pool` bytes for data, whose region a back-end knows by the address `base`. What
+    /// becomes of the requests that a back-end or an earlier process had is said by `loss`, by queue; its last one stands for all
+    /// that follow.
     ///
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub fn new(sizes: &[u16], pool: usize, base: u64) -> io::Result<Self> {
+    pub fn new(sizes: &[u16], pool: usize, base: u64, loss: &'static [Loss]) -> io::Result<Self> {
         let region = Region::new(sizes, pool)?;
         Ok(Self {
             pools: Pools::new(&region),
@@ -85,6 +89,7 @@ impl Relay {
             region,
             base,
             event_idx: false,
+            loss,
             first: 0,
             used: Vec::new(),
             left_behind: Vec::new(),
@@ -173,18 +178,47 @@ impl Relay {
         }
     }
 
+    /// Whether a back-end that has stopped serving a queue, and says that it would go on at element `next` of the available
+    /// ring, has given back all that it had taken: nothing else is written to its buffers.
+    pub fn has_all_back(&self, index: QueueIndex, next: u16) -> bool {
+        let places = &self.region.rings()[index.get()];
+        ShadowRing::used_index(places, &self.region.memory()) == next
+    }
+
+    /// Whether the queue is relayed.
+    pub fn relays(&self, index: QueueIndex) -> bool {
+        self.queues[index.get()].is_some()
+    }
+
+    /// Whether the back-end is gone, and [`Relay::resume`] is to be called for the next one.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
     /// Whether the back-end has nothing of the queue from before it was stopped.
     pub fn is_settled(&self, index: QueueIndex) -> bool {
         let mut left_behind = self.left_behind.iter();
         left_behind.all(|(queue, _)| *queue != index.get())
     }
 
-    /// The back-end is gone. What it has used is the guest's; what else it had waits for the next one.
+    /// The back-end is gone. What it has used is the guest's; what else it had waits for the next one, or has failed.
     pub fn lose(&mut self) {
-        if !self.is_lost {
-            // What it says last may be anything.
-            let _ = self.gather();
-            self.is_lost = true;
+        if self.is_lost {
+            return;
+        }
+        // What it says last may be anything.
+        let _ = self.gather();
+        self.is_lost = true;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            let Some(queue) = queue else { continue };
+            let loss = loss_of(self.loss, index);
+            for place in &mut queue.requests {
+                if let Some(mut relaying) = place.take_if(|lost| loss.fails(&lost.plan)) {
+                    loss.answer(&mut relaying, &self.region.memory());
+                    self.counters.failed += 1;
+                    self.used.push((index, relaying));
+                }
+            }
         }
     }
 
@@ -262,11 +296,17 @@ impl Relay {
         self.in_shortage.end();
         self.most_copies = MAX_COPIES;
         let mut result = Ok(());
-        for (index, relaying, copies) in incoming {
+        for (index, mut relaying, copies) in incoming {
             if let Some(fault) = first_fault(&self.copies[copies]) {
                 self.log("a request's data cannot be read from the guest", &fault);
                 // Those of other queues are none the worse for one that is broken.
                 result = result.and(self.fail(index, relaying, queues));
+            } else if relaying.request.is_repeated()
+                && loss_of(self.loss, index).fails(&relaying.plan)
+            {
+                loss_of(self.loss, index).answer(&mut relaying, &self.region.memory());
+                self.counters.failed += 1;
+                self.used.push((index, relaying));
             } else if let Some(queue) = &mut self.queues[index] {
                 let start = relaying.run.start();
                 let memory = self.region.memory();
@@ -413,4 +453,10 @@ impl Relay {
             tracing::warn!("{what}: {fault}; it comes back empty");
         }
     }
+}
+
+/// What becomes of requests of queue `index`.
+fn loss_of(losses: &[Loss], index: usize) -> Loss {
+    let loss = losses.get(index).or(losses.last());
+    loss.copied().unwrap_or(Loss::Repeat)
 }

@@ -4,6 +4,7 @@ use super::ring::Part;
 use crate::engine::PageRun;
 use crate::virtqueue::Request;
 use smallvec::SmallVec;
+use vm_memory::{Bytes, VolatileSlice};
 use xen_virtio_guest_mapping::{CopyOp, Direction, PAGE_SIZE};
 
 /// Shorter buffers share a page; others begin at one, as direct I/O wants them.
@@ -73,6 +74,41 @@ impl Relaying {
     fn place(&self, part: &Part) -> std::ops::Range<usize> {
         let start = self.run.start() + part.place;
         start..start + part.len as usize
+    }
+
+    /// Bytes that may be written.
+    pub(super) fn room(&self) -> usize {
+        self.request.writable.len()
+    }
+
+    /// The first `len` bytes that may be read, or as many as there are.
+    pub(super) fn readable(&self, len: usize, memory: &VolatileSlice<'_>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len);
+        for part in self.plan.parts.iter().filter(|part| !part.writable) {
+            let place = self.place(part);
+            let mut here = vec![0; place.len().min(len - bytes.len())];
+            memory
+                .read_slice(&mut here, place.start)
+                .expect("in the region");
+            bytes.append(&mut here);
+        }
+        bytes
+    }
+
+    /// Writes `bytes` behind the first `skip` that may be written, and zeros to those; the bytes from the first one to the
+    /// last one that was written.
+    pub(super) fn write(&self, skip: usize, bytes: &[u8], memory: &VolatileSlice<'_>) -> u32 {
+        let zeros = std::iter::repeat_n(0, skip);
+        let mut left = zeros.chain(bytes.iter().copied());
+        let mut written = 0;
+        for part in self.plan.parts.iter().filter(|part| part.writable) {
+            let here: Vec<u8> = left.by_ref().take(part.len as usize).collect();
+            memory
+                .write_slice(&here, self.place(part).start)
+                .expect("in the region");
+            written += here.len();
+        }
+        u32::try_from(written).expect("what a request has room for")
     }
 
     /// Adds to `copies` what takes the readable buffers in, and short ones to write: what the back-end leaves as it is there

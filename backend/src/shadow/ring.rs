@@ -83,6 +83,11 @@ impl ShadowRing {
         }
     }
 
+    /// How many requests the back-end says that it has used, of a queue at `places` of `memory`, modulo 2^16.
+    pub(super) fn used_index(places: &RingPlaces, memory: &VolatileSlice<'_>) -> u16 {
+        load(memory, places.used + 2)
+    }
+
     /// Descriptors that no request has.
     pub(super) fn room(&self) -> usize {
         self.free.len()

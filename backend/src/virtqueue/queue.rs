@@ -228,7 +228,8 @@ impl VirtQueue {
     ///
     /// [`QueueError`] for a ring or a chain that the specification forbids.
     pub fn pop(&mut self) -> Result<Option<Request>, QueueError> {
-        let head = match self.unfinished.pop_front() {
+        let unfinished = self.unfinished.pop_front();
+        let head = match unfinished {
             Some(head) => head,
             None => match self.take_available()? {
                 Some(head) => head,
@@ -238,7 +239,11 @@ impl VirtQueue {
         if std::mem::take(&mut self.kicks_resumed) {
             self.queue.disable_notification(&self.rings)?;
         }
-        self.read_chain(head).map(Some)
+        let request = self.read_chain(head)?;
+        Ok(Some(match unfinished {
+            Some(_) => request.repeated(),
+            None => request,
+        }))
     }
 
     /// Takes the next head off the available ring, if there is one.

@@ -86,6 +86,7 @@ impl Buffers {
 #[must_use = "a request that is not finished is never returned to the driver"]
 pub struct Request {
     head: u16,
+    is_repeated: bool,
     pub readable: Buffers,
     pub writable: Buffers,
 }
@@ -98,14 +99,29 @@ impl Request {
     pub(crate) fn new(head: u16) -> Self {
         Self {
             head,
+            is_repeated: false,
             readable: Buffers::default(),
             writable: Buffers::default(),
+        }
+    }
+
+    /// Whether an earlier process had taken it, and may have carried out some or all of it.
+    pub fn is_repeated(&self) -> bool {
+        self.is_repeated
+    }
+
+    /// An earlier process had taken it.
+    pub(crate) fn repeated(self) -> Self {
+        Self {
+            is_repeated: true,
+            ..self
         }
     }
 
     /// Begins the request at `head` in the memory of an earlier one.
     pub(crate) fn reuse(mut self, head: u16) -> Self {
         self.head = head;
+        self.is_repeated = false;
         self.readable.clear();
         self.writable.clear();
         self

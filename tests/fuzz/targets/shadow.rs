@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::cell::OnceCell;
 use vm_memory::Bytes;
-use xen_virtio_backend::shadow::{Relay, RelayError};
+use xen_virtio_backend::shadow::{Loss, Relay, RelayError};
 use xen_virtio_backend::{
     DeviceError, QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart, Unfinished,
 };
@@ -160,7 +160,7 @@ fuzz_target!(|input: &[u8]| {
             access: guest.guest.memory().access(AddressMode::Grants),
             guest,
             queues: QueueSet::new(1),
-            relay: Relay::new(&[SIZE], POOL, BASE).expect("memory"),
+            relay: Relay::new(&[SIZE], POOL, BASE, &[Loss::Repeat]).expect("memory"),
             is_lost: false,
         };
         let event_idx = numbers.byte() & 1 != 0;
