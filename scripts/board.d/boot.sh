@@ -60,7 +60,6 @@ watch_board() {
             continue
         fi
         [ $status = 0 ] || { printf '%s' "$line"; break; }
-        case $line in BOARD-ALIVE*) continue ;; esac
         printf '%s\n' "$line"
         # A shell, or what measures, may be silent for long.
         case $line in BOARD-UP*) [ -n "${BOARD_HEARTBEAT:-}" ] || exec cat ;; esac
