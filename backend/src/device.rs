@@ -1,6 +1,7 @@
 //! What the transport asks of a device.
 
 use crate::virtqueue::{QueueError, QueueIndex, QueueStart};
+use std::error::Error;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
@@ -70,7 +71,7 @@ pub struct DeviceError {
     pub cause: DeviceFailure,
 }
 
-/// What its driver did to a device.
+/// What its driver, or who serves it, did to a device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceFailure {
     #[error(transparent)]
@@ -84,6 +85,9 @@ pub enum DeviceFailure {
          pool-kib"
     )]
     Pool { pages: usize, room: usize },
+    /// Not the driver's doing.
+    #[error("its back-end did what no back-end may")]
+    Backend(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl DeviceFailure {

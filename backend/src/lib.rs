@@ -12,6 +12,7 @@ pub mod rng;
 pub mod shadow;
 mod shortage;
 pub mod tuning;
+pub mod vhost_user;
 mod virtqueue;
 
 pub use device::{

@@ -1,0 +1,18 @@
+//! The frontend of vhost-user ("Vhost-user Protocol", QEMU's `docs/interop/vhost-user.rst`): a device whose requests another
+//! process serves, on shadow queues. That process is not trusted: what it sees is the region, and what it says is judged.
+
+mod arrival;
+mod class;
+mod connection;
+mod doorbell;
+mod events;
+mod frontend;
+mod message;
+mod session;
+
+pub use arrival::Arrival;
+pub use class::{CLASSES, Class, MAX_CONFIG, MAX_QUEUES};
+pub use connection::ConnectionError;
+pub use frontend::{Frontend, Link, Setup};
+pub use message::MessageError;
+pub use session::{Offer, SessionError};

@@ -1,0 +1,169 @@
+//! The socket to a back-end. Nothing here waits.
+
+use super::message::{HEADER, MAX_PAYLOAD, Message, MessageError};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, recv, sendmsg,
+    shutdown,
+};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Why nothing more is to be had from a back-end.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    #[error("it has closed the connection")]
+    Closed,
+    #[error("it does not read its messages")]
+    Full,
+    #[error("the connection to it has failed")]
+    Socket(#[from] io::Error),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: OwnedFd,
+    received: Vec<u8>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            received: Vec::new(),
+        }
+    }
+
+    /// Sends a message, with at most one descriptor.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError`]: the connection is of no use any more.
+    pub(super) fn send(
+        &self,
+        message: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ConnectionError> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptor = descriptor.as_slice();
+        if !descriptor.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(descriptor));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = retried(|| sendmsg(&self.socket, &[IoSlice::new(message)], &mut control, flags));
+        match sent {
+            Ok(len) if len == message.len() => Ok(()),
+            // What is under way at once has room in any socket's buffer.
+            Ok(_) | Err(Errno::AGAIN) => Err(ConnectionError::Full),
+            Err(Errno::PIPE | Errno::CONNRESET) => Err(ConnectionError::Closed),
+            Err(errno) => Err(io::Error::from(errno).into()),
+        }
+    }
+
+    /// The next message, if one has arrived. Descriptors beside it are dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::send`].
+    pub(super) fn receive(&mut self) -> Result<Option<Message>, ConnectionError> {
+        loop {
+            if let Some((message, len)) = Message::parse(&self.received)? {
+                self.received.drain(..len);
+                return Ok(Some(message));
+            }
+            let mut bytes = [0; HEADER + MAX_PAYLOAD];
+            // Without room for ancillary data the kernel closes what descriptors are sent along.
+            let received = retried(|| recv(&self.socket, &mut bytes, RecvFlags::DONTWAIT));
+            match received {
+                Ok((0, _)) | Err(Errno::CONNRESET) => return Err(ConnectionError::Closed),
+                Ok((len, _)) => self.received.extend(&bytes[..len]),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+        }
+    }
+
+    /// Ends it for all who have it.
+    pub(super) fn shut_down(&self) {
+        // An error means that the other side is gone.
+        let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::{Request, message, number};
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (Connection, UnixStream) {
+        let flags = SocketFlags::empty();
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        (Connection::new(ours), theirs.into())
+    }
+
+    #[test]
+    fn messages_come_in_pieces_and_together() {
+        let (mut ours, mut theirs) = pair();
+        assert!(ours.receive().unwrap().is_none());
+        let two = [
+            message(Request::GetFeatures, false, &number(7)),
+            message(Request::GetQueueNum, false, &number(8)),
+        ];
+        let bytes = two.concat();
+        theirs.write_all(&bytes[..13]).unwrap();
+        assert!(ours.receive().unwrap().is_none());
+        theirs.write_all(&bytes[13..]).unwrap();
+        for expected in [7, 8] {
+            assert_eq!(ours.receive().unwrap().unwrap().number(), Some(expected));
+        }
+        assert!(ours.receive().unwrap().is_none());
+        drop(theirs);
+        assert!(matches!(ours.receive(), Err(ConnectionError::Closed)));
+        let sent = ours.send(&bytes, None);
+        assert!(matches!(sent, Err(ConnectionError::Closed)));
+    }
+
+    /// A back-end that reads nothing holds nobody up.
+    #[test]
+    fn a_full_socket_ends_the_connection() {
+        let (ours, mut theirs) = pair();
+        let message = message(Request::SetOwner, false, &[0; MAX_PAYLOAD]);
+        let mut sent = 0;
+        let error = loop {
+            match ours.send(&message, None) {
+                Ok(()) => sent += 1,
+                Err(error) => break error,
+            }
+            assert!(sent < 10_000);
+        };
+        assert!(matches!(error, ConnectionError::Full));
+        // What was sent in one start is far less than the first that did not go.
+        assert!(sent > 50, "{sent}");
+        let mut first = vec![0; message.len()];
+        theirs.read_exact(&mut first).unwrap();
+        assert_eq!(first, message);
+    }
+}

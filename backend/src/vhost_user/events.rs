@@ -1,0 +1,88 @@
+//! What tells of a back-end: one descriptor for all of them, which stays the same over a reconnection.
+
+use super::session::{Session, SessionError, of_system};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Events that are taken at once.
+const TOGETHER: usize = 8;
+
+pub(super) struct Events {
+    epoll: OwnedFd,
+    /// Written by the back-end when it has used something. It is never read: the back-end has it too, and could have us wait
+    /// for what it has read first.
+    call: OwnedFd,
+}
+
+impl Events {
+    pub(super) fn new() -> Result<Self, SessionError> {
+        let call = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let call = call.map_err(|errno| of_system(errno.into()))?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(|errno| of_system(errno.into()))?;
+        let this = Self { epoll, call };
+        this.add(this.call.as_fd())?;
+        Ok(this)
+    }
+
+    fn add(&self, source: BorrowedFd<'_>) -> Result<(), SessionError> {
+        let number = u64::try_from(source.as_raw_fd()).expect("a descriptor");
+        // Each write is an event, whether what it wrote was read or not.
+        let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        match epoll::add(&self.epoll, source, EventData::new_u64(number), flags) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(of_system(errno.into())),
+        }
+    }
+
+    /// Watches what the session has.
+    pub(super) fn watch(&mut self, session: &Session) -> Result<(), SessionError> {
+        session.sources().try_for_each(|source| self.add(source))
+    }
+
+    /// Watches a session no more, whose socket others have too.
+    pub(super) fn forget(&mut self, session: &Session) {
+        for source in session.sources() {
+            // An error means that it was not watched yet.
+            let _ = epoll::delete(&self.epoll, source);
+        }
+    }
+
+    /// A new descriptor for calls: whoever had the last one does not tell of the next.
+    pub(super) fn renew_call(&mut self) -> Result<(), SessionError> {
+        let call = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let call = call.map_err(|errno| of_system(errno.into()))?;
+        // A descriptor that others have too stays in the set until it is taken out.
+        let _ = epoll::delete(&self.epoll, &self.call);
+        self.call = call;
+        self.add(self.call.as_fd())
+    }
+
+    pub(super) fn call(&self) -> BorrowedFd<'_> {
+        self.call.as_fd()
+    }
+
+    /// Takes what has been told; the next event is one that comes from here on.
+    pub(super) fn clear(&self) -> Result<(), SessionError> {
+        let mut events = [epoll::Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(0),
+        }; TOGETHER];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        match epoll::wait(&self.epoll, &mut events, Some(&now)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(of_system(errno.into())),
+        }
+    }
+}
+
+impl AsFd for Events {
+    /// Readable when there is something to take.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}

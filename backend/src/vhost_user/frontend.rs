@@ -1,0 +1,517 @@
+//! The device.
+
+use super::arrival::Arrival;
+use super::class::Class;
+use super::doorbell::Doorbell;
+use super::events::Events;
+use super::session::{Heard, Offer, Session, SessionError, of_system};
+use crate::device::{
+    Activity, Device, DeviceError, DeviceFailure, Identity, Interest, RequestCounters, Step,
+    read_space,
+};
+use crate::log_limit::LogLimit;
+use crate::shadow::{Relay, RelayError};
+use crate::virtqueue::{QueueError, QueueIndex, QueueSet, QueueStart, Unfinished};
+use std::cell::Cell;
+use std::error::Error;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Instant;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use xen_virtio_guest_mapping::GuestAccess;
+
+/// What back-ends know the region's first byte by: no address of ours, and none of the guest's.
+const BASE: u64 = 1 << 32;
+
+/// Feature bits of a device type (virtio 1.3, 2.2). The others are the queues' and the transport's, which are ours.
+const TYPE_FEATURES: u64 = !0 >> (64 - 24) | !0 << 50;
+
+/// Steps between two looks at what the back-end says while there is always something to do.
+const STEPS_PER_LOOK: u32 = 64;
+
+/// Where the next connection to the device's back-end is put.
+#[derive(Clone, Default)]
+pub struct Link {
+    socket: Rc<Cell<Option<OwnedFd>>>,
+}
+
+impl Link {
+    /// The device's next [`Device::update`] begins with the back-end at the other end of `socket`.
+    pub fn put(&self, socket: OwnedFd) {
+        self.socket.set(Some(socket));
+    }
+}
+
+/// What a device is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub class: &'static Class,
+    /// The largest size of its queues, at most that of its class.
+    pub queue_size: u16,
+    /// Bytes for the data of its requests.
+    pub pool: usize,
+    /// What its configuration space has of ours, by its place there.
+    pub config: Vec<(usize, Vec<u8>)>,
+    /// Feature bits of ours, which the back-end need not know.
+    pub features: u64,
+}
+
+/// A device that another process serves.
+pub struct Frontend {
+    identity: Identity,
+    setup: Setup,
+    config: Vec<u8>,
+    queues: QueueSet,
+    relay: Relay,
+    link: Link,
+    events: Events,
+    session: Option<Session>,
+    /// What the back-end was told of each queue.
+    told: Vec<Told>,
+    /// The queues are served: kicks are of use.
+    is_serving: bool,
+    /// What the driver has accepted.
+    features: u64,
+    /// The configuration space has changed, and the driver does not know.
+    config_changed: bool,
+    /// Somebody may have said something since the last look.
+    looks: bool,
+    steps: u32,
+    /// Why there is no back-end.
+    absence: Option<String>,
+    /// Connections that were begun with.
+    connections: u64,
+    log_limit: LogLimit,
+}
+
+/// What a back-end was told of a queue.
+enum Told {
+    Nothing,
+    /// To serve it.
+    Start(Doorbell),
+    /// To let go of it.
+    Stop,
+}
+
+impl Frontend {
+    /// A device whose back-ends have what `offer` says, and are brought by `link`.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn new(setup: Setup, offer: &Offer, link: Link) -> Result<Self, SessionError> {
+        let class = setup.class;
+        let count = usize::from(offer.queues);
+        let sizes = vec![setup.queue_size; count];
+        let relay = Relay::new(&sizes, setup.pool, BASE, class.loss).map_err(of_system)?;
+        let features = offer.features & TYPE_FEATURES & !class.without_features;
+        let mut config = vec![0; class.config_bytes];
+        setup.fill(&mut config, &offer.config);
+        Ok(Self {
+            identity: Identity {
+                device_type: class.device_type,
+                features: features | setup.features | 1 << VIRTIO_RING_F_EVENT_IDX,
+                queue_sizes: sizes,
+            },
+            setup,
+            config,
+            queues: QueueSet::new(count),
+            relay,
+            link,
+            events: Events::new()?,
+            session: None,
+            told: (0..count).map(|_| Told::Nothing).collect(),
+            is_serving: false,
+            features: 0,
+            config_changed: false,
+            looks: false,
+            steps: 0,
+            absence: Some("it has not come yet".to_owned()),
+            connections: 0,
+            log_limit: LogLimit::default(),
+        })
+    }
+
+    /// Goes on with a back-end that has said what it has.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] if the system lacks something.
+    pub fn with(mut self, arrival: Arrival) -> Result<Self, SessionError> {
+        self.events = arrival.events;
+        self.session = Some(arrival.session);
+        self.absence = None;
+        self.connections = 1;
+        Ok(self)
+    }
+
+    /// Begins with another back-end.
+    fn begin(&mut self, socket: OwnedFd) {
+        self.lose(None);
+        self.connections += 1;
+        let begun = Session::begin(socket, self.setup.class).and_then(|session| {
+            self.events.watch(&session)?;
+            Ok(session)
+        });
+        match begun {
+            Ok(session) => {
+                self.session = Some(session);
+                self.looks = true;
+            }
+            Err(error) => self.lose(Some(&error)),
+        }
+    }
+
+    /// There is no back-end any more. Another one is waited for, and the driver with it.
+    fn lose(&mut self, why: Option<&SessionError>) {
+        if let Some(session) = self.session.take() {
+            self.events.forget(&session);
+            session.end();
+        }
+        self.told.fill_with(|| Told::Nothing);
+        self.is_serving = false;
+        self.relay.lose();
+        if let Some(why) = why {
+            let why = with_sources(why);
+            if self.log_limit.allow() {
+                tracing::warn!("the back-end is given up: {why}; the guest waits for another one");
+            }
+            self.absence = Some(why);
+        }
+    }
+
+    /// Takes up what the back-end says, and tells it what there is to tell. True if there was anything.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] for a back-end on which no driver can rely.
+    fn converse(&mut self) -> Result<bool, DeviceError> {
+        let is_due = |due: Instant| due <= Instant::now();
+        let looks = self.looks
+            || self.steps.is_multiple_of(STEPS_PER_LOOK)
+            || self.try_again_at().is_some_and(is_due);
+        self.steps = self.steps.wrapping_add(1);
+        if !looks {
+            return Ok(false);
+        }
+        self.looks = false;
+        let conversed = self.hear().and_then(|heard| Ok(self.tell()? || heard));
+        conversed.or_else(|error| self.give_up(error).map(|()| true))
+    }
+
+    /// Gives the back-end up.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if the driver has had something from it on which it cannot rely.
+    fn give_up(&mut self, error: SessionError) -> Result<(), DeviceError> {
+        let driver_has_it = self.told.iter().any(|told| matches!(told, Told::Start(_)));
+        self.lose(Some(&error));
+        match error.is_misbehaviour() && driver_has_it {
+            true => Err(DeviceFailure::Backend(Box::new(error)).of(0)),
+            false => Ok(()),
+        }
+    }
+
+    fn hear(&mut self) -> Result<bool, SessionError> {
+        self.events.clear()?;
+        let mut heard_any = false;
+        while let Some(session) = &mut self.session
+            && let Some(heard) = session.hear()?
+        {
+            heard_any = true;
+            match heard {
+                Heard::Offer(offer) => self.welcome(&offer)?,
+                Heard::Serving => {
+                    self.is_serving = true;
+                    // Some back-ends lose a kick that came while a queue was being enabled.
+                    for told in &self.told {
+                        if let Told::Start(doorbell) = told {
+                            doorbell.ring();
+                        }
+                    }
+                }
+                Heard::LetGo { queue, next } => self.let_go(queue, next)?,
+                Heard::Config(config) => self.change_config(&config),
+            }
+        }
+        Ok(heard_any)
+    }
+
+    /// A back-end has come in place of one that the driver has had.
+    fn welcome(&mut self, offer: &Offer) -> Result<(), SessionError> {
+        let accepted = self.features & TYPE_FEATURES;
+        let lacking = accepted & !self.setup.features & !offer.features;
+        if lacking != 0 {
+            return Err(SessionError::Needs(lacking));
+        }
+        let queues = offer.queues;
+        if usize::from(queues) < self.told.len() {
+            let queues = queues.into();
+            return Err(SessionError::Queues { queues });
+        }
+        if self.absence.take().is_some() && self.connections > 1 && self.log_limit.allow() {
+            tracing::info!("a back-end is there");
+        }
+        if let Some(session) = &self.session {
+            self.events.watch(session)?;
+        }
+        self.change_config(&offer.config);
+        Ok(())
+    }
+
+    fn change_config(&mut self, config: &[u8]) {
+        let mut changed = self.config.clone();
+        self.setup.fill(&mut changed, config);
+        self.config_changed |= changed != self.config;
+        self.config = changed;
+    }
+
+    fn let_go(&mut self, queue: usize, next: u16) -> Result<(), SessionError> {
+        let index = self.index(queue);
+        if !self.relay.has_all_back(index, next) {
+            return Err(SessionError::Unfinished { queue });
+        }
+        self.relay.settle(index);
+        self.told[queue] = Told::Nothing;
+        if self.told.iter().all(|told| matches!(told, Told::Nothing)) {
+            self.is_serving = false;
+            if let Some(session) = &mut self.session {
+                session.reset()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn index(&self, queue: usize) -> QueueIndex {
+        let number = u32::try_from(queue).expect("few queues");
+        QueueIndex::new(number, self.told.len()).expect("a queue of the device")
+    }
+
+    /// Has the back-end serve the queues that the driver has started. True if it was told of any.
+    fn tell(&mut self) -> Result<bool, SessionError> {
+        let Some(session) = &mut self.session else {
+            return Ok(false);
+        };
+        if !session.is_usable() {
+            return Ok(false);
+        }
+        // What it has used is the guest's first.
+        if self.relay.is_lost() && !self.relay.resume().map_err(of_system)? {
+            self.looks = true;
+            return Ok(false);
+        }
+        let mut begins = self.told.iter().all(|told| matches!(told, Told::Nothing));
+        let event_idx = session.offer().features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let mut any = false;
+        for queue in 0..self.told.len() {
+            let Some(active) = self.queues.get(queue) else {
+                continue;
+            };
+            let index = active.index();
+            if !matches!(self.told[queue], Told::Nothing) || !self.relay.is_settled(index) {
+                continue;
+            }
+            let session = self.session.as_mut().expect("it is there");
+            if std::mem::take(&mut begins) {
+                let own = self.features & TYPE_FEATURES & session.offer().features;
+                let accepted = own | u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
+                self.events.renew_call()?;
+                session.prepare(accepted, self.relay.region(), BASE)?;
+            }
+            if !self.relay.relays(index) {
+                self.relay.start(index, event_idx);
+            }
+            let (doorbell, theirs) = Doorbell::new().map_err(of_system)?;
+            let rings = &self.relay.region().rings()[queue];
+            session.start(queue, rings, BASE, theirs.as_fd(), self.events.call())?;
+            self.told[queue] = Told::Start(doorbell);
+            any = true;
+        }
+        if any && let Some(session) = &mut self.session {
+            session.started()?;
+        }
+        Ok(any)
+    }
+
+    fn of_relay(&mut self, error: RelayError) -> Result<(), DeviceError> {
+        match error {
+            RelayError::Device(error) => Err(error),
+            RelayError::Backend { queue, fault } => {
+                self.give_up(SessionError::Rings { queue, fault })
+            }
+        }
+    }
+}
+
+impl Device for Frontend {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn read_config(&self, offset: usize, to: &mut [u8]) {
+        read_space(&self.config, offset, to);
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let Some(place) = offset
+            .checked_add(data.len())
+            .and_then(|end| self.config.get_mut(offset..end))
+        else {
+            return;
+        };
+        if place == data {
+            return;
+        }
+        place.copy_from_slice(data);
+        if let Some(session) = &mut self.session
+            && session.is_usable()
+            && let Err(error) = session.write_config(offset, data)
+        {
+            self.lose(Some(&error));
+        }
+    }
+
+    fn update(&mut self) -> bool {
+        if let Some(socket) = self.link.socket.take() {
+            self.begin(socket);
+        }
+        false
+    }
+
+    fn start_queue(
+        &mut self,
+        index: QueueIndex,
+        start: QueueStart,
+        access: &mut dyn GuestAccess,
+    ) -> Result<(), QueueError> {
+        self.features = start.features;
+        self.queues
+            .start(index, start, Unfinished::Repeat, access)?;
+        self.looks = true;
+        Ok(())
+    }
+
+    fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
+        let mut step = Step::default();
+        let mut worked = self.converse()?;
+        match self.relay.take_out(&mut self.queues, access) {
+            Ok(out) => worked |= out,
+            Err(error) => {
+                // What other queues have is shown before the driver is told to reset.
+                let failed = self.of_relay(error);
+                let published = self.queues.publish();
+                failed?;
+                step.interrupt |= published?;
+                worked = true;
+            }
+        }
+        let (told, is_serving) = (&self.told, self.is_serving);
+        let taken = self.relay.take_in(&mut self.queues, access, &mut |queue| {
+            if let Told::Start(doorbell) = &told[queue]
+                && is_serving
+            {
+                doorbell.ring();
+            }
+        });
+        worked |= taken?;
+        step.interrupt |= self.queues.publish()?;
+        step.config_changed = std::mem::take(&mut self.config_changed);
+        if worked {
+            step.activity = Activity::Working;
+        }
+        Ok(step)
+    }
+
+    fn prepare_sleep(&mut self, _access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
+        let mut step = Step::default();
+        // Whatever wakes us may be the back-end.
+        self.looks = true;
+        if self.relay.prepare_sleep(&mut self.queues)? {
+            step.activity = Activity::Working;
+        }
+        Ok(step)
+    }
+
+    fn try_again_at(&self) -> Option<Instant> {
+        let due = self.session.as_ref().and_then(Session::due);
+        due.into_iter().chain(self.relay.try_again_at()).min()
+    }
+
+    fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
+        add(self.events.as_fd(), Interest::Readable);
+    }
+
+    fn stop_queue(&mut self, index: QueueIndex) {
+        self.queues.stop(index);
+        self.relay.stop(index);
+        let queue = index.get();
+        if !matches!(self.told[queue], Told::Start(_)) {
+            return;
+        }
+        self.told[queue] = Told::Stop;
+        self.looks = true;
+        if let Some(session) = &mut self.session
+            && let Err(error) = session.stop(queue)
+        {
+            self.lose(Some(&error));
+        }
+    }
+
+    fn retire(&mut self) {
+        self.lose(None);
+    }
+
+    fn settle(&mut self) -> bool {
+        // No driver relies on anything now.
+        let _ = self.converse();
+        self.told.iter().all(|told| !matches!(told, Told::Stop))
+    }
+
+    fn reset(&mut self) {
+        self.features = 0;
+    }
+
+    fn warning(&self) -> Option<String> {
+        let absence = self.absence.as_ref();
+        let absent =
+            absence.map(|why| format!("its back-end is away: {why}; the guest waits for it"));
+        absent.or_else(|| self.relay.warning())
+    }
+
+    fn counters(&self) -> RequestCounters {
+        self.relay.counters()
+    }
+
+    fn metrics(&self, add: &mut dyn FnMut(&'static str, u64)) {
+        add("connections", self.connections);
+    }
+}
+
+impl Setup {
+    /// Has `config` say what the back-end's configuration space says, and what is ours.
+    fn fill(&self, config: &mut [u8], back_end: &[u8]) {
+        let own = self
+            .config
+            .iter()
+            .map(|(place, bytes)| (*place, &bytes[..]));
+        for (place, bytes) in [(0, back_end)].into_iter().chain(own) {
+            let to = config.iter_mut().skip(place);
+            to.zip(bytes).for_each(|(to, from)| *to = *from);
+        }
+    }
+}
+
+fn with_sources(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", with_sources(source)),
+        None => error.to_string(),
+    }
+}
+
+impl From<io::Error> for SessionError {
+    fn from(error: io::Error) -> Self {
+        of_system(error)
+    }
+}
