@@ -1,6 +1,6 @@
 //! `/etc/xen-virtiod/config.toml`: what an xl file cannot say.
 
-use crate::devices::{self, DeviceKind};
+use crate::devices::{self, DeviceKind, Service};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::io;
@@ -180,7 +180,7 @@ impl Config {
                 let problem = checked.map_err(|error| format!("{}: {error:#}", kind.name()));
                 problem.map_err(|problem| problems.push(problem)).is_ok()
             };
-            if !devices::kinds().any(is_for) {
+            if !devices::kinds(Service::of(settings)).any(is_for) {
                 return Err(ConfigError::Device {
                     path: path.into(),
                     guest: guest.clone(),

@@ -3,6 +3,7 @@
 
 pub(crate) mod blk;
 mod rng;
+mod vhost_user;
 
 use crate::config::Config;
 use crate::guest_state::{Backing, DeviceRecords};
@@ -10,15 +11,41 @@ use crate::toolstack::Identity;
 use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail};
 use blk::Uses;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+pub(crate) use vhost_user::connect_to;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::{Device, DeviceType};
 
-/// Every kind that there is.
+/// Every kind that we serve.
 const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind, &rng::RngKind];
+
+/// Who carries out what a device is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Service {
+    /// We do.
+    Own,
+    /// A vhost-user back-end does.
+    BackEnd,
+}
+
+/// The setting that names a back-end's socket: a device that has it is served by a back-end.
+pub(crate) const SOCKET: &str = "socket";
+
+impl Service {
+    /// That of a device with these settings.
+    pub(crate) fn of(settings: &toml::Table) -> Self {
+        match settings.contains_key(SOCKET) {
+            true => Self::BackEnd,
+            false => Self::Own,
+        }
+    }
+}
 
 /// A kind of device.
 pub(crate) trait DeviceKind: Sync {
@@ -76,7 +103,7 @@ pub(crate) trait DeviceKind: Sync {
     /// # Errors
     ///
     /// What keeps it from being served; [`Busy`] if that may go away by itself.
-    fn build(&self, new: NewDevice<'_>, resources: &Resources<'_>) -> Result<Built>;
+    fn build(&self, new: NewDevice<'_>, resources: &Resources<'_>) -> Result<Building>;
 
     /// The system calls that it makes in the sandbox, besides those of any worker.
     fn syscalls(&self) -> Vec<SyscallRule> {
@@ -89,21 +116,39 @@ pub(crate) trait DeviceKind: Sync {
 /// # Errors
 ///
 /// If there is none.
-pub(crate) fn kind(device_type: u32) -> Result<&'static dyn DeviceKind> {
-    let kind = kinds().find(|kind| kind.device_type().0 == device_type);
-    kind.with_context(|| {
-        let served = kinds()
+pub(crate) fn kind(device_type: u32, service: Service) -> Result<&'static dyn DeviceKind> {
+    let found = kinds(service).find(|kind| kind.device_type().0 == device_type);
+    found.with_context(|| {
+        let served = kinds(service)
             .map(|kind| format!("virtio,device{:x} ({})", kind.device_type().0, kind.name()));
         let served: Vec<_> = served.collect();
+        let other = kinds(Service::BackEnd).any(|kind| kind.device_type().0 == device_type);
+        let remedy = match other && service == Service::Own {
+            true => ": name the socket of a vhost-user back-end that serves it (socket = \"…\")",
+            false => "",
+        };
+        let how = match service {
+            Service::Own => "serves",
+            Service::BackEnd => "has, by back-ends,",
+        };
         format!(
-            "this version serves {}, and not virtio,device{device_type:x}",
+            "this version {how} {}, and not virtio,device{device_type:x}{remedy}",
             served.join(", ")
         )
     })
 }
 
-pub(crate) fn kinds() -> impl Iterator<Item = &'static dyn DeviceKind> {
-    KINDS.iter().copied()
+/// The kinds that are served so.
+pub(crate) fn kinds(service: Service) -> impl Iterator<Item = &'static dyn DeviceKind> {
+    let own = KINDS.iter().copied();
+    let own = own.filter(move |_| service == Service::Own);
+    let back_ends = vhost_user::KINDS.iter().map(|kind| kind as _);
+    own.chain(back_ends.filter(move |_| service == Service::BackEnd))
+}
+
+/// Every kind that there is.
+pub(crate) fn all_kinds() -> impl Iterator<Item = &'static dyn DeviceKind> {
+    kinds(Service::Own).chain(kinds(Service::BackEnd))
 }
 
 /// A device that a guest is to have.
@@ -128,7 +173,11 @@ impl Wanted<'_> {
     ///
     /// What is wrong with them.
     pub(crate) fn settings<T: DeserializeOwned>(&self) -> Result<Option<T>> {
-        let settings = match self.source {
+        self.table().map(parse_settings).transpose()
+    }
+
+    fn table(&self) -> Option<&toml::Table> {
+        match self.source {
             EntryKind::Virtio {
                 settings: Some(settings),
                 ..
@@ -137,8 +186,22 @@ impl Wanted<'_> {
                 let device = self.config.device(self.name, self.key.devid);
                 device.map(|device| &device.settings)
             }
-        };
-        settings.map(parse_settings).transpose()
+        }
+    }
+
+    /// Who is to serve it: what has served it goes on.
+    pub(crate) fn service(&self) -> Service {
+        if self.served {
+            let kept = self.kept.as_ref();
+            return match kept.is_some_and(|kept| kept.get(SOCKET).is_some()) {
+                true => Service::BackEnd,
+                false => Service::Own,
+            };
+        }
+        match self.source {
+            EntryKind::Disk { .. } => Service::Own,
+            EntryKind::Virtio { .. } => self.table().map_or(Service::Own, Service::of),
+        }
     }
 }
 
@@ -161,6 +224,9 @@ pub(crate) struct Opened {
     pub(crate) backing: Option<Backing>,
     /// What the guest has of it as long as it lives, whatever its entry and the configuration say later.
     pub(crate) kept: Option<Value>,
+    /// The socket of its back-end, and the connection to that, if there is one; a duplicate of the one that is among the
+    /// descriptors.
+    pub(crate) back_end: Option<(PathBuf, Option<OwnedFd>)>,
 }
 
 /// What a device is resized to.
@@ -199,17 +265,53 @@ pub(crate) struct Built {
     pub(crate) control: Option<Box<dyn Control>>,
 }
 
+/// A device, now or later.
+pub(crate) enum Building {
+    Ready(Built),
+    /// It waits for somebody to say what it is to be.
+    Arriving(Box<dyn Arriving>),
+}
+
+impl From<Built> for Building {
+    fn from(built: Built) -> Self {
+        Self::Ready(built)
+    }
+}
+
+/// A device that waits for somebody to say what it is to be.
+pub(crate) trait Arriving {
+    /// Readable when [`Arriving::step`] is to be called.
+    fn readable(&self) -> BorrowedFd<'_>;
+
+    /// When it is to be called all the same.
+    fn due(&self) -> Option<Instant>;
+
+    /// Whether all is known.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceKind::build`].
+    fn step(&mut self) -> Result<bool>;
+
+    /// Builds the device, of which all is known, with what it keeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceKind::build`].
+    fn finish(self: Box<Self>, records: &DeviceRecords<'_>) -> Result<Built>;
+}
+
 /// Changes a device that runs.
 pub(crate) trait Control {
-    /// Has the device's next [`Device::update`] take `change` up.
+    /// Has the device's next [`Device::update`] take `change` up, with the descriptors that came beside.
     ///
     /// # Errors
     ///
     /// If it is none of the device's.
-    fn change(&self, change: &Value) -> Result<()>;
+    fn change(&self, change: &Value, descriptors: Vec<OwnedFd>) -> Result<()>;
 
     /// The driver has been told of the last change, or the next worker tells it once more.
-    fn told(&self);
+    fn told(&self) {}
 }
 
 /// A system call that a worker may make.

@@ -1,5 +1,6 @@
 //! What supervisor and worker say to each other: one JSON message a packet, with file descriptors beside.
 
+use crate::devices::Service;
 use crate::guest_state::Backing;
 use crate::toolstack::libxl::EntryKey;
 use crate::worker::event_loop::EventLoopReport;
@@ -47,7 +48,7 @@ pub enum ToWorker {
     Detach {
         key: EntryKey,
     },
-    /// A device changes while it runs, as its kind has it.
+    /// A device changes while it runs, as its kind has it. Descriptors: as its kind has it.
     Change {
         key: EntryKey,
         change: Value,
@@ -64,6 +65,7 @@ pub struct Attachment {
     pub key: EntryKey,
     /// A virtio device type number.
     pub device_type: u32,
+    pub service: Service,
     pub base: u64,
     pub len: u64,
     pub irq: u32,

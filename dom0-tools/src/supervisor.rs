@@ -2,6 +2,7 @@
 //!
 //! It parses nothing that a guest wrote to memory.
 
+mod back_ends;
 mod clients;
 mod closing;
 mod conversation;
@@ -28,6 +29,7 @@ use crate::toolstack::xenstore::XenStore;
 use crate::toolstack::{Identity, Toolstack, ToolstackError, XenToolstack};
 use crate::worker::sandbox;
 use anyhow::{Context, Result};
+use back_ends::BackEnds;
 use clients::Clients;
 use guest::{Guest, WorkerContext};
 use lifecycle::Event;
@@ -47,6 +49,7 @@ use worker_process::{Launcher, WorkerProcess, XenLauncher};
 const TOOLSTACK: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const LISTENER: Token = Token(2);
+const FOLDERS: Token = Token(3);
 /// Workers and clients get numbers from here on, each its own for good.
 const FIRST_FREE: usize = 16;
 
@@ -97,6 +100,7 @@ struct Supervisor {
     launcher: Box<dyn Launcher>,
     /// The disks that guests have.
     uses: Uses,
+    back_ends: BackEnds,
     /// Devices that guests were created for in vain: the last [`MAX_REFUSALS`].
     refusals: VecDeque<Refusal>,
     guests: BTreeMap<u16, Guest>,
@@ -129,6 +133,7 @@ impl Supervisor {
         let clients = Clients::listen(control_socket, poll.registry(), LISTENER)
             .with_context(|| format!("listening at {}", control_socket.display()))?;
         Ok(Self {
+            back_ends: BackEnds::new(poll.registry(), FOLDERS)?,
             poll,
             toolstack,
             config,
@@ -182,6 +187,7 @@ impl Supervisor {
         for event in events.iter() {
             match event.token() {
                 TOOLSTACK => {}
+                FOLDERS => self.back_ends.ready(FOLDERS, self.poll.registry()),
                 SIGNALS => {
                     tracing::info!(
                         "told to end; the guests' workers serve on until another one takes over"
@@ -198,6 +204,7 @@ impl Supervisor {
                         self.resize(token, &guest, &device);
                     }
                     None if !self.clients.has(token) => {
+                        self.back_ends.ready(token, self.poll.registry());
                         tolerate(self.on_worker_readable(token))?;
                     }
                     None => {}
@@ -207,6 +214,7 @@ impl Supervisor {
         // Whatever was asked of the toolstack meanwhile may have brought events along, which no readiness will tell of.
         self.follow_toolstack()?;
         self.pass_deadlines();
+        self.look_for_back_ends()?;
         self.try_again()
     }
 
@@ -232,6 +240,7 @@ impl Supervisor {
             .chain(again)
             .chain(closing)
             .chain(drivers)
+            .chain(self.back_ends.look_at())
             .chain(self.ending)
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()))
@@ -288,6 +297,18 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Brings devices the back-ends that have come.
+    fn look_for_back_ends(&mut self) -> Result<()> {
+        let registry = self.poll.registry();
+        for ((domid, key), socket) in self.back_ends.look(registry, &mut self.next_token) {
+            let guest = self.guests.get_mut(&domid);
+            if let Some(broken) = guest.and_then(|guest| guest.connected(key, &socket)) {
+                tolerate(self.tell(domid, broken))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has `event` happen to a guest, if it is there.
     fn tell(&mut self, domid: u16, event: Event) -> Result<(), ToolstackError> {
         let (guests, mut context) = self.parts();
@@ -304,6 +325,7 @@ impl Supervisor {
             config: &self.config,
             files: &self.files,
             uses: &mut self.uses,
+            back_ends: &mut self.back_ends,
             launcher: &*self.launcher,
             registry: self.poll.registry(),
             next_token: &mut self.next_token,

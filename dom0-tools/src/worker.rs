@@ -5,8 +5,8 @@ pub mod event_loop;
 pub mod polling;
 pub mod sandbox;
 
-use crate::devices::{self, Built, Control, NewDevice, Resources};
-use crate::guest_state::{DeviceRecords, GuestState, Name};
+use crate::devices::{self, Arriving, Building, Built, Control, NewDevice, Resources};
+use crate::guest_state::{GuestState, Name};
 use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
 use crate::toolstack::libxl::{EntryKey, MAX_DEVICES};
 use crate::worker::event_loop::EventLoop;
@@ -27,6 +27,7 @@ use xen_virtio_transport::xen::{EventChannels, XenGuest};
 use xen_virtio_transport::{MmioDevice, MmioRange, Slot};
 
 const SUPERVISOR: Token = Token(0);
+const ARRIVING: Token = Token(1);
 
 /// How often a worker without a supervisor looks whether its guest still lives, and one with leaving devices at those.
 const ORPHAN_CHECK: Duration = Duration::from_secs(1);
@@ -59,6 +60,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
         rings,
         slots: BTreeMap::new(),
         controls: BTreeMap::new(),
+        arriving: BTreeMap::new(),
         leaving: Vec::new(),
         begun: false,
         supervised: true,
@@ -128,12 +130,22 @@ struct Worker {
     slots: BTreeMap<EntryKey, Slot>,
     /// What changes the devices that can be changed.
     controls: BTreeMap<EntryKey, Box<dyn Control>>,
+    /// Devices that were attached, and of which it is not known yet what they are to be.
+    arriving: BTreeMap<EntryKey, Arrival>,
     /// Devices that were detached, and of which transfers are under way.
     leaving: Vec<(EntryKey, Box<dyn Device>)>,
     /// The guest may be answered: whatever device it knows is here.
     begun: bool,
     /// Whether the supervisor is still there. Without it the guest is served on as it is.
     supervised: bool,
+}
+
+/// A device that was attached, and waits for somebody to say what it is to be.
+struct Arrival {
+    new: Attachment,
+    /// Nothing was recorded of it before.
+    is_new: bool,
+    device: Box<dyn Arriving>,
 }
 
 impl Worker {
@@ -155,8 +167,14 @@ impl Worker {
             // Without a supervisor nobody else would tell that the guest is gone, nor may a device that is leaving.
             let looks = !self.supervised || !self.leaving.is_empty();
             let timeout = looks.then_some(ORPHAN_CHECK);
-            self.event_loop.serve(timeout)?;
+            let due = self
+                .arriving
+                .values()
+                .filter_map(|arrival| arrival.device.due());
+            let due = due.map(|at| at.saturating_duration_since(Instant::now()));
+            self.event_loop.serve(due.chain(timeout).min())?;
             self.see_off();
+            self.welcome()?;
             if !self.supervised && checked.elapsed() >= ORPHAN_CHECK {
                 if !self.event_loop.hypervisor().is_alive() {
                     return Ok(());
@@ -195,19 +213,10 @@ impl Worker {
                 ToWorker::Attach(new) => {
                     let key = new.key;
                     match self.attach(*new, fds) {
-                        Ok(slot) => {
-                            let before = self.slots.insert(key, slot);
-                            // Missing at another address, where it will not come back.
-                            if let Some(before) = before.filter(|before| *before != slot) {
-                                drop(self.event_loop.remove(before));
-                            }
-                            FromWorker::Attached { key }
-                        }
-                        Err(error) => FromWorker::AttachFailed {
-                            key,
-                            busy: devices::is_busy(&error),
-                            error: format!("{error:#}"),
-                        },
+                        Ok(Some(slot)) => self.attached(key, Ok(slot)),
+                        // It is answered when it is known what it is to be.
+                        Ok(None) => continue,
+                        Err(error) => self.attached(key, Err(error)),
                     }
                 }
                 ToWorker::Serve => {
@@ -218,6 +227,9 @@ impl Worker {
                 ToWorker::Detach { key } => {
                     self.state.forget(key)?;
                     self.controls.remove(&key);
+                    if let Some(Arrival { device, .. }) = self.arriving.remove(&key) {
+                        self.end_arrival(&*device);
+                    }
                     let slot = self.slots.remove(&key);
                     match slot.and_then(|slot| self.event_loop.remove(slot)) {
                         Some(device) => {
@@ -237,7 +249,7 @@ impl Worker {
                         .collect(),
                 },
                 ToWorker::Change { key, change } => {
-                    self.change(key, &change)?;
+                    self.change(key, &change, fds)?;
                     continue;
                 }
                 ToWorker::Stop => return Ok(true),
@@ -297,52 +309,149 @@ impl Worker {
         self.supervised = false;
     }
 
-    fn attach(&mut self, new: Attachment, descriptors: Vec<OwnedFd>) -> Result<Slot> {
+    /// The answer to a device's having been attached, or not.
+    fn attached(&mut self, key: EntryKey, result: Result<Slot>) -> FromWorker {
+        match result {
+            Ok(slot) => {
+                let before = self.slots.insert(key, slot);
+                // Missing at another address, where it will not come back.
+                if let Some(before) = before.filter(|before| *before != slot) {
+                    drop(self.event_loop.remove(before));
+                }
+                FromWorker::Attached { key }
+            }
+            Err(error) => FromWorker::AttachFailed {
+                key,
+                busy: devices::is_busy(&error),
+                error: format!("{error:#}"),
+            },
+        }
+    }
+
+    /// Attaches a device: its slot, or nothing if it is not known yet what it is to be.
+    fn attach(&mut self, new: Attachment, descriptors: Vec<OwnedFd>) -> Result<Option<Slot>> {
         self.state.grow(new.state_bytes);
-        let name = Name {
-            key: new.key,
-            base: new.base,
-            backing: new.backing,
-            device_type: new.device_type,
-        };
-        let records = self.state.device(&name, new.served)?;
+        let records = self.state.device(&name_of(&new), new.served)?;
+        let is_new = records.is_new();
         let resources = Resources {
             rings: &self.rings,
             vcpus: self.event_loop.hypervisor().vcpus(),
             begun: self.begun,
             has_leaving: !self.leaving.is_empty(),
         };
-        match add(
-            &mut self.event_loop,
-            &resources,
-            &records,
-            &new,
+        let wanted = NewDevice {
+            key: new.key,
+            served: new.served,
+            spec: new.spec.clone(),
             descriptors,
-        ) {
-            Ok((slot, control)) => {
-                if let Some(control) = control {
-                    // Last: a worker that dies before this has the next one tell the driver once more.
-                    control.told();
-                    self.controls.insert(new.key, control);
-                }
-                Ok(slot)
+            records: &records,
+        };
+        let kind = devices::kind(new.device_type, new.service)?;
+        let building = kind.build(wanted, &resources);
+        match building {
+            Ok(Building::Ready(built)) => {
+                let added = self.add(&new, built);
+                self.keep_record(&new, is_new, added).map(Some)
             }
-            Err(error) => {
-                // Nobody has driven a new one. One that was recorded may be in use, whatever the supervisor knows of that:
-                // the one before may have died before it could tell.
-                if records.is_new() {
-                    self.state.forget(new.key)?;
+            Ok(Building::Arriving(device)) => {
+                let readable = device.readable().as_raw_fd();
+                let registry = self.event_loop.registry();
+                registry.register(&mut SourceFd(&readable), ARRIVING, Interest::READABLE)?;
+                let key = new.key;
+                let arrival = Arrival {
+                    new,
+                    is_new,
+                    device,
+                };
+                if let Some(before) = self.arriving.insert(key, arrival) {
+                    self.end_arrival(&*before.device);
                 }
-                Err(error)
+                Ok(None)
             }
+            Err(error) => self.keep_record(&new, is_new, Err(error)),
         }
     }
 
-    fn change(&mut self, key: EntryKey, change: &Value) -> Result<()> {
+    /// Nobody has driven a new device that could not be attached. One that was recorded may be in use, whatever the supervisor
+    /// knows of that: the worker before may have died before it could tell.
+    fn keep_record<T>(&self, new: &Attachment, is_new: bool, result: Result<T>) -> Result<T> {
+        if result.is_err() && is_new {
+            self.state.forget(new.key)?;
+        }
+        result
+    }
+
+    fn end_arrival(&self, device: &dyn Arriving) {
+        // Whoever has the other end of what it waits for is told nothing.
+        let registry = self.event_loop.registry();
+        let _ = registry.deregister(&mut SourceFd(&device.readable().as_raw_fd()));
+    }
+
+    /// Takes in the devices of which it is known now what they are to be.
+    fn welcome(&mut self) -> Result<()> {
+        let mut known = Vec::new();
+        for (key, arrival) in &mut self.arriving {
+            match arrival.device.step() {
+                Ok(false) => {}
+                Ok(true) => known.push((*key, Ok(()))),
+                Err(error) => known.push((*key, Err(error))),
+            }
+        }
+        for (key, result) in known {
+            let Some(arrival) = self.arriving.remove(&key) else {
+                continue;
+            };
+            self.end_arrival(&*arrival.device);
+            let Arrival {
+                new,
+                is_new,
+                device,
+            } = arrival;
+            let finished = result.and_then(|()| {
+                let records = self.state.device(&name_of(&new), true)?;
+                device.finish(&records)
+            });
+            let added = finished.and_then(|built| self.add(&new, built));
+            let added = self.keep_record(&new, is_new, added);
+            let answer = self.attached(key, added);
+            if self.supervised && self.channel.send(&answer, &[]).is_err() {
+                self.lose_supervisor();
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a device that was built to the guest's.
+    fn add(&mut self, new: &Attachment, Built { device, control }: Built) -> Result<Slot> {
+        let mode = if new.grant_usage {
+            AddressMode::Grants
+        } else {
+            AddressMode::Frames
+        };
+        let records = self.state.device(&name_of(new), true)?;
+        let state = records.device_state(&device.identity().queue_sizes)?;
+        let hypervisor = self.event_loop.hypervisor();
+        let mut device = MmioDevice::new(device, hypervisor, mode, new.irq, state)?;
+        // The driver may have been told otherwise by an earlier worker.
+        device.update();
+        let range = MmioRange {
+            base: new.base,
+            len: new.len,
+        };
+        let slot = self.event_loop.add(range, device)?;
+        if let Some(control) = control {
+            // Last: a worker that dies before this has the next one tell the driver once more.
+            control.told();
+            self.controls.insert(new.key, control);
+        }
+        Ok(slot)
+    }
+
+    fn change(&mut self, key: EntryKey, change: &Value, descriptors: Vec<OwnedFd>) -> Result<()> {
         if let Some(control) = self.controls.get(&key)
             && let Some(slot) = self.slots.get(&key)
         {
-            control.change(change)?;
+            control.change(change, descriptors)?;
             if self.event_loop.update(*slot) {
                 control.told();
             }
@@ -351,34 +460,11 @@ impl Worker {
     }
 }
 
-/// Builds a device, and adds it to the guest's.
-fn add(
-    event_loop: &mut EventLoop<XenGuest>,
-    resources: &Resources<'_>,
-    records: &DeviceRecords<'_>,
-    new: &Attachment,
-    descriptors: Vec<OwnedFd>,
-) -> Result<(Slot, Option<Box<dyn Control>>)> {
-    let wanted = NewDevice {
+fn name_of(new: &Attachment) -> Name {
+    Name {
         key: new.key,
-        served: new.served,
-        spec: new.spec.clone(),
-        descriptors,
-        records,
-    };
-    let Built { device, control } = devices::kind(new.device_type)?.build(wanted, resources)?;
-    let mode = if new.grant_usage {
-        AddressMode::Grants
-    } else {
-        AddressMode::Frames
-    };
-    let state = records.device_state(&device.identity().queue_sizes)?;
-    let mut device = MmioDevice::new(device, event_loop.hypervisor(), mode, new.irq, state)?;
-    // The driver may have been told otherwise by an earlier worker.
-    device.update();
-    let range = MmioRange {
         base: new.base,
-        len: new.len,
-    };
-    Ok((event_loop.add(range, device)?, control))
+        backing: new.backing,
+        device_type: new.device_type,
+    }
 }

@@ -92,7 +92,7 @@ pub fn feature_names(device_type: u32, features: u64) -> Vec<String> {
         (config::VIRTIO_F_VERSION_1, "VERSION_1"),
         (config::VIRTIO_F_ACCESS_PLATFORM, "ACCESS_PLATFORM"),
     ];
-    let own = devices::kind(device_type).map_or(&[][..], DeviceKind::feature_names);
+    let own = known(device_type).map_or(&[][..], DeviceKind::feature_names);
     (0..u64::BITS)
         .filter(|bit| features & (1 << bit) != 0)
         .map(|bit| {
@@ -103,10 +103,15 @@ pub fn feature_names(device_type: u32, features: u64) -> Vec<String> {
 }
 
 fn type_name(device_type: u32) -> String {
-    devices::kind(device_type).map_or_else(
-        |_| format!("type {device_type}"),
+    known(device_type).map_or_else(
+        || format!("type {device_type}"),
         |kind| kind.name().to_owned(),
     )
+}
+
+/// The first kind of this device type: names are the same for all.
+fn known(device_type: u32) -> Option<&'static dyn DeviceKind> {
+    devices::all_kinds().find(|kind| kind.device_type().0 == device_type)
 }
 
 impl fmt::Display for Report {

@@ -13,7 +13,7 @@ mod virtio;
 mod warnings;
 
 use crate::config::{CONFIG_PATH, Config};
-use crate::devices::{self, blk};
+use crate::devices::{self, Service, blk};
 use crate::guest_state::Backing;
 use crate::text::without_controls;
 pub use disk::DiskLine;
@@ -114,11 +114,12 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
             other_count += usize::from(device.is_mmio());
             grants |= device.grants();
             let device_type = device.device_type()?;
-            let kind = devices::kind(device_type).map_err(|error| error.to_string())?;
-            if device_type != DeviceType::BLOCK.0 {
-                let configured = guest.and_then(|guest| config.device(guest, index));
-                let none = toml::Table::new();
-                let settings = configured.map_or(&none, |device| &device.settings);
+            let configured = guest.and_then(|guest| config.device(guest, index));
+            let none = toml::Table::new();
+            let settings = configured.map_or(&none, |device| &device.settings);
+            let service = Service::of(settings);
+            let kind = devices::kind(device_type, service).map_err(|error| error.to_string())?;
+            if device_type != DeviceType::BLOCK.0 || service == Service::BackEnd {
                 kind.check_settings(settings)
                     .map_err(|error| format!("[[virtio]] in {CONFIG_PATH}: {error:#}"))?;
                 return Ok(Served {

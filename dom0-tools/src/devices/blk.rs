@@ -6,8 +6,8 @@ mod uses;
 pub(crate) use uses::Uses;
 
 use super::{
-    Built, Busy, Control, DeviceKind, NewDevice, Opened, Resized, Resources, SyscallRule, Wanted,
-    parse_settings, spec,
+    Building, Built, Busy, Control, DeviceKind, NewDevice, Opened, Resized, Resources, SyscallRule,
+    Wanted, parse_settings, spec,
 };
 use crate::config::CONFIG_PATH;
 use crate::guest_state::{self, Backing};
@@ -161,6 +161,7 @@ impl DeviceKind for BlkKind {
                 bytes: disk.bytes(),
             })),
             descriptors: vec![OwnedFd::from(disk.into_file())],
+            back_end: None,
         })
     }
 
@@ -180,7 +181,7 @@ impl DeviceKind for BlkKind {
         })
     }
 
-    fn build(&self, new: NewDevice<'_>, resources: &Resources<'_>) -> Result<Built> {
+    fn build(&self, new: NewDevice<'_>, resources: &Resources<'_>) -> Result<Building> {
         let spec: Spec = serde_json::from_value(new.spec)?;
         let file = new.descriptors.into_iter().next();
         let file = file.context("no descriptor came with the disk")?;
@@ -227,10 +228,10 @@ impl DeviceKind for BlkKind {
             told,
         };
         control.capacity.set(spec.bytes);
-        Ok(Built {
+        Ok(Building::Ready(Built {
             device: Box::new(blk),
             control: Some(Box::new(control)),
-        })
+        }))
     }
 
     fn syscalls(&self) -> Vec<SyscallRule> {
@@ -414,7 +415,7 @@ struct BlkControl {
 }
 
 impl Control for BlkControl {
-    fn change(&self, change: &Value) -> Result<()> {
+    fn change(&self, change: &Value, _descriptors: Vec<OwnedFd>) -> Result<()> {
         self.capacity.set(u64::deserialize(change)?);
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! Entropy: what dom0's kernel has of it, at a limited rate.
 
-use super::{Built, DeviceKind, NewDevice, Opened, Resources, Wanted, parse_settings, spec};
+use super::{
+    Building, Built, DeviceKind, NewDevice, Opened, Resources, Wanted, parse_settings, spec,
+};
 use crate::devices::blk::Uses;
 use crate::guest_state;
 use anyhow::Result;
@@ -51,13 +53,14 @@ impl DeviceKind for RngKind {
             descriptors: Vec::new(),
             backing: None,
             kept: None,
+            back_end: None,
         })
     }
 
-    fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Built> {
-        Ok(Built {
+    fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {
+        Ok(Building::Ready(Built {
             device: Box::new(OneByOne::new(Rng::new(serde_json::from_value(new.spec)?)?)),
             control: None,
-        })
+        }))
     }
 }

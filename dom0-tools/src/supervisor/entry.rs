@@ -2,7 +2,7 @@
 
 use super::guest::WorkerContext;
 use crate::ctl::report::EntryReport;
-use crate::devices::{self, DeviceKind, Opened, Resized, Wanted};
+use crate::devices::{self, DeviceKind, Opened, Resized, Service, Wanted};
 use crate::guest_state::Backing;
 use crate::ipc::{Attachment, ToWorker};
 use crate::toolstack::Identity;
@@ -69,6 +69,7 @@ pub(super) enum Status {
 pub(super) struct OpenedDevice {
     entry: Entry,
     kind: &'static dyn DeviceKind,
+    service: Service,
     opened: Opened,
     /// Bytes of the guest's state file, in which there is room for it.
     pub(super) state_bytes: usize,
@@ -232,8 +233,6 @@ impl OpenedDevice {
     ) -> Result<Self> {
         let entry = context.toolstack.device(guest.domid, key)?;
         known.grants = entry.grant_usage;
-        let kind = devices::kind(entry.kind.device_type())?;
-        known.kind = Some(kind);
         let kept = if known.served {
             context.files.kept(guest, key)?
         } else {
@@ -248,7 +247,17 @@ impl OpenedDevice {
             served: known.served,
             kept,
         };
-        let opened = kind.open(&wanted, context.uses)?;
+        let service = wanted.service();
+        let kind = devices::kind(entry.kind.device_type(), service)?;
+        known.kind = Some(kind);
+        let mut opened = kind.open(&wanted, context.uses)?;
+        if let Some((path, socket)) = opened.back_end.take() {
+            let device = (guest.domid, key);
+            let (registry, next_token) = (context.registry, &mut *context.next_token);
+            context
+                .back_ends
+                .have(device, path, socket, registry, next_token);
+        }
         if let Some(kept) = &opened.kept
             && let Err(error) = context.files.keep(guest, key, Some(kept.clone()))
         {
@@ -264,6 +273,7 @@ impl OpenedDevice {
         Ok(Self {
             entry,
             kind,
+            service,
             opened,
             state_bytes: 0,
         })
@@ -275,6 +285,7 @@ impl OpenedDevice {
         ToWorker::Attach(Box::new(Attachment {
             key,
             device_type: self.kind.device_type().0,
+            service: self.service,
             base: range.base,
             len: range.len,
             irq: self.entry.irq,

@@ -2,6 +2,7 @@
 
 mod effects;
 
+use super::back_ends::BackEnds;
 use super::entry::{DeviceEntry, OpenedDevice, Status};
 use super::lifecycle::{Event, Lifecycle};
 use super::orphan_workers;
@@ -19,9 +20,11 @@ use crate::toolstack::{Identity, Toolstack, ToolstackError};
 use crate::worker::event_loop::EventLoopReport;
 use anyhow::{Context, Result, bail};
 use mio::{Registry, Token};
+use serde_json::Value;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use tracing::Level;
 use xen_virtio_backend::LogLimit;
@@ -57,6 +60,7 @@ pub(super) struct WorkerContext<'a> {
     pub(super) config: &'a Config,
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
+    pub(super) back_ends: &'a mut BackEnds,
     pub(super) launcher: &'a dyn Launcher,
     pub(super) registry: &'a Registry,
     pub(super) next_token: &'a mut usize,
@@ -243,6 +247,17 @@ impl Guest {
             self.handle(broken, context)?;
         }
         Ok((before, after))
+    }
+
+    /// A connection to the back-end of device `key` is there.
+    pub(super) fn connected(&mut self, key: EntryKey, socket: &OwnedFd) -> Option<Event> {
+        let known = self.lifecycle.entries.get(&key)?;
+        // One that its worker does not have is opened with a connection of its own.
+        if !known.served || !matches!(known.status, Status::Handed) {
+            return None;
+        }
+        let change = Value::Null;
+        self.send_with(&ToWorker::Change { key, change }, &[socket.as_fd()])
     }
 
     pub(super) fn has_worker(&self, token: Token) -> bool {

@@ -167,6 +167,7 @@ impl Supervisor {
                 tracing::warn!("{error}");
             }
             tracing::info!("guest {} ({domid}) is gone", guest.name());
+            self.back_ends.end_guest(domid, self.poll.registry());
             guest.end_earlier_workers();
             self.files.remove(guest.identity());
             let deadline = Some(Instant::now() + STOP_LIMIT);

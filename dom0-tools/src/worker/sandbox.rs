@@ -24,8 +24,9 @@ use xen_virtio_transport::xen::abi as events;
 /// systemd's plan of user ids.
 const FIRST_USER: u32 = 0x7800_0000;
 
-/// Descriptors that a worker may have open: those for Xen, its connection, and two a device.
-const MAX_DESCRIPTORS: u64 = 64;
+/// Descriptors that a worker may have open: those for Xen, its connection, and for each device what it is made of, with one
+/// for each queue of those that back-ends serve.
+const MAX_DESCRIPTORS: u64 = 256;
 /// Bytes of address space: rings, cached frames and buffers of eleven devices, and the program.
 const MAX_ADDRESS_SPACE: u64 = 1 << 30;
 /// Bytes that io_uring may keep in memory: more than eleven disks have.
@@ -166,7 +167,7 @@ fn filter() -> Result<BpfProgram> {
     // To abort by, so that its death says why.
     let own = [std::process::id().into()];
     rules.insert(libc::SYS_tgkill, one_of(0, &own)?);
-    for SyscallRule { call, argument } in devices::kinds().flat_map(DeviceKind::syscalls) {
+    for SyscallRule { call, argument } in devices::all_kinds().flat_map(DeviceKind::syscalls) {
         match argument {
             None => drop(rules.insert(call, Vec::new())),
             Some((argument, values)) => {

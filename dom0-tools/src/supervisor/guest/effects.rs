@@ -57,6 +57,7 @@ impl Guest {
             Effect::EndUse { key } => {
                 self.opened.remove(&key);
                 context.uses.end(&self.identity, key);
+                context.back_ends.end((domid, key), context.registry);
                 None
             }
             Effect::Release { key } => {
@@ -177,7 +178,11 @@ impl Guest {
     }
 
     /// Sends a message to the worker, if there is one still. What became of the worker, if it does not take it.
-    fn send_with(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> Option<Event> {
+    pub(super) fn send_with(
+        &mut self,
+        message: &ToWorker,
+        fds: &[BorrowedFd<'_>],
+    ) -> Option<Event> {
         let worker = self.worker.as_mut()?;
         let sent = worker.conversation.send(message, fds);
         sent.err().map(|_| Event::Broken {

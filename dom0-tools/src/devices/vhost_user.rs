@@ -1,0 +1,511 @@
+//! Devices that vhost-user back-ends serve: programs of others, each at a socket.
+
+use super::{
+    Arriving, Building, Built, Busy, Control, DeviceKind, NewDevice, Opened, Resources,
+    SyscallRule, Wanted, blk, parse_settings, spec,
+};
+use crate::devices::blk::Uses;
+use crate::guest_state::{self, DeviceRecords};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use virtio_bindings::virtio_ids as ids;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
+use xen_virtio_backend::vhost_user::{
+    Arrival, CLASSES, Class, Frontend, Link, MAX_CONFIG, MAX_QUEUES, Offer, SessionError, Setup,
+};
+use xen_virtio_backend::{DeviceType, StateArea};
+
+/// The record of a device: what its back-ends are known to have.
+const OFFER: u16 = 0;
+const OFFER_BYTES: usize = 8 * (OFFER_CONFIG + MAX_CONFIG / 8);
+/// Words of it: features, queues, bytes of the configuration space, and that.
+const OFFER_FEATURES: usize = 0;
+const OFFER_QUEUES: usize = 1;
+const OFFER_LEN: usize = 2;
+const OFFER_CONFIG: usize = 3;
+
+/// KiB of memory that are shared with a back-end at most.
+const MAX_POOL_KIB: u32 = 64 << 10;
+
+/// Bytes of a file system's tag (virtio 1.3, 5.11.4), behind which is the number of its request queues.
+const TAG_BYTES: usize = 36;
+/// The place of the largest packet's size in a network device's configuration space (virtio 1.3, 5.1.4).
+const MTU_PLACE: usize = 10;
+
+/// A type of device that back-ends serve.
+pub(super) struct VhostUserKind {
+    name: &'static str,
+    class: &'static Class,
+    driver_option: &'static str,
+    /// KiB for the data of its requests without a setting: a few of the largest that its driver sends.
+    pool_kib: u32,
+}
+
+const fn class(device_type: u32) -> &'static Class {
+    let mut index = 0;
+    while CLASSES[index].device_type.0 != device_type {
+        index += 1;
+    }
+    &CLASSES[index]
+}
+
+const fn kind(
+    name: &'static str,
+    device_type: u32,
+    driver_option: &'static str,
+    pool_kib: u32,
+) -> VhostUserKind {
+    VhostUserKind {
+        name,
+        class: class(device_type),
+        driver_option,
+        pool_kib,
+    }
+}
+
+pub(super) const KINDS: &[VhostUserKind] = &[
+    kind("net", ids::VIRTIO_ID_NET, "CONFIG_VIRTIO_NET", 4096),
+    kind("blk", ids::VIRTIO_ID_BLOCK, "CONFIG_VIRTIO_BLK", 8192),
+    kind("rng", ids::VIRTIO_ID_RNG, "CONFIG_HW_RANDOM_VIRTIO", 256),
+    kind(
+        "vsock",
+        ids::VIRTIO_ID_VSOCK,
+        "CONFIG_VIRTIO_VSOCKETS",
+        8192,
+    ),
+    kind("input", ids::VIRTIO_ID_INPUT, "CONFIG_VIRTIO_INPUT", 256),
+    kind("sound", ids::VIRTIO_ID_SOUND, "CONFIG_SND_VIRTIO", 4096),
+    kind("fs", ids::VIRTIO_ID_FS, "CONFIG_VIRTIO_FS", 8192),
+    kind(
+        "scmi",
+        ids::VIRTIO_ID_SCMI,
+        "CONFIG_ARM_SCMI_TRANSPORT_VIRTIO",
+        256,
+    ),
+    kind("i2c", ids::VIRTIO_ID_I2C_ADAPTER, "CONFIG_I2C_VIRTIO", 1024),
+    kind("gpio", ids::VIRTIO_ID_GPIO, "CONFIG_GPIO_VIRTIO", 1024),
+];
+
+/// What a device is made of, which its guest keeps as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Settings {
+    /// Where the back-end listens.
+    socket: PathBuf,
+    pool_kib: Option<u32>,
+    queue_size: Option<u16>,
+    /// A file system's name in its guest.
+    tag: Option<String>,
+    /// A network device's address.
+    mac: Option<String>,
+    /// … and the largest packet that it takes.
+    mtu: Option<u16>,
+}
+
+impl Settings {
+    fn check(self, kind: &VhostUserKind) -> Result<Self> {
+        ensure!(
+            self.socket.is_absolute(),
+            "socket = {:?} is no absolute path",
+            self.socket
+        );
+        let pool = self.pool_kib(kind);
+        ensure!(
+            (64..=MAX_POOL_KIB).contains(&pool),
+            "pool-kib = {pool} is not from 64 to {MAX_POOL_KIB}"
+        );
+        let (size, most) = (self.queue_size(kind), kind.class.queue_size);
+        ensure!(
+            size.is_power_of_two() && size <= most,
+            "queue-size = {size} is no power of two up to {most}"
+        );
+        let (is_fs, is_net) = (kind.name == "fs", kind.name == "net");
+        for (key, is_there, has_place) in [
+            ("tag", self.tag.is_some(), is_fs),
+            ("mac", self.mac.is_some(), is_net),
+            ("mtu", self.mtu.is_some(), is_net),
+        ] {
+            ensure!(
+                !is_there || has_place,
+                "a device of type {} has no {key}",
+                kind.name
+            );
+        }
+        if let Some(tag) = &self.tag {
+            ensure!(
+                (1..=TAG_BYTES).contains(&tag.len()),
+                "tag = {tag:?} has not from 1 to {TAG_BYTES} bytes"
+            );
+        }
+        if let Some(mac) = &self.mac {
+            parse_mac(mac)?;
+        }
+        Ok(self)
+    }
+
+    fn pool_kib(&self, kind: &VhostUserKind) -> u32 {
+        self.pool_kib.unwrap_or(kind.pool_kib)
+    }
+
+    fn queue_size(&self, kind: &VhostUserKind) -> u16 {
+        self.queue_size.unwrap_or(kind.class.queue_size)
+    }
+}
+
+/// Six bytes, as `00:16:3e:00:00:01`.
+fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| match byte.len() {
+        2 => u8::from_str_radix(byte, 16).ok(),
+        _ => None,
+    });
+    let bytes: Option<Vec<u8>> = bytes.collect();
+    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    let mac = mac.with_context(|| format!("mac = {text:?} is not like 00:16:3e:00:00:01"))?;
+    ensure!(mac[0] & 1 == 0, "mac = {text:?} is a group's address");
+    Ok(mac)
+}
+
+/// What a worker is told of a device. The connection to its back-end goes beside, if there is one.
+#[derive(Serialize, Deserialize)]
+struct Spec {
+    settings: Settings,
+}
+
+impl DeviceKind for VhostUserKind {
+    fn device_type(&self) -> DeviceType {
+        self.class.device_type
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn feature_names(&self) -> &'static [(u32, &'static str)] {
+        match self.class.device_type {
+            DeviceType::BLOCK => blk::BlkKind.feature_names(),
+            _ => &[],
+        }
+    }
+
+    fn driver_option(&self) -> Option<&'static str> {
+        Some(self.driver_option)
+    }
+
+    fn check_settings(&self, settings: &toml::Table) -> Result<()> {
+        parse_settings::<Settings>(settings)?.check(self).map(drop)
+    }
+
+    fn state_bytes(&self) -> usize {
+        let queues = [self.class.queue_size; MAX_QUEUES as usize];
+        guest_state::device_bytes(&[OFFER_BYTES], &queues)
+    }
+
+    fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
+        let kept = wanted.kept.clone().map(serde_json::from_value::<Settings>);
+        let settings = match kept.transpose()? {
+            Some(settings) => settings,
+            None => wanted
+                .settings::<Settings>()?
+                .context("nothing says where its back-end is")?
+                .check(self)?,
+        };
+        let connection = match connect_to(&settings.socket) {
+            Ok(socket) => Some(socket),
+            // What the guest has had waits for it.
+            Err(_) if wanted.served => None,
+            Err(error) => {
+                let socket = settings.socket.display();
+                let why = format!("no back-end is at {socket} yet ({error}): start it");
+                return Err(Busy(why).into());
+            }
+        };
+        let watched = connection.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Opened {
+            detail: format!("{} by {}", self.name, settings.socket.display()),
+            spec: spec(&Spec {
+                settings: settings.clone(),
+            }),
+            descriptors: connection.into_iter().collect(),
+            backing: None,
+            back_end: Some((settings.socket.clone(), watched)),
+            kept: Some(spec(&settings)),
+        })
+    }
+
+    fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {
+        let Spec { settings } = serde_json::from_value(new.spec)?;
+        let socket = new.descriptors.into_iter().next();
+        let setup = Template {
+            kind: self.name,
+            class: self.class,
+            queue_size: settings.queue_size(self),
+            pool: settings.pool_kib(self) as usize * 1024,
+            settings,
+        };
+        let record = new.records.own(OFFER, OFFER_BYTES)?;
+        if let Some(offer) = load(&record) {
+            let (device, link) = setup.device(&offer)?;
+            if let Some(socket) = socket {
+                link.put(socket);
+            }
+            return Ok(built(device, link).into());
+        }
+        let socket = socket.context("no connection came with the device")?;
+        let arrival = Arrival::new(socket, self.class).map_err(of_back_end)?;
+        Ok(Building::Arriving(Box::new(Arriver { arrival, setup })))
+    }
+
+    fn syscalls(&self) -> Vec<SyscallRule> {
+        let unix = u64::try_from(libc::AF_UNIX).expect("a small number");
+        let any = [
+            libc::SYS_memfd_create,
+            libc::SYS_ftruncate,
+            libc::SYS_fallocate,
+            libc::SYS_fcntl,
+            libc::SYS_recvfrom,
+            libc::SYS_sendto,
+            libc::SYS_eventfd2,
+        ];
+        let rules = any.into_iter().map(|call| SyscallRule {
+            call,
+            argument: None,
+        });
+        let pair = SyscallRule {
+            call: libc::SYS_socketpair,
+            argument: Some((0, vec![unix])),
+        };
+        rules.chain([pair]).collect()
+    }
+}
+
+/// Connects to the back-end at `path`, without waiting for it.
+///
+/// # Errors
+///
+/// The system's.
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// A device but for what its back-end has.
+struct Template {
+    kind: &'static str,
+    class: &'static Class,
+    queue_size: u16,
+    pool: usize,
+    settings: Settings,
+}
+
+impl Template {
+    fn device(&self, offer: &Offer) -> Result<(Frontend, Link)> {
+        let (mut config, mut features) = (Vec::new(), 0);
+        if self.kind == "fs" {
+            match &self.settings.tag {
+                Some(tag) => {
+                    let mut bytes = tag.clone().into_bytes();
+                    bytes.resize(TAG_BYTES, 0);
+                    config.push((0, bytes));
+                }
+                None if offer.config.is_empty() => {
+                    bail!(
+                        "its back-end does not say under which name its guest mounts it: set tag = \"…\""
+                    )
+                }
+                None => {}
+            }
+            if offer.config.is_empty() {
+                // The first queue is not for requests.
+                let queues = u32::from(offer.queues).saturating_sub(1);
+                config.push((TAG_BYTES, queues.to_le_bytes().to_vec()));
+            }
+        }
+        if let Some(mac) = &self.settings.mac {
+            config.push((0, parse_mac(mac)?.to_vec()));
+            features |= 1 << VIRTIO_NET_F_MAC;
+        }
+        if let Some(mtu) = self.settings.mtu {
+            config.push((MTU_PLACE, mtu.to_le_bytes().to_vec()));
+            features |= 1 << VIRTIO_NET_F_MTU;
+        }
+        let setup = Setup {
+            class: self.class,
+            queue_size: self.queue_size,
+            pool: self.pool,
+            config,
+            features,
+        };
+        let link = Link::default();
+        Ok((Frontend::new(setup, offer, link.clone())?, link))
+    }
+}
+
+fn built(device: Frontend, link: Link) -> Built {
+    Built {
+        device: Box::new(device),
+        control: Some(Box::new(LinkControl { link })),
+    }
+}
+
+/// What became of a back-end: somebody may start another one, unless this one is none.
+fn of_back_end(error: SessionError) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    let why = format!("its back-end is of no use: {error:#}");
+    Busy(why).into()
+}
+
+/// A device whose back-end is asked what it has.
+struct Arriver {
+    arrival: Arrival,
+    setup: Template,
+}
+
+impl Arriving for Arriver {
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.arrival.as_fd()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.arrival.due()
+    }
+
+    fn step(&mut self) -> Result<bool> {
+        let offer = self.arrival.step().map_err(of_back_end)?;
+        Ok(offer.is_some())
+    }
+
+    fn finish(mut self: Box<Self>, records: &DeviceRecords<'_>) -> Result<Built> {
+        let offer = self.arrival.step().map_err(of_back_end)?;
+        let offer = offer
+            .context("the back-end has not said what it has")?
+            .clone();
+        let (device, link) = self.setup.device(&offer)?;
+        store(&records.own(OFFER, OFFER_BYTES)?, &offer);
+        Ok(built(device.with(self.arrival)?, link))
+    }
+}
+
+fn store(record: &StateArea, offer: &Offer) {
+    let Offer {
+        features,
+        queues,
+        config,
+    } = offer;
+    for (place, word) in config.chunks(8).enumerate() {
+        let mut bytes = [0; 8];
+        bytes[..word.len()].copy_from_slice(word);
+        record.store(OFFER_CONFIG + place, u64::from_ne_bytes(bytes));
+    }
+    record.store(OFFER_LEN, config.len() as u64);
+    record.store(OFFER_FEATURES, *features);
+    // Last: with it the record is there.
+    record.store(OFFER_QUEUES, (*queues).into());
+}
+
+/// What was stored, if anything was.
+fn load(record: &StateArea) -> Option<Offer> {
+    let queues = u16::try_from(record.load(OFFER_QUEUES)).ok();
+    let queues = queues.filter(|queues| (1..=MAX_QUEUES).contains(queues))?;
+    let len = usize::try_from(record.load(OFFER_LEN)).unwrap_or(MAX_CONFIG);
+    let words = (OFFER_CONFIG..OFFER_CONFIG + MAX_CONFIG / 8).map(|word| record.load(word));
+    let mut config: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
+    config.truncate(len);
+    Some(Offer {
+        features: record.load(OFFER_FEATURES),
+        queues,
+        config,
+    })
+}
+
+/// Brings a device its back-ends.
+struct LinkControl {
+    link: Link,
+}
+
+impl Control for LinkControl {
+    fn change(&self, _change: &Value, descriptors: Vec<OwnedFd>) -> Result<()> {
+        let socket = descriptors.into_iter().next();
+        self.link.put(socket.context("no connection came")?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, settings: &str) -> Result<()> {
+        let kind = KINDS.iter().find(|kind| kind.name == name).unwrap();
+        kind.check_settings(&settings.parse::<toml::Table>().unwrap())
+    }
+
+    #[test]
+    fn settings_are_judged_by_their_kind() {
+        let socket = "socket = \"/run/b.sock\"\n";
+        for (name, more) in [
+            ("fs", "tag = \"share\""),
+            ("net", "mac = \"00:16:3e:00:00:01\"\nmtu = 9000"),
+            ("blk", "queue-size = 128\npool-kib = 1024"),
+            ("i2c", ""),
+        ] {
+            check(name, &format!("{socket}{more}")).unwrap();
+        }
+        for (name, settings, wrong) in [
+            ("fs", "tag = \"share\"", "socket"),
+            ("fs", "socket = \"b.sock\"", "no absolute path"),
+            ("blk", "socket = \"/b\"\ntag = \"share\"", "has no tag"),
+            ("fs", "socket = \"/b\"\ntag = \"\"", "bytes"),
+            (
+                "fs",
+                "socket = \"/b\"\nmac = \"00:16:3e:00:00:01\"",
+                "has no mac",
+            ),
+            (
+                "net",
+                "socket = \"/b\"\nmac = \"00:16:3e:00:01\"",
+                "is not like",
+            ),
+            (
+                "net",
+                "socket = \"/b\"\nmac = \"01:16:3e:00:00:01\"",
+                "group",
+            ),
+            (
+                "blk",
+                "socket = \"/b\"\nqueue-size = 2048",
+                "power of two up to 1024",
+            ),
+            ("blk", "socket = \"/b\"\nqueue-size = 100", "power of two"),
+            ("blk", "socket = \"/b\"\npool-kib = 1", "pool-kib = 1"),
+            ("blk", "socket = \"/b\"\npath = \"/d\"", "path"),
+        ] {
+            let error = check(name, settings).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{settings}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_back_end_has_is_kept() {
+        let record = StateArea::private(OFFER_BYTES).unwrap();
+        assert_eq!(load(&record), None);
+        for len in [0, 1, 60, MAX_CONFIG] {
+            let offer = Offer {
+                features: 1 << 63 | 5,
+                queues: MAX_QUEUES,
+                config: (0..len)
+                    .map(|byte| u8::try_from(byte % 251).unwrap())
+                    .collect(),
+            };
+            store(&record, &offer);
+            assert_eq!(load(&record), Some(offer));
+        }
+    }
+}
