@@ -36,7 +36,7 @@ impl Arrival {
     ///
     /// [`SessionError`]: it is of no use.
     pub fn step(&mut self) -> Result<Option<&Offer>, SessionError> {
-        self.events.clear()?;
+        self.events.take()?;
         if self.offer.is_none()
             && let Some(Heard::Offer(offer)) = self.session.hear()?
         {

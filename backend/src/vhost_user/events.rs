@@ -27,10 +27,14 @@ impl Events {
     }
 
     fn add(&self, source: BorrowedFd<'_>) -> Result<(), SessionError> {
-        let number = u64::try_from(source.as_raw_fd()).expect("a descriptor");
         // Each write is an event, whether what it wrote was read or not.
         let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
-        match epoll::add(&self.epoll, source, EventData::new_u64(number), flags) {
+        match epoll::add(
+            &self.epoll,
+            source,
+            EventData::new_u64(data_of(source)),
+            flags,
+        ) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(errno) => Err(of_system(errno.into())),
         }
@@ -63,8 +67,8 @@ impl Events {
         self.call.as_fd()
     }
 
-    /// Takes what has been told; the next event is one that comes from here on.
-    pub(super) fn clear(&self) -> Result<(), SessionError> {
+    /// Takes what has been told; the next event is one that comes from here on. True if the back-end may have said something.
+    pub(super) fn take(&self) -> Result<bool, SessionError> {
         let mut events = [epoll::Event {
             flags: EventFlags::empty(),
             data: EventData::new_u64(0),
@@ -73,11 +77,18 @@ impl Events {
             tv_sec: 0,
             tv_nsec: 0,
         };
+        let call = data_of(self.call.as_fd());
         match epoll::wait(&self.epoll, &mut events, Some(&now)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(count) => Ok(events[..count].iter().any(|event| event.data.u64() != call)),
+            Err(Errno::INTR) => Ok(true),
             Err(errno) => Err(of_system(errno.into())),
         }
     }
+}
+
+/// What the event of a descriptor is known by.
+fn data_of(source: BorrowedFd<'_>) -> u64 {
+    u64::try_from(source.as_raw_fd()).expect("a descriptor")
 }
 
 impl AsFd for Events {

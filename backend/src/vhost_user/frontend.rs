@@ -200,6 +200,16 @@ impl Frontend {
         conversed.or_else(|error| self.give_up(error).map(|()| true))
     }
 
+    /// Whether the back-end may have said something, or should have.
+    fn is_told(&mut self) -> Result<bool, SessionError> {
+        let now = Instant::now();
+        let session = self.session.as_ref();
+        let is_due = session.is_some_and(|session| {
+            session.has_more() || session.due().is_some_and(|due| due <= now)
+        });
+        Ok(self.events.take()? || is_due)
+    }
+
     /// Gives the back-end up.
     ///
     /// # Errors
@@ -215,7 +225,9 @@ impl Frontend {
     }
 
     fn hear(&mut self) -> Result<bool, SessionError> {
-        self.events.clear()?;
+        if !self.is_told()? {
+            return Ok(false);
+        }
         let mut heard_any = false;
         while let Some(session) = &mut self.session
             && let Some(heard) = session.hear()?
@@ -236,7 +248,9 @@ impl Frontend {
                 Heard::Config(config) => self.change_config(&config),
             }
         }
-        Ok(heard_any)
+        let has_more = self.session.as_ref().is_some_and(Session::has_more);
+        self.looks |= has_more;
+        Ok(heard_any || has_more)
     }
 
     /// A back-end has come in place of one that the driver has had.
@@ -426,11 +440,14 @@ impl Device for Frontend {
 
     fn prepare_sleep(&mut self, _access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let mut step = Step::default();
-        // Whatever wakes us may be the back-end.
+        // Whoever looks for events has taken those that have told of it so far.
         self.looks = true;
-        if self.relay.prepare_sleep(&mut self.queues)? {
+        let conversed = self.converse()?;
+        if self.relay.prepare_sleep(&mut self.queues)? || conversed {
             step.activity = Activity::Working;
         }
+        // Whatever wakes us may be the back-end.
+        self.looks = true;
         Ok(step)
     }
 
@@ -464,6 +481,9 @@ impl Device for Frontend {
     }
 
     fn settle(&mut self) -> bool {
+        // Nobody prepares the sleep of a device without a driver: what has told of an answer may be taken already.
+        let session = self.session.as_ref();
+        self.looks |= session.is_some_and(|session| session.due().is_some());
         // No driver relies on anything now.
         let _ = self.converse();
         self.told.iter().all(|told| !matches!(told, Told::Stop))

@@ -19,6 +19,9 @@ use virtio_bindings::virtio_config::{
 /// How long a back-end may take to answer, before another one is waited for.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
+/// Messages of its own that are taken of a back-end at once.
+const TOGETHER: usize = 16;
+
 /// Why a back-end is given up.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -129,6 +132,8 @@ pub(super) struct Session {
     knows_memory: bool,
     /// Where it tells of what it was not asked, if it may.
     requests: Option<Connection>,
+    /// There may be more of those than were taken.
+    has_more: bool,
 }
 
 impl Session {
@@ -148,6 +153,7 @@ impl Session {
             is_usable: false,
             knows_memory: false,
             requests: None,
+            has_more: false,
         };
         this.send(Request::SetOwner, &[], None)?;
         this.ask(Owed::Features, &[])?;
@@ -165,6 +171,11 @@ impl Session {
 
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
+    }
+
+    /// Whether [`Session::hear`] is to be called again though nothing tells of it.
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more
     }
 
     /// What is readable when the back-end says something.
@@ -242,15 +253,20 @@ impl Session {
     /// Takes up what the back-end says of itself.
     fn take_requests(&mut self) -> Result<(), SessionError> {
         let mut config_changed = false;
-        while let Some(requests) = &mut self.requests {
-            let message = match requests.receive() {
-                Ok(Some(message)) => message,
-                Ok(None) => break,
-                Err(ConnectionError::Closed) => {
-                    self.requests = None;
+        self.has_more = true;
+        for _ in 0..TOGETHER {
+            let received = self.requests.as_mut().map(Connection::receive);
+            let message = match received {
+                Some(Ok(Some(message))) => message,
+                None | Some(Ok(None)) => {
+                    self.has_more = false;
                     break;
                 }
-                Err(error) => return Err(error.into()),
+                Some(Err(ConnectionError::Closed)) => {
+                    self.requests = None;
+                    continue;
+                }
+                Some(Err(error)) => return Err(error.into()),
             };
             if message.is_reply {
                 let request = message.request;
@@ -258,7 +274,9 @@ impl Session {
             }
             let obeyed = message.request == CONFIG_CHANGE;
             config_changed |= obeyed;
-            if message.needs_reply {
+            if message.needs_reply
+                && let Some(requests) = &self.requests
+            {
                 let answer = message::answer(message.request, obeyed);
                 requests.send(&answer, None)?;
             }
