@@ -1,0 +1,325 @@
+//! Back-ends of every manner serve a device on the simulator, one after the other: what its driver sees of that.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Link, Setup};
+use xen_virtio_backend::{
+    Device, DeviceError, DeviceType, Identity, Interest, QueueError, QueueIndex, QueueStart,
+    RequestCounters, Step,
+};
+use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
+use xen_virtio_sim::SimMachine;
+use xen_virtio_stand_in::MANNERS;
+use xen_virtio_tests::{BlkRequest, Driver, RawQueue, driver};
+
+/// `VIRTIO_BLK_T_IN`, `VIRTIO_BLK_T_OUT`.
+const IN: u32 = 0;
+const OUT: u32 = 1;
+
+/// How often a back-end is looked for.
+const LOOK: Duration = Duration::from_millis(2);
+/// How long a back-end that may do anything is given.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// A device whose back-ends are looked for at `socket`, as the supervisor would.
+struct Reconnecting {
+    frontend: Frontend,
+    link: Link,
+    socket: PathBuf,
+}
+
+impl Reconnecting {
+    fn new(socket: &Path) -> io::Result<Self> {
+        let class = Class::of(DeviceType::BLOCK).expect("disks");
+        let connection = OwnedFd::from(connect(socket)?);
+        let mut arrival = Arrival::new(connection, class).map_err(io::Error::other)?;
+        let offer = loop {
+            if let Some(offer) = arrival.step().map_err(io::Error::other)? {
+                break offer.clone();
+            }
+        };
+        let setup = Setup {
+            class,
+            queue_size: 64,
+            pool: 1 << 20,
+            config: Vec::new(),
+            features: 0,
+        };
+        let link = Link::default();
+        let frontend = Frontend::new(setup, &offer, link.clone()).map_err(io::Error::other)?;
+        Ok(Self {
+            frontend: frontend.with(arrival).map_err(io::Error::other)?,
+            link,
+            socket: socket.to_owned(),
+        })
+    }
+
+    fn look(&mut self) {
+        if self.frontend.warning().is_some()
+            && let Ok(connection) = UnixStream::connect(&self.socket)
+        {
+            self.link.put(connection.into());
+            self.frontend.update();
+        }
+    }
+}
+
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match UnixStream::connect(socket) {
+            Err(_) if Instant::now() < end => std::thread::sleep(LOOK),
+            connected => return connected,
+        }
+    }
+}
+
+impl Device for Reconnecting {
+    fn identity(&self) -> &Identity {
+        self.frontend.identity()
+    }
+
+    fn read_config(&self, offset: usize, to: &mut [u8]) {
+        self.frontend.read_config(offset, to);
+    }
+
+    fn start_queue(
+        &mut self,
+        index: QueueIndex,
+        start: QueueStart,
+        access: &mut dyn GuestAccess,
+    ) -> Result<(), QueueError> {
+        self.frontend.start_queue(index, start, access)
+    }
+
+    fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
+        self.look();
+        self.frontend.step(access)
+    }
+
+    fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
+        self.frontend.prepare_sleep(access)
+    }
+
+    fn try_again_at(&self) -> Option<Instant> {
+        let looks = self.frontend.warning().map(|_| Instant::now() + LOOK);
+        looks.into_iter().chain(self.frontend.try_again_at()).min()
+    }
+
+    fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
+        self.frontend.sources(add);
+    }
+
+    fn stop_queue(&mut self, index: QueueIndex) {
+        self.frontend.stop_queue(index);
+    }
+
+    fn settle(&mut self) -> bool {
+        self.look();
+        self.frontend.settle()
+    }
+
+    fn reset(&mut self) {
+        self.frontend.reset();
+    }
+
+    fn counters(&self) -> RequestCounters {
+        self.frontend.counters()
+    }
+}
+
+/// A back-end in a process of its own.
+struct BackEnd(Child);
+
+impl BackEnd {
+    fn start(directory: &Path, manner: &str) -> Self {
+        let socket = directory.join("socket");
+        let _ = std::fs::remove_file(&socket);
+        let child = Command::new(env!("CARGO_BIN_EXE_stand-in"))
+            .args([
+                socket.as_os_str(),
+                directory.join("image").as_os_str(),
+                manner.as_ref(),
+            ])
+            .spawn()
+            .expect("a process");
+        Self(child)
+    }
+}
+
+impl Drop for BackEnd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A driver, its queue, and requests that are under way.
+struct Disk {
+    driver: Driver,
+    queue: RawQueue,
+}
+
+impl Disk {
+    fn start(driver: &Driver) -> Self {
+        Self {
+            queue: driver.start(64),
+            driver: driver.clone(),
+        }
+    }
+
+    /// Writes a sector, and gives up on it after a while.
+    fn attempt(&mut self, limit: Duration) -> Attempt {
+        let request = BlkRequest::new(&self.driver, OUT, 5, 512, false);
+        request.describe(&self.queue, 0);
+        let used = self.queue.used_index();
+        self.queue.offer(0);
+        self.driver.notify(0);
+        let end = Instant::now() + limit;
+        loop {
+            if self.driver.needs_reset() {
+                return Attempt::NeedsReset;
+            }
+            if self.queue.used_index() != used {
+                return Attempt::Done;
+            }
+            if Instant::now() > end {
+                return Attempt::Waits;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Writes a sector and reads it.
+    fn verify(&mut self, sector: u64) {
+        let written = BlkRequest::new(&self.driver, OUT, sector, 512, false);
+        let byte = u8::try_from(sector).unwrap();
+        written.data.write(0, &[byte; 512]);
+        assert_eq!(written.perform(&self.driver, &mut self.queue).0, 0);
+        let read = BlkRequest::new(&self.driver, IN, sector, 512, true);
+        assert_eq!(read.perform(&self.driver, &mut self.queue), (0, 513));
+        assert_eq!(read.data.read(), [byte; 512]);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    Done,
+    Waits,
+    NeedsReset,
+}
+
+/// Those that the driver has had something of on which it cannot rely.
+const MISBEHAVE: &[&str] = &[
+    "huge-id",
+    "index-ahead",
+    "index-back",
+    "refuses-enable",
+    "refuses-memory",
+    "scribbles",
+    "too-long",
+    "twice",
+    "unknown-id",
+];
+
+/// Those that serve, at least for a while.
+const SERVE: &[&str] = &[
+    "blocks",
+    "calls",
+    "config-changes",
+    "descriptors",
+    "ends-at-stop",
+    "far-base",
+    "good",
+    "long-config",
+    "no-config",
+    "odd-requests",
+    "other-queue",
+    "punches",
+    "short-config",
+    "short-stop",
+    "shrinks",
+    "silent-at-stop",
+];
+
+/// What the driver sees of a back-end of this manner that takes the place of a good one, and whether the disk works with a good
+/// one afterwards.
+fn endure(manner: &str) -> [Attempt; 2] {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path();
+    std::fs::write(path.join("image"), vec![0; 1 << 20]).unwrap();
+    let good = BackEnd::start(path, "good");
+    let socket = path.join("socket");
+    let (guest, machine) = SimMachine::start(AddressMode::Grants, move || {
+        Ok(vec![
+            Box::new(Reconnecting::new(&socket)?) as Box<dyn Device>
+        ])
+    })
+    .unwrap();
+    let driver = driver(&guest, 0);
+    let mut disk = Disk::start(&driver);
+    disk.verify(1);
+    drop(good);
+    let bad = BackEnd::start(path, manner);
+    let first = disk.attempt(PATIENCE);
+    // A new driver's beginning, whatever the back-end makes of that.
+    let mut disk = Disk::start(&driver);
+    let second = disk.attempt(PATIENCE);
+    drop(bad);
+    let good = BackEnd::start(path, "good");
+    if driver.needs_reset() || second == Attempt::NeedsReset {
+        disk = Disk::start(&driver);
+    } else if second == Attempt::Waits {
+        let used = disk.queue.used_index();
+        assert!(
+            driver.wait(|| disk.queue.used_index() != used || driver.needs_reset()),
+            "what was under way is not carried out"
+        );
+        if driver.needs_reset() {
+            disk = Disk::start(&driver);
+        }
+    }
+    disk.verify(2);
+    drop(good);
+    machine.stop().unwrap();
+    [first, second]
+}
+
+#[test]
+fn a_back_end_of_any_manner_costs_its_own_device() {
+    let names: Vec<&str> = MANNERS.iter().map(|(name, _)| *name).collect();
+    let left = Mutex::new(names.clone());
+    let seen = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let Some(name) = left.lock().unwrap().pop() else {
+                        return;
+                    };
+                    let attempts = endure(name);
+                    seen.lock().unwrap().insert(name, attempts);
+                }
+            });
+        }
+    });
+    let seen = seen.into_inner().unwrap();
+    assert_eq!(seen.len(), MANNERS.len());
+    for (name, attempts) in &seen {
+        let needs_reset = attempts.contains(&Attempt::NeedsReset);
+        assert_eq!(
+            needs_reset,
+            MISBEHAVE.contains(name),
+            "{name}: {attempts:?}"
+        );
+        let is_served = attempts.contains(&Attempt::Done);
+        assert!(!is_served || SERVE.contains(name), "{name}: {attempts:?}");
+    }
+}
