@@ -1,6 +1,7 @@
 //! `xen-virtioctl`: what it asks the service, what it shows, and what it does without it.
 
 pub mod control;
+pub mod create;
 pub mod report;
 pub mod stats;
 pub mod xl_config;

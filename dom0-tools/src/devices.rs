@@ -160,6 +160,8 @@ pub(crate) struct Wanted<'a> {
     /// What its toolstack says of it.
     pub(crate) source: &'a EntryKind,
     pub(crate) config: &'a Config,
+    /// What was said of it when its guest was created.
+    pub(crate) created: Option<toml::Table>,
     /// The guest has had it, from this service or an earlier one.
     pub(crate) served: bool,
     /// What was [kept](Opened::kept) of it then.
@@ -167,7 +169,8 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// The settings that its guest's file has for the device, or the configuration, if it has a `[[virtio]]` for it.
+    /// The settings that its guest's file has for the device, or that it was created with, or the configuration, if it has a
+    /// `[[virtio]]` for it.
     ///
     /// # Errors
     ///
@@ -184,7 +187,8 @@ impl Wanted<'_> {
             } => Some(settings),
             _ => {
                 let device = self.config.device(self.name, self.key.devid);
-                device.map(|device| &device.settings)
+                let configured = device.map(|device| &device.settings);
+                self.created.as_ref().or(configured)
             }
         }
     }

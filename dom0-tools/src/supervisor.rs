@@ -21,6 +21,7 @@ mod worker_log;
 mod worker_process;
 
 use crate::config::Config;
+use crate::created::{self, Created};
 use crate::ctl::control::Question;
 use crate::ctl::report::Refusal;
 use crate::devices::blk::Uses;
@@ -96,6 +97,7 @@ struct Supervisor {
     poll: Poll,
     toolstack: Box<dyn Toolstack>,
     config: Config,
+    created: Created,
     files: StateFiles,
     launcher: Box<dyn Launcher>,
     /// The disks that guests have.
@@ -137,6 +139,7 @@ impl Supervisor {
             poll,
             toolstack,
             config,
+            created: Created::new(Path::new(created::DIRECTORY)),
             files,
             launcher,
             uses: Uses::default(),
@@ -323,6 +326,7 @@ impl Supervisor {
         let context = WorkerContext {
             toolstack: &mut *self.toolstack,
             config: &self.config,
+            created: &self.created,
             files: &self.files,
             uses: &mut self.uses,
             back_ends: &mut self.back_ends,

@@ -6,6 +6,7 @@
 
 mod c_number;
 mod disk;
+mod own_line;
 mod standalone;
 mod syntax;
 mod vdev;
@@ -17,6 +18,7 @@ use crate::devices::{self, Service, blk};
 use crate::guest_state::Backing;
 use crate::text::without_controls;
 pub use disk::DiskLine;
+pub use own_line::OwnLine;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,9 @@ use virtio::VirtioLine;
 use warnings::ListedDisk;
 use xen_virtio_backend::DeviceType;
 use xen_virtio_backend::blk::{Disk, SECTOR};
+
+/// The list of a file that is ours.
+pub const OWN_LIST: &str = "xen_virtio";
 
 /// Virtio devices that libxl has interrupts for, by guest (`GUEST_VIRTIO_MMIO_SPI_FIRST` to `_LAST`).
 const MAX_DEVICES: usize = 11;
@@ -137,6 +142,18 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
         });
         findings.take(&name, result);
     }
+    for line in list(&settings, OWN_LIST, findings)? {
+        other_count += 1;
+        let device = OwnLine::parse(line).map_err(|problem| of_line(text, line, &problem));
+        let served = device.map(|device| {
+            grants |= device.grant_usage;
+            Served {
+                text: format!("{}; touches {}", device.kind, touched(device.grant_usage)),
+                warnings: Vec::new(),
+            }
+        });
+        findings.take(&format!("{OWN_LIST} {line:?}"), served);
+    }
     let count = disk_count + other_count;
     if count > MAX_DEVICES {
         findings.problems.push(format!(
@@ -151,6 +168,33 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
         findings.warn(warnings::of_boot_loader(&settings));
     }
     Ok(())
+}
+
+/// `problem`, with the line of the file `text` that has `item`.
+pub(crate) fn of_line(text: &[u8], item: &str, problem: &str) -> String {
+    let mut places = text.windows(item.len().max(1));
+    let place = places.position(|place| place == item.as_bytes());
+    match place {
+        Some(place) => {
+            let before = text[..place].iter().filter(|byte| **byte == b'\n');
+            format!("line {}: {problem}", before.count() + 1)
+        }
+        None => problem.to_owned(),
+    }
+}
+
+/// The texts of the list `name`.
+///
+/// # Errors
+///
+/// If it is no list of texts.
+pub(crate) fn texts<'a>(settings: &'a Settings, name: &str) -> Result<Vec<&'a str>, String> {
+    let mut findings = Findings::default();
+    let texts = list(settings, name, &mut findings)?;
+    match findings.problems.pop() {
+        Some(problem) => Err(problem),
+        None => Ok(texts),
+    }
 }
 
 /// The texts of the list `name`, as far as xl reads it.

@@ -244,6 +244,10 @@ impl OpenedDevice {
             key,
             source: &entry.kind,
             config: context.config,
+            created: match key.form {
+                EntryForm::Virtio => context.created.settings(name, key.devid)?,
+                EntryForm::Disk | EntryForm::File => None,
+            },
             served: known.served,
             kept,
         };

@@ -9,6 +9,7 @@ use super::orphan_workers;
 use super::state_files::StateFiles;
 use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
+use crate::created::Created;
 use crate::ctl::report::{GuestReport, Refusal};
 use crate::devices::Resized;
 use crate::devices::blk::Uses;
@@ -58,6 +59,7 @@ pub(super) struct Guest {
 pub(super) struct WorkerContext<'a> {
     pub(super) toolstack: &'a mut dyn Toolstack,
     pub(super) config: &'a Config,
+    pub(super) created: &'a Created,
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
     pub(super) back_ends: &'a mut BackEnds,

@@ -4,12 +4,15 @@ mod demo;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
+use xen_virtio_dom0_tools::created::{self, Created};
 use xen_virtio_dom0_tools::ctl::stats::Stats;
-use xen_virtio_dom0_tools::ctl::{control, xl_config};
+use xen_virtio_dom0_tools::ctl::{control, create, xl_config};
 use xen_virtio_dom0_tools::toolstack::guest_file::{self, GuestFiles};
 
 /// Shows the virtio devices of this host's Xen guests.
@@ -38,6 +41,25 @@ enum Command {
         config: Option<PathBuf>,
         /// The guest's xl file.
         file: Option<PathBuf>,
+    },
+    /// Has xl create a guest with the devices of its xen_virtio = [ … ], and lets it run when they are there.
+    Create {
+        /// How long it may take until they are, in seconds.
+        #[arg(long, default_value_t = 30)]
+        timeout: u64,
+        /// The guest's xl file.
+        file: PathBuf,
+        /// Options for xl create.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
+    /// Waits until all devices of a guest are served.
+    Wait {
+        /// How long it may take, in seconds.
+        #[arg(long, default_value_t = 30)]
+        timeout: u64,
+        /// The guest's name or domid.
+        guest: String,
     },
     /// Prints the source of the partial device tree with which a guest finds the devices of its file in
     /// /etc/xen-virtiod/guests: for device_tree= in its xl file, after dtc.
@@ -100,6 +122,17 @@ fn run(command: Command) -> Result<String> {
                 Some(file) => check(&file, &config),
             }
         }
+        Command::Create {
+            timeout,
+            file,
+            options,
+        } => {
+            let created = Created::new(created::DIRECTORY.as_ref());
+            let config = Config::load_default()?;
+            let limit = Duration::from_secs(timeout);
+            create::create(&file, &options, &config, &created, limit)
+        }
+        Command::Wait { timeout, guest } => create::wait(&guest, 1, Duration::from_secs(timeout)),
         Command::DeviceTree { guest } => {
             let devices = guest_files().devices(&guest)?;
             ensure!(

@@ -1,0 +1,133 @@
+//! A line of `xen_virtio = [ … ]`, which xl leaves alone: `fs, tag=share, socket=/run/virtiofsd/g.sock`.
+
+use crate::devices::{self, DeviceKind, Service};
+
+/// A device that `xen-virtioctl create` gives a guest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnLine {
+    /// The name of its kind.
+    pub kind: &'static str,
+    /// A virtio device type number.
+    pub device_type: u32,
+    pub grant_usage: bool,
+    /// What a device of its kind is made of.
+    pub settings: toml::Table,
+}
+
+impl OwnLine {
+    /// # Errors
+    ///
+    /// What is wrong with it, and what was expected.
+    pub fn parse(line: &str) -> Result<Self, String> {
+        let mut parts = line.split(',').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let mut settings = toml::Table::new();
+        let mut grant_usage = true;
+        for part in parts.filter(|part| !part.is_empty()) {
+            let (key, value) = part
+                .split_once('=')
+                .map(|(key, value)| (key.trim(), value.trim()))
+                .ok_or_else(|| format!("{part:?} is not like key=value"))?;
+            if key == "grant_usage" {
+                grant_usage = match value {
+                    "0" => false,
+                    "1" => true,
+                    _ => return Err(format!("grant_usage={value} is neither 0 nor 1")),
+                };
+                continue;
+            }
+            let is_new = settings.insert(key.replace('_', "-"), typed(value));
+            if is_new.is_some() {
+                return Err(format!("{key}= is there twice"));
+            }
+        }
+        let kind = kind(name, Service::of(&settings))?;
+        kind.check_settings(&settings)
+            .map_err(|error| format!("{name}: {error:#}"))?;
+        Ok(Self {
+            kind: kind.name(),
+            device_type: kind.device_type().0,
+            grant_usage,
+            settings,
+        })
+    }
+
+    /// What xl is told of it.
+    pub fn xl_line(&self) -> String {
+        format!(
+            "type=virtio,device{:x}, transport=mmio, grant_usage={}",
+            self.device_type,
+            u8::from(self.grant_usage)
+        )
+    }
+}
+
+fn kind(name: &str, service: Service) -> Result<&'static dyn DeviceKind, String> {
+    let found = devices::kinds(service).find(|kind| kind.name() == name);
+    found.ok_or_else(|| {
+        let names = |service| {
+            let names: Vec<_> = devices::kinds(service).map(DeviceKind::name).collect();
+            names.join(", ")
+        };
+        format!(
+            "{name:?} is none of {}, nor, with the socket= of a back-end, of {}",
+            names(Service::Own),
+            names(Service::BackEnd)
+        )
+    })
+}
+
+/// A number, a truth value, or a text.
+fn typed(value: &str) -> toml::Value {
+    match value {
+        "true" => true.into(),
+        "false" => false.into(),
+        _ => value
+            .parse::<i64>()
+            .map_or_else(|_| value.into(), toml::Value::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_kind_and_its_settings() {
+        let line = OwnLine::parse("fs, tag=share,socket=/run/g.sock , pool_kib=4096").unwrap();
+        assert_eq!((line.kind, line.device_type), ("fs", 26));
+        assert_eq!(line.settings["tag"].as_str(), Some("share"));
+        assert_eq!(line.settings["pool-kib"].as_integer(), Some(4096));
+        assert_eq!(
+            line.xl_line(),
+            "type=virtio,device1a, transport=mmio, grant_usage=1"
+        );
+        let line = OwnLine::parse("blk, path=/dev/vg/g, read-only=true, grant_usage=0").unwrap();
+        assert_eq!(line.settings["read-only"].as_bool(), Some(true));
+        assert!(
+            line.xl_line()
+                .ends_with("device2, transport=mmio, grant_usage=0")
+        );
+        assert_eq!(OwnLine::parse("rng").unwrap().settings.len(), 0);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_was_expected() {
+        for (line, expected) in [
+            ("", "\"\" is none of blk, rng"),
+            (
+                "fs, tag=share",
+                "with the socket= of a back-end, of net, blk",
+            ),
+            ("fs, socket=run/g.sock", "no absolute path"),
+            ("fs, socket=/g, tga=share", "unknown field `tga`"),
+            ("fs, socket=/g, tag", "\"tag\" is not like key=value"),
+            ("fs, socket=/g, socket=/h", "socket= is there twice"),
+            ("rng, grant_usage=yes", "grant_usage=yes is neither 0 nor 1"),
+            ("blk, path=/a, read_only=maybe", "boolean"),
+        ] {
+            let error = OwnLine::parse(line).unwrap_err();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+}
