@@ -15,7 +15,8 @@ build_linux() {
     local make=(make -C "$work"/$LINUX_SOURCE O="$work/build" ARCH=arm64 CROSS_COMPILE=$CROSS)
     run_logged "$dir/config.log" env KCONFIG_ALLCONFIG="$BOARD/kernel.fragment" "${make[@]}" allnoconfig
     grep -q '^CONFIG_XEN_VIRTIO=y' "$work/build/.config" || die "Linux was configured without XEN_VIRTIO"
-    run_logged "$dir/build.log" "${make[@]}" -j"$(nproc)" Image
+    run_logged "$dir/build.log" "${make[@]}" -j"$(nproc)" Image modules
+    find "$work/build" -name '*.ko' -exec cp {} "$dir/" \;
     cp "$work/build/arch/arm64/boot/Image" "$dir/Image" || return 1
     rm -rf "$work"
 }
