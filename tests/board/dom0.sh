@@ -3,6 +3,7 @@
 export PATH=/payload/bin:$PATH
 CONSOLES=/var/log/xen/console
 DAEMON_LOG=/tmp/xen-virtiod.log
+BACK_END_LOGS=/var/log/back-ends
 
 say() { echo "==> $*"; }
 note() { echo "  $*"; }
@@ -84,6 +85,24 @@ create_by_file() {
     command xl unpause "$1"
 }
 are_ready() { xenstore-ls "$1" 2>/dev/null | awk '/^ *state = / { n++; ready += /"2"/ } END { exit !n || n != ready }'; }
+
+# The programs of scripts/board.d/back_ends.sh, in a root of their own that shares /run and /tmp.
+mount_back_ends() {
+    mountpoint -q /back-ends && return
+    mkdir -p /back-ends
+    mount /dev/vdc /back-ends
+    local dir
+    for dir in dev proc sys run tmp; do mount --bind /$dir /back-ends/$dir; done
+}
+# back_end NAME COMMAND...: starts one, whose number is BACK_END then.
+back_end() {
+    local name=$1
+    shift
+    mkdir -p $BACK_END_LOGS
+    chroot /back-ends "$@" >>"$BACK_END_LOGS/$name.log" 2>&1 &
+    BACK_END=$!
+}
+is_socket() { [ -S "$1" ]; }
 
 create() { xl create -q "/tmp/$1.cfg" || fail "xl create $1"; }
 console() { tr -d '\r' <"$CONSOLES/guest-$1.log" 2>/dev/null; }
@@ -181,7 +200,7 @@ run_case() {
         cat $DAEMON_LOG
         xen-virtioctl list
         xl list
-        for log in "$CONSOLES"/*.log; do echo "--- $log:" && tail -n 30 "$log"; done
+        for log in $BACK_END_LOGS/*.log "$CONSOLES"/*.log; do echo "--- $log:" && tail -n 30 "$log"; done
         dmesg | tail -n 15
     fi
     return $status

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chi_square;
+mod endure;
 mod grants;
 mod hung;
 mod registers;
@@ -9,6 +10,8 @@ mod registers;
 #[allow(unsafe_code)]
 mod ring;
 mod verify;
+mod xattr;
+mod zero;
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -17,7 +20,8 @@ use xen_virtio_guest_io::{Driver, malformed, missteps};
 
 const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
                      | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME | guest-io hung BASE \
-                     | guest-io chi-square SOURCE BYTES";
+                     | guest-io chi-square SOURCE BYTES | guest-io zero DEVICE BYTES | guest-io endure BASE \
+                     | guest-io xattr FILE NAME [VALUE]";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,7 +50,11 @@ fn main() -> Result<()> {
         ["misstep", base, name] => {
             missteps::make(&Driver::new(BoardDevice::open(address(base)?)?), name)
         }
+        ["endure", base] => endure::run(&Driver::new(BoardDevice::open(address(base)?)?)),
+        ["xattr", file, name] => xattr::run(file, name, None),
+        ["xattr", file, name, value] => xattr::run(file, name, Some(value)),
         ["hung", base] => hung::run(&Driver::new(BoardDevice::open(address(base)?)?)),
+        ["zero", device, count] => zero::run(Path::new(device), count.parse().context(USAGE)?),
         ["chi-square", source, count] => {
             chi_square::run(Path::new(source), count.parse().context(USAGE)?)
         }

@@ -1,0 +1,70 @@
+# qemu-storage-daemon, unmodified, serves a raw file, a qcow2 file over another, and a disk from the network; it is killed at work.
+kills=${TIMES:-5}
+mount_back_ends
+start_daemon
+fds=$(daemon_fds)
+socket=/run/storage.sock export=
+# storage_daemon BLOCKDEV...: serves the block device that is called disk.
+storage_daemon() {
+    local options=() dev
+    for dev; do options+=(--blockdev "$dev"); done
+    back_end storage qemu-storage-daemon "${options[@]}" \
+        --export "type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=$socket,writable=on$export"
+    wait_for 20 "qemu-storage-daemon" is_socket $socket
+}
+end_storage_daemon() {
+    kill "${1:--TERM}" $BACK_END 2>/dev/null || true
+    wait $BACK_END 2>/dev/null || true
+    rm -f $socket
+}
+# disk_guest NAME GRANTS SECONDS
+disk_guest() {
+    guest "$1" verify-one "$(by_file "$1" <<<"[[device]]
+type = 'blk'
+socket = '$socket'
+grant-usage = $2")"
+    sed -i "s/GUEST=verify-one/& SECS=$3/" "/tmp/$1.cfg"
+    create_by_file "$1"
+}
+
+for grants in true false; do
+    make_disk /tmp/raw.img 32
+    storage_daemon "driver=file,node-name=disk,filename=/tmp/raw.img,discard=unmap"
+    disk_guest $grants $grants 8
+    note "raw, grants $grants: $(said $grants 'verified:' 90)"
+    said $grants 'guest: discarded' >/dev/null
+    note "$(said $grants 'zeroed:')"
+    worker=$(pids_of "$(domid $grants)")
+    note "the worker maps $(mapped "$worker" gntdev) grants, $(mapped "$worker" privcmd) frames; has $(awk '/^VmRSS/ { print $2 }' "/proc/$worker/status") KiB resident"
+    xen-virtioctl list
+    destroy $grants
+    end_storage_daemon
+done
+
+# A qcow2 file over a raw one. What of it qemu-storage-daemon has not written yet when it is killed is lost: it is to write at once.
+export=,writethrough=on
+chroot /back-ends qemu-img create -q -f qcow2 -b /tmp/raw.img -F raw /tmp/over.qcow2
+storage_daemon "driver=file,node-name=base-file,filename=/tmp/raw.img,read-only=on" \
+    "driver=file,node-name=file,filename=/tmp/over.qcow2" "driver=raw,node-name=base,file=base-file,read-only=on" \
+    "driver=qcow2,node-name=disk,file=file,backing=base,discard=unmap"
+disk_guest g true 100000
+verifies_on g
+kill -KILL "$(pids_of "$(domid g)")"
+verifies_on g
+note "the worker killed: longest pause $(longest_pause g) ms"
+for ((i = 0; i < kills; i++)); do
+    end_storage_daemon -KILL
+    storage_daemon "driver=file,node-name=base-file,filename=/tmp/raw.img,read-only=on" \
+        "driver=file,node-name=file,filename=/tmp/over.qcow2" "driver=raw,node-name=base,file=base-file,read-only=on" \
+        "driver=qcow2,node-name=disk,file=file,backing=base,discard=unmap"
+    sleep "$((RANDOM % 2)).$((RANDOM % 10))"
+done
+verifies_on g
+note "qemu-storage-daemon killed $kills times: longest pause $(longest_pause g) ms"
+xen-virtioctl list
+[ "$(report request_errors)" = 0 ] || fail "$(report request_errors) failed requests"
+destroy g
+end_storage_daemon
+chroot /back-ends qemu-img check -q /tmp/over.qcow2 || fail "qemu-img check finds the qcow2 file damaged"
+rm -f /tmp/raw.img /tmp/over.qcow2
+nothing_left "$fds"
