@@ -103,6 +103,14 @@ back_end() {
     BACK_END=$!
 }
 is_socket() { [ -S "$1" ]; }
+# sees_only_ours PID: the back-end maps the memory that it shares with a worker, and has nothing of Xen's or the guest's.
+sees_only_ours() {
+    grep -q memfd:xen-virtio-shadow "/proc/$1/maps" || fail "process $1 does not map the shared memory"
+    local seen
+    seen=$(awk '$6 ~ /memfd|\/dev\/|xen/ { print $6 }' "/proc/$1/maps"; ls -l "/proc/$1/fd" | sed -n 's/.* -> //p')
+    seen=$(grep -E 'xen|gnt|memfd|/dev/' <<<"$seen" | grep -vE '^/memfd:xen-virtio-shadow|^/dev/(null|urandom)$|back-ends' | sort -u) || true
+    [ -z "$seen" ] || fail "process $1 has more than it needs: $seen"
+}
 
 create() { xl create -q "/tmp/$1.cfg" || fail "xl create $1"; }
 console() { tr -d '\r' <"$CONSOLES/guest-$1.log" 2>/dev/null; }
