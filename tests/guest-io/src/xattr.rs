@@ -10,6 +10,9 @@ pub(crate) fn run(file: &str, name: &str, value: Option<&str>) -> Result<()> {
     }
     let mut found = [0u8; 256];
     let len = getxattr(file, name, &mut found)?;
-    println!("xattr: {name} is {}", String::from_utf8_lossy(&found[..len]));
+    println!(
+        "xattr: {name} is {}",
+        String::from_utf8_lossy(&found[..len])
+    );
     Ok(())
 }
