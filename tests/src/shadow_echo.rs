@@ -206,7 +206,7 @@ impl Device for ShadowEcho {
         })?;
         // Another back-end is there at once, and begins when the guest has what the last one has used.
         let starts =
-            self.is_started && self.back_end.is_none() && self.relay.resume().expect("memory");
+            self.is_started && self.back_end.is_none() && self.relay.resume(true).expect("memory");
         if starts {
             self.back_end = Some(BackEnd::new(self.relay.region()).expect("descriptors"));
         }

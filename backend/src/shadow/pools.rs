@@ -67,6 +67,8 @@ impl Pools {
         if pages <= self.own_pages
             && let Some(run) = self.own[queue].take(plan.bytes)
         {
+            // It waits no more, and others may.
+            self.forget(queue);
             let is_shared = false;
             return Taken::Pages { run, is_shared };
         }
@@ -106,5 +108,58 @@ impl Pools {
     /// Nothing of queue `queue` waits any more.
     pub(super) fn forget(&mut self, queue: usize) {
         self.waits_for_shared.take_if(|waits| *waits == queue);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::Part;
+    use super::*;
+
+    fn plan(pages: usize) -> Plan {
+        let bytes = pages * PAGE_SIZE;
+        let part = Part {
+            place: 0,
+            len: u32::try_from(bytes).unwrap(),
+            writable: false,
+        };
+        Plan {
+            parts: [part].into_iter().collect(),
+            bytes,
+            receives: false,
+        }
+    }
+
+    fn take(pools: &mut Pools, queue: usize, pages: usize) -> Option<Relaying> {
+        let plan = plan(pages);
+        match pools.take(queue, &plan) {
+            Taken::Pages { run, is_shared } => Some(Relaying {
+                request: Request::new(0),
+                plan,
+                run,
+                is_shared,
+                order: 0,
+                written: 0,
+            }),
+            Taken::NotNow => None,
+            Taken::Never { room } => panic!("{room} pages at most"),
+        }
+    }
+
+    /// A queue that has waited for shared pages, and was served from its own after all, keeps them from nobody.
+    #[test]
+    fn whoever_waits_no_more_is_not_waited_for() {
+        // One page for each queue, and two that are shared.
+        let mut pools = Pools::new(&Region::new(&[8, 8], 4 * PAGE_SIZE).unwrap());
+        let own = take(&mut pools, 0, 1).unwrap();
+        let shared = [0, 0].map(|queue| take(&mut pools, queue, 1).unwrap());
+        assert!(shared.iter().all(|relaying| relaying.is_shared));
+        assert!(take(&mut pools, 0, 1).is_none());
+        drop(pools.give_back(0, own));
+        assert!(!take(&mut pools, 0, 1).unwrap().is_shared);
+        for relaying in shared {
+            drop(pools.give_back(0, relaying));
+        }
+        assert!(take(&mut pools, 1, 2).unwrap().is_shared);
     }
 }

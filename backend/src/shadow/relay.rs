@@ -209,6 +209,8 @@ impl Relay {
         // What it says last may be anything.
         let _ = self.gather();
         self.is_lost = true;
+        // What waits for that waits for another back-end first.
+        self.in_shortage.forget();
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
             let loss = loss_of(self.loss, index);
@@ -223,17 +225,19 @@ impl Relay {
     }
 
     /// Begins anew for another back-end, in a region of its own, which the last one does not know: with what that has not
-    /// used, in the order in which it was offered. False if something is to be taken out first.
+    /// used, in the order in which it was offered. It has accepted `VIRTIO_RING_F_EVENT_IDX`, if `event_idx`. False if
+    /// something is to be taken out first.
     ///
     /// # Errors
     ///
     /// If the system has not the memory; nothing has changed then.
-    pub fn resume(&mut self) -> io::Result<bool> {
+    pub fn resume(&mut self, event_idx: bool) -> io::Result<bool> {
         self.lose();
         if !self.used.is_empty() {
             return Ok(false);
         }
         self.region = self.region.another()?;
+        self.event_idx = event_idx;
         self.pools = Pools::new(&self.region);
         self.left_behind.clear();
         for index in 0..self.queues.len() {

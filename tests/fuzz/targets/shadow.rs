@@ -103,7 +103,7 @@ impl Relaying<'_> {
             Err(RelayError::Backend { .. }) => self.is_lost = true,
         }
         if self.is_lost {
-            self.is_lost = !self.relay.resume().expect("memory");
+            self.is_lost = !self.relay.resume(true).expect("memory");
         }
         Ok(())
     }

@@ -33,27 +33,30 @@ impl Relay {
         Ok(delivered?)
     }
 
-    /// Takes what the back-end has used off the shadow rings.
+    /// Takes what the back-end has used off the shadow rings: also off those behind one that cannot be read.
     pub(super) fn gather(&mut self) -> Result<(), RelayError> {
         let memory = self.region.memory();
+        let mut result = Ok(());
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
             loop {
-                let used = queue.ring.next_used(&memory);
-                let used = used.map_err(|fault| RelayError::Backend {
-                    queue: index,
-                    fault,
-                })?;
-                let Some(Used { head, written }) = used else {
-                    break;
-                };
-                let relaying = queue.requests[usize::from(head)].take();
-                let mut relaying = relaying.expect("the ring knows what the back-end has");
-                relaying.written = written;
-                self.used.push((index, relaying));
+                match queue.ring.next_used(&memory) {
+                    Ok(None) => break,
+                    Ok(Some(Used { head, written })) => {
+                        let relaying = queue.requests[usize::from(head)].take();
+                        let mut relaying = relaying.expect("the ring knows what the back-end has");
+                        relaying.written = written;
+                        self.used.push((index, relaying));
+                    }
+                    Err(fault) => {
+                        let queue = index;
+                        result = result.and(Err(RelayError::Backend { queue, fault }));
+                        break;
+                    }
+                }
             }
         }
-        Ok(())
+        result
     }
 
     fn deliver(
