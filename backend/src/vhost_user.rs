@@ -13,6 +13,6 @@ mod session;
 pub use arrival::Arrival;
 pub use class::{CLASSES, Class, MAX_CONFIG, MAX_QUEUES};
 pub use connection::ConnectionError;
-pub use frontend::{Frontend, Link, Setup};
+pub use frontend::{Frontend, Keep, Link, Setup};
 pub use message::MessageError;
 pub use session::{Offer, SessionError};

@@ -20,7 +20,7 @@ impl Arrival {
     ///
     /// [`SessionError`].
     pub fn new(socket: OwnedFd, class: &'static Class) -> Result<Self, SessionError> {
-        let session = Session::begin(socket, class)?;
+        let session = Session::begin(socket, class, true)?;
         let mut events = Events::new()?;
         events.watch(&session)?;
         Ok(Self {

@@ -2,11 +2,12 @@
 
 use crate::device::DeviceType;
 use crate::shadow::{Answer, Loss};
+use std::ops::Range;
 use virtio_bindings::virtio_ids as ids;
 use virtio_bindings::virtio_net;
 
 /// A type of device that back-ends serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
     pub device_type: DeviceType,
     /// The largest size of its queues that its back-ends take.
@@ -19,6 +20,8 @@ pub struct Class {
     pub loss: &'static [Loss],
     /// Feature bits of the type that need somebody between driver and back-end who knows them.
     pub without_features: u64,
+    /// The bytes of its configuration space that the driver may write.
+    pub writable: Range<usize>,
 }
 
 /// The longest configuration space of any type.
@@ -40,6 +43,7 @@ const fn class(
         config_bytes,
         loss,
         without_features: 0,
+        writable: 0..0,
     }
 }
 
@@ -57,13 +61,20 @@ pub const CLASSES: &[Class] = &[
             | 1 << virtio_net::VIRTIO_NET_F_CTRL_RX_EXTRA
             | 1 << virtio_net::VIRTIO_NET_F_GUEST_ANNOUNCE
             | 1 << virtio_net::VIRTIO_NET_F_MQ
-            | 1 << virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR,
+            | 1 << virtio_net::VIRTIO_NET_F_CTRL_MAC_ADDR
+            | 1 << virtio_net::VIRTIO_NET_F_VQ_NOTF_COAL
+            | 1 << virtio_net::VIRTIO_NET_F_NOTF_COAL
+            | 1 << virtio_net::VIRTIO_NET_F_HASH_REPORT
+            | 1 << virtio_net::VIRTIO_NET_F_RSS,
         ..class(ids::VIRTIO_ID_NET, 1024, 2, 12, REPEATED)
     },
-    class(ids::VIRTIO_ID_BLOCK, 1024, 1, 60, REPEATED),
+    // `writeback` (virtio 1.3, 5.2.4).
+    Class {
+        writable: 32..33,
+        ..class(ids::VIRTIO_ID_BLOCK, 1024, 1, 60, REPEATED)
+    },
     class(ids::VIRTIO_ID_RNG, 1024, 1, 0, REPEATED),
     class(ids::VIRTIO_ID_VSOCK, 1024, 3, 8, UNANSWERED),
-    class(ids::VIRTIO_ID_INPUT, 1024, 2, 136, UNANSWERED),
     // VIRTIO_SND_S_IO_ERR. The last queue's requests have their status behind the data.
     class(
         ids::VIRTIO_ID_SOUND,

@@ -3,10 +3,10 @@
 use super::message::{HEADER, MAX_PAYLOAD, Message, MessageError};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, recv, sendmsg,
-    shutdown,
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, Shutdown, recv, recvmsg, sendmsg, shutdown,
 };
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,6 +17,8 @@ pub enum ConnectionError {
     Closed,
     #[error("it does not read its messages")]
     Full,
+    #[error("it sends descriptors, which nobody has asked for")]
+    Descriptors,
     #[error("the connection to it has failed")]
     Socket(#[from] io::Error),
     #[error(transparent)]
@@ -64,7 +66,8 @@ impl Connection {
         }
     }
 
-    /// The next message, if one has arrived. Descriptors beside it are dropped.
+    /// The next message, if one has arrived. One with descriptors beside it is left where it is: to close what they are of can
+    /// take as long as whoever sent them likes.
     ///
     /// # Errors
     ///
@@ -76,7 +79,9 @@ impl Connection {
                 return Ok(Some(message));
             }
             let mut bytes = [0; HEADER + MAX_PAYLOAD];
-            // Without room for ancillary data the kernel closes what descriptors are sent along.
+            if self.has_descriptors()? {
+                return Err(ConnectionError::Descriptors);
+            }
             let received = retried(|| recv(&self.socket, &mut bytes, RecvFlags::DONTWAIT));
             match received {
                 Ok((0, _)) | Err(Errno::CONNRESET) => return Err(ConnectionError::Closed),
@@ -84,6 +89,23 @@ impl Connection {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }
+        }
+    }
+
+    /// Whether descriptors are beside what is received next.
+    pub(super) fn has_descriptors(&self) -> Result<bool, ConnectionError> {
+        let mut byte = [0];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        let received = retried(|| {
+            let mut parts = [IoSliceMut::new(&mut byte)];
+            // There is no room for any.
+            let mut control = RecvAncillaryBuffer::default();
+            recvmsg(&self.socket, &mut parts, &mut control, flags)
+        });
+        match received {
+            Ok(received) => Ok(received.flags.contains(ReturnFlags::CTRUNC)),
+            Err(Errno::AGAIN | Errno::CONNRESET) => Ok(false),
+            Err(errno) => Err(io::Error::from(errno).into()),
         }
     }
 

@@ -1,6 +1,8 @@
 //! How a back-end is kicked.
 
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use rustix::net::{
+    AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, send, shutdown, socketpair,
+};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -21,6 +23,8 @@ impl Doorbell {
     pub(super) fn new() -> io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        // What the back-end would send here is never read, and could be a file that takes its time to be closed.
+        shutdown(&ours, Shutdown::Read)?;
         Ok((Self { ours }, theirs))
     }
 

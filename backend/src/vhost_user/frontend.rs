@@ -27,6 +27,9 @@ const BASE: u64 = 1 << 32;
 /// Feature bits of a device type (virtio 1.3, 2.2). The others are the queues' and the transport's, which are ours.
 const TYPE_FEATURES: u64 = !0 >> (64 - 24) | !0 << 50;
 
+/// How many of a device's back-ends may leave descriptors in a socket, before they have no other one to ask by.
+const MOST_LEFT_OPEN: u32 = 4;
+
 /// Steps between two looks at what the back-end says while there is always something to do.
 const STEPS_PER_LOOK: u32 = 64;
 
@@ -42,6 +45,9 @@ impl Link {
         self.socket.set(Some(socket));
     }
 }
+
+/// Keeps the configuration space of a back-end beyond this process.
+pub type Keep = Box<dyn Fn(&[u8])>;
 
 /// What a device is made of.
 #[derive(Clone, Debug)]
@@ -65,6 +71,7 @@ pub struct Frontend {
     queues: QueueSet,
     relay: Relay,
     link: Link,
+    keep: Keep,
     events: Events,
     session: Option<Session>,
     /// What the back-end was told of each queue.
@@ -73,6 +80,8 @@ pub struct Frontend {
     is_serving: bool,
     /// What the driver has accepted.
     features: u64,
+    /// The driver has written to the configuration space: every back-end is to know.
+    config_written: bool,
     /// The configuration space has changed, and the driver does not know.
     config_changed: bool,
     /// Somebody may have said something since the last look.
@@ -80,6 +89,8 @@ pub struct Frontend {
     steps: u32,
     /// Why there is no back-end.
     absence: Option<String>,
+    /// Sockets that are not closed, since what is in them may take its time.
+    left_open: u32,
     /// Connections that were begun with.
     connections: u64,
     log_limit: LogLimit,
@@ -95,12 +106,13 @@ enum Told {
 }
 
 impl Frontend {
-    /// A device whose back-ends have what `offer` says, and are brought by `link`.
+    /// A device whose back-ends have what `offer` says, and are brought by `link`. What becomes of their configuration space
+    /// is kept by `keep`.
     ///
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub fn new(setup: Setup, offer: &Offer, link: Link) -> Result<Self, SessionError> {
+    pub fn new(setup: Setup, offer: &Offer, link: Link, keep: Keep) -> Result<Self, SessionError> {
         let class = setup.class;
         let count = usize::from(offer.queues);
         let sizes = vec![setup.queue_size; count];
@@ -119,15 +131,18 @@ impl Frontend {
             queues: QueueSet::new(count),
             relay,
             link,
+            keep,
             events: Events::new()?,
             session: None,
             told: (0..count).map(|_| Told::Nothing).collect(),
             is_serving: false,
             features: 0,
+            config_written: false,
             config_changed: false,
             looks: false,
             steps: 0,
             absence: Some("it has not come yet".to_owned()),
+            left_open: 0,
             connections: 0,
             log_limit: LogLimit::default(),
         })
@@ -150,7 +165,8 @@ impl Frontend {
     fn begin(&mut self, socket: OwnedFd) {
         self.lose(None);
         self.connections += 1;
-        let begun = Session::begin(socket, self.setup.class).and_then(|session| {
+        let may_ask = self.left_open < MOST_LEFT_OPEN;
+        let begun = Session::begin(socket, self.setup.class, may_ask).and_then(|session| {
             self.events.watch(&session)?;
             Ok(session)
         });
@@ -167,7 +183,7 @@ impl Frontend {
     fn lose(&mut self, why: Option<&SessionError>) {
         if let Some(session) = self.session.take() {
             self.events.forget(&session);
-            session.end();
+            self.left_open += u32::from(session.end());
         }
         self.told.fill_with(|| Told::Nothing);
         self.is_serving = false;
@@ -216,7 +232,9 @@ impl Frontend {
     ///
     /// [`DeviceError`] if the driver has had something from it on which it cannot rely.
     fn give_up(&mut self, error: SessionError) -> Result<(), DeviceError> {
-        let driver_has_it = self.told.iter().any(|told| matches!(told, Told::Start(_)));
+        // Of one that does not serve this driver, or not yet, it has had nothing.
+        let is_told = self.told.iter().any(|told| matches!(told, Told::Start(_)));
+        let driver_has_it = self.is_serving && is_told;
         self.lose(Some(&error));
         match error.is_misbehaviour() && driver_has_it {
             true => Err(DeviceFailure::Backend(Box::new(error)).of(0)),
@@ -255,15 +273,10 @@ impl Frontend {
 
     /// A back-end has come in place of one that the driver has had.
     fn welcome(&mut self, offer: &Offer) -> Result<(), SessionError> {
-        let accepted = self.features & TYPE_FEATURES;
-        let lacking = accepted & !self.setup.features & !offer.features;
-        if lacking != 0 {
-            return Err(SessionError::Needs(lacking));
-        }
-        let queues = offer.queues;
-        if usize::from(queues) < self.told.len() {
-            let queues = queues.into();
-            return Err(SessionError::Queues { queues });
+        let needed = u16::try_from(self.told.len()).expect("few queues");
+        if offer.queues < needed {
+            let queues = offer.queues.into();
+            return Err(SessionError::Queues { queues, needed });
         }
         if self.absence.take().is_some() && self.connections > 1 && self.log_limit.allow() {
             tracing::info!("a back-end is there");
@@ -278,8 +291,12 @@ impl Frontend {
     fn change_config(&mut self, config: &[u8]) {
         let mut changed = self.config.clone();
         self.setup.fill(&mut changed, config);
-        self.config_changed |= changed != self.config;
-        self.config = changed;
+        if changed != self.config {
+            // First: what the driver has seen it sees also after the death of this process.
+            (self.keep)(config);
+            self.config_changed = true;
+            self.config = changed;
+        }
     }
 
     fn let_go(&mut self, queue: usize, next: u16) -> Result<(), SessionError> {
@@ -312,12 +329,16 @@ impl Frontend {
             return Ok(false);
         }
         // What it has used is the guest's first.
-        if self.relay.is_lost() && !self.relay.resume().map_err(of_system)? {
+        let event_idx = session.offer().features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        if self.relay.is_lost() && !self.relay.resume(event_idx).map_err(of_system)? {
             self.looks = true;
             return Ok(false);
         }
+        // The next driver's features are told when nothing of the last one's is served.
+        if self.told.iter().any(|told| matches!(told, Told::Stop)) {
+            return Ok(false);
+        }
         let mut begins = self.told.iter().all(|told| matches!(told, Told::Nothing));
-        let event_idx = session.offer().features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut any = false;
         for queue in 0..self.told.len() {
             let Some(active) = self.queues.get(queue) else {
@@ -329,7 +350,16 @@ impl Frontend {
             }
             let session = self.session.as_mut().expect("it is there");
             if std::mem::take(&mut begins) {
-                let own = self.features & TYPE_FEATURES & session.offer().features;
+                let own = self.features & TYPE_FEATURES & !self.setup.features;
+                let lacking = own & !session.offer().features;
+                if lacking != 0 {
+                    return Err(SessionError::Needs(lacking));
+                }
+                if let Some(written) = self.config.get(self.setup.class.writable.clone())
+                    && self.config_written
+                {
+                    session.write_config(self.setup.class.writable.start, written)?;
+                }
                 let accepted = own | u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
                 self.events.renew_call()?;
                 session.prepare(accepted, self.relay.region(), BASE)?;
@@ -369,16 +399,15 @@ impl Device for Frontend {
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {
-        let Some(place) = offset
-            .checked_add(data.len())
-            .and_then(|end| self.config.get_mut(offset..end))
-        else {
+        let writable = self.setup.class.writable.clone();
+        let end = offset.checked_add(data.len());
+        let end = end.filter(|end| *end <= writable.end && offset >= writable.start);
+        let place = end.and_then(|end| self.config.get_mut(offset..end));
+        let Some(place) = place.filter(|place| *place != data) else {
             return;
         };
-        if place == data {
-            return;
-        }
         place.copy_from_slice(data);
+        self.config_written = true;
         if let Some(session) = &mut self.session
             && session.is_usable()
             && let Err(error) = session.write_config(offset, data)
@@ -491,6 +520,7 @@ impl Device for Frontend {
 
     fn reset(&mut self) {
         self.features = 0;
+        self.config_written = false;
     }
 
     fn warning(&self) -> Option<String> {

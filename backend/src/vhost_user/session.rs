@@ -41,8 +41,8 @@ pub enum SessionError {
     Queue { queue: usize, found: u32 },
     #[error("it has not the features {0:#x} that a back-end needs")]
     Needs(u64),
-    #[error("it has {queues} queues, and can have from 1 to {MAX_QUEUES}")]
-    Queues { queues: u64 },
+    #[error("it has {queues} queues, and {needed} are needed")]
+    Queues { queues: u64, needed: u16 },
     #[error("queue {queue}")]
     Rings {
         queue: usize,
@@ -52,10 +52,10 @@ pub enum SessionError {
 }
 
 impl SessionError {
-    /// Whether it did what no back-end may: the driver cannot rely on what it has had from it.
+    /// Whether it did what no back-end may, so that a driver cannot rely on what it has had from it.
     pub(super) fn is_misbehaviour(&self) -> bool {
         match self {
-            Self::Connection(ConnectionError::Message(_)) => true,
+            Self::Connection(ConnectionError::Message(_) | ConnectionError::Descriptors) => true,
             Self::Connection(_) | Self::Late { .. } | Self::Unfinished { .. } => false,
             Self::Unasked { .. }
             | Self::Answer { .. }
@@ -128,6 +128,8 @@ pub(super) struct Session {
     protocol: u64,
     offer: Offer,
     is_usable: bool,
+    /// It may have a socket to ask for something by.
+    may_ask: bool,
     /// The memory table was sent.
     knows_memory: bool,
     /// Where it tells of what it was not asked, if it may.
@@ -137,12 +139,16 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Begins with the back-end at the other end of `socket`.
+    /// Begins with the back-end at the other end of `socket`, which may ask for something itself if `may_ask`.
     ///
     /// # Errors
     ///
     /// [`SessionError`].
-    pub(super) fn begin(socket: OwnedFd, class: &'static Class) -> Result<Self, SessionError> {
+    pub(super) fn begin(
+        socket: OwnedFd,
+        class: &'static Class,
+        may_ask: bool,
+    ) -> Result<Self, SessionError> {
         let mut this = Self {
             connection: Connection::new(socket),
             class,
@@ -151,6 +157,7 @@ impl Session {
             protocol: 0,
             offer: Offer::default(),
             is_usable: false,
+            may_ask,
             knows_memory: false,
             requests: None,
             has_more: false,
@@ -184,9 +191,19 @@ impl Session {
         [self.connection.as_fd()].into_iter().chain(requests)
     }
 
-    /// Ends the connection, for the supervisor too.
-    pub(super) fn end(&self) {
+    /// Ends the connection, for the supervisor too. True if a socket was left open: it has descriptors that the back-end has
+    /// sent, and to close those can take as long as it likes. The other one the supervisor closes.
+    pub(super) fn end(self) -> bool {
         self.connection.shut_down();
+        let Some(requests) = self.requests else {
+            return false;
+        };
+        requests.shut_down();
+        let leaves = requests.has_descriptors().unwrap_or(true);
+        if leaves {
+            std::mem::forget(requests);
+        }
+        leaves
     }
 
     fn send(
@@ -326,19 +343,31 @@ impl Session {
             }
             Owed::ProtocolFeatures => {
                 let offered = message.number().ok_or(odd)?;
-                self.agree(offered & protocol::KNOWN)?;
+                let unwanted = if self.may_ask {
+                    0
+                } else {
+                    protocol::BACKEND_REQ
+                };
+                self.agree(offered & protocol::KNOWN & !unwanted)?;
                 return Ok(self.is_met());
             }
             Owed::QueueNum => {
                 let queues = message.number().ok_or(odd)?;
-                self.offer.queues = u16::try_from(queues)
-                    .ok()
-                    .filter(|queues| (1..=MAX_QUEUES).contains(queues))
-                    .ok_or(SessionError::Queues { queues })?;
+                // It may say how many it could have.
+                let most = queues.min(MAX_QUEUES.into());
+                self.offer.queues = u16::try_from(most).expect("few queues");
+                if self.offer.queues == 0 {
+                    let needed = 1;
+                    return Err(SessionError::Queues { queues, needed });
+                }
                 return Ok(self.is_met());
             }
             Owed::Config => {
-                let config = message.config().ok_or(odd)?;
+                // One that cannot read it says so with no payload, or with an empty one.
+                let config = match message.payload.is_empty() {
+                    true => &[],
+                    false => message.config().ok_or(odd)?,
+                };
                 let config = config[..config.len().min(self.class.config_bytes)].to_vec();
                 if self.is_usable {
                     return Ok(Some(Heard::Config(config)));
@@ -513,8 +542,8 @@ impl Session {
             return Ok(());
         }
         let offset = u32::try_from(offset).expect("in the configuration space");
-        let payload = message::config(offset, data);
-        self.command((Request::SetConfig, "SET_CONFIG"), &payload, None)
+        // Whether it obeys is between it and the driver.
+        self.send(Request::SetConfig, &message::config(offset, data), None)
     }
 }
 
