@@ -170,7 +170,9 @@ impl Connection {
                     _ => 1 << VIRTIO_F_VERSION_1,
                 };
                 let blk = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX;
-                let features = version | PROTOCOL_FEATURES | 1 << VIRTIO_RING_F_EVENT_IDX | blk;
+                let has_index = self.manner != Manner::NoEventIndex;
+                let index = u64::from(has_index) << VIRTIO_RING_F_EVENT_IDX;
+                let features = version | PROTOCOL_FEATURES | index | blk;
                 return self.answer(request, &features.to_ne_bytes());
             }
             Request::GET_PROTOCOL_FEATURES => {
@@ -195,6 +197,10 @@ impl Connection {
                 self.call = None;
                 let state = [index, u32::from(base)].map(u32::to_ne_bytes).concat();
                 return self.answer(request, &state);
+            }
+            Request::SET_FEATURES => {
+                let has_index = message.long(0)? & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+                self.ring.set_event_index(has_index);
             }
             Request::SET_MEM_TABLE => {
                 let (base, bytes) = (message.long(1)?, message.long(2)?);

@@ -49,6 +49,8 @@ pub enum Manner {
     LongConfig,
     /// … or cannot be read.
     NoConfig,
+    /// It has no event indices, which is nothing wrong.
+    NoEventIndex,
     /// It is of before virtio 1.
     Legacy,
     /// It sends descriptors along with every answer.
@@ -98,6 +100,7 @@ pub enum Moment {
 /// Every manner, by its name.
 pub const MANNERS: &[(&str, Manner)] = &[
     ("good", Manner::Good),
+    ("no-event-index", Manner::NoEventIndex),
     ("ends-at-owner", Manner::EndsAt(Request::SET_OWNER)),
     ("ends-at-features", Manner::EndsAt(Request::GET_FEATURES)),
     (

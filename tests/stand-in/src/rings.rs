@@ -38,6 +38,10 @@ impl Ring {
         self.queue.set_size(size);
     }
 
+    pub(crate) fn set_event_index(&mut self, is_used: bool) {
+        self.queue.set_event_idx(is_used);
+    }
+
     pub(crate) fn set_base(&mut self, base: u16) {
         self.queue.set_next_avail(base);
         self.queue.set_next_used(base);
@@ -54,7 +58,6 @@ impl Ring {
         self.queue
             .try_set_avail_ring_address(GuestAddress(available))?;
         self.queue.try_set_used_ring_address(GuestAddress(used))?;
-        self.queue.set_event_idx(true);
         self.queue.set_ready(true);
         Ok(())
     }
