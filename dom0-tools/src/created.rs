@@ -1,15 +1,16 @@
-//! What `xen-virtioctl create` says of a guest's devices, for which xl has no words: by the guest's name, and the number of
+//! What `xen-virtioctl create` says of a guest's devices, for which xl has no words: by the guest's uuid, and the number of
 //! the device among its `virtio = [ … ]`.
 //!
-//! A file a guest, until another guest of that name is created or dom0 restarts: a guest that reboots finds it again.
+//! A file a guest, until another guest of its name is created or dom0 restarts: a guest that reboots keeps its uuid, and one
+//! that is created in another way has another.
 
 use crate::config::VirtioConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where the files are: the guest's name, and `.json`.
+/// Where the files are: the guest's uuid, and `.json`.
 pub const DIRECTORY: &str = "/run/xen-virtiod/created";
 
 /// Why a file cannot be used.
@@ -24,8 +25,6 @@ pub enum CreatedError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{name:?} is no name for a guest that has xen_virtio = [ … ]")]
-    Name { name: String },
 }
 
 /// The files.
@@ -42,55 +41,100 @@ impl Created {
         }
     }
 
-    fn path(&self, name: &str) -> Result<PathBuf, CreatedError> {
-        if name.is_empty() || name.starts_with('.') || name.contains('/') {
-            let name = name.to_owned();
-            return Err(CreatedError::Name { name });
-        }
-        Ok(self.directory.join(format!("{name}.json")))
+    fn path(&self, uuid: &str) -> PathBuf {
+        // Whoever writes it, it names no other folder.
+        let safe = uuid.replace(|byte: char| !byte.is_ascii_hexdigit() && byte != '-', "");
+        self.directory.join(format!("{safe}.json"))
     }
 
-    /// What was said of the device number `index` of guest `name`, if anything was.
+    /// What was said of the device number `index` of the guest, if anything was.
     ///
     /// # Errors
     ///
     /// [`CreatedError`], which names the file.
-    pub fn settings(&self, name: &str, index: u32) -> Result<Option<toml::Table>, CreatedError> {
-        let Ok(path) = self.path(name) else {
-            return Ok(None);
-        };
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(CreatedError::Read { path, source }),
-        };
-        let devices = serde_json::from_slice::<Vec<Device>>(&text);
-        let devices = devices.map_err(|source| CreatedError::Parse { path, source })?;
-        let found = devices.into_iter().find(|device| device.index == index);
-        Ok(found.map(|device| device.settings))
+    pub fn settings(&self, uuid: &str, index: u32) -> Result<Option<toml::Table>, CreatedError> {
+        let path = self.path(uuid);
+        match read(&path)? {
+            Some(said) => {
+                let mut devices = said.devices.into_iter();
+                let found = devices.find(|device| device.index == index);
+                Ok(found.map(|device| device.settings))
+            }
+            None => Ok(None),
+        }
     }
 
-    /// Says `devices` of guest `name`, in place of what was said before.
+    /// Says `devices` of a guest that is to be created, in place of what was said of others of its name.
     ///
     /// # Errors
     ///
-    /// [`CreatedError`], with nothing changed.
-    pub fn say(&self, name: &str, devices: &[VirtioConfig]) -> Result<(), CreatedError> {
-        let path = self.path(name)?;
-        let devices: Vec<_> = devices
-            .iter()
-            .map(|device| serde_json::json!({ "index": device.index, "settings": device.settings }))
-            .collect();
-        let text = serde_json::to_vec(&devices).expect("tables without binary keys");
+    /// [`CreatedError`].
+    pub fn say(
+        &self,
+        uuid: &str,
+        name: &str,
+        devices: &[VirtioConfig],
+    ) -> Result<(), CreatedError> {
+        for file in fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            // What cannot be read is nobody's.
+            if read(&file.path()).map_or(true, |said| said.is_none_or(|said| said.name == name)) {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+        let path = self.path(uuid);
+        let said = Said {
+            name: name.to_owned(),
+            devices: devices
+                .iter()
+                .map(|device| Device {
+                    index: device.index,
+                    settings: device.settings.clone(),
+                })
+                .collect(),
+        };
+        let text = serde_json::to_vec(&said).expect("tables without binary keys");
         let new = path.with_extension("new");
         let written = fs::create_dir_all(&self.directory)
             .and_then(|()| fs::write(&new, text))
             .and_then(|()| fs::rename(&new, &path));
         written.map_err(|source| CreatedError::Write { path, source })
     }
+
+    /// The guest was not created.
+    pub fn forget(&self, uuid: &str) {
+        // The next of its name does it otherwise.
+        let _ = fs::remove_file(self.path(uuid));
+    }
 }
 
-#[derive(Deserialize)]
+fn read(path: &Path) -> Result<Option<Said>, CreatedError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            let path = path.to_owned();
+            return Err(CreatedError::Read { path, source });
+        }
+    };
+    let said = serde_json::from_slice(&text);
+    let said = said.map_err(|source| CreatedError::Parse {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Some(said))
+}
+
+#[derive(Serialize, Deserialize)]
+struct Said {
+    name: String,
+    devices: Vec<Device>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct Device {
     index: u32,
     settings: toml::Table,
@@ -101,29 +145,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_said_last_holds() {
+    fn what_was_said_of_a_guest_is_no_other_guests() {
         let directory = tempfile::tempdir().unwrap();
         let created = Created::new(&directory.path().join("created"));
-        assert_eq!(created.settings("g", 0).unwrap(), None);
+        let [one, two, three] = ["1-a", "2-b", "3-c"];
+        assert_eq!(created.settings(one, 0).unwrap(), None);
         let device = |index, tag: &str| VirtioConfig {
-            guest: "g".to_owned(),
+            guest: String::new(),
             index,
             settings: [("tag".to_owned(), toml::Value::from(tag))]
                 .into_iter()
                 .collect(),
         };
-        created
-            .say("g", &[device(0, "one"), device(2, "two")])
-            .unwrap();
-        let tag = |index| {
-            let settings = created.settings("g", index).unwrap();
+        let devices = [device(0, "one"), device(2, "two")];
+        created.say(one, "g", &devices).unwrap();
+        created.say(two, "h", &[device(0, "h")]).unwrap();
+        let tag = |uuid, index| {
+            let settings = created.settings(uuid, index).unwrap();
             settings.map(|settings| settings["tag"].as_str().unwrap().to_owned())
         };
-        assert_eq!(tag(2).as_deref(), Some("two"));
-        assert_eq!(tag(1), None);
-        created.say("g", &[device(0, "other")]).unwrap();
-        assert_eq!((tag(0).as_deref(), tag(2)), (Some("other"), None));
-        assert!(created.say("../g", &[]).is_err());
-        assert_eq!(created.settings("../g", 0).unwrap(), None);
+        assert_eq!(tag(one, 2).as_deref(), Some("two"));
+        assert_eq!(tag(one, 1), None);
+        created.say(three, "g", &[device(0, "other")]).unwrap();
+        assert_eq!(
+            (tag(three, 0).as_deref(), tag(one, 0)),
+            (Some("other"), None)
+        );
+        assert_eq!(tag(two, 0).as_deref(), Some("h"));
+        created.forget(two);
+        assert_eq!(tag(two, 0), None);
+        assert_eq!(created.settings("../../etc/passwd", 0).unwrap(), None);
     }
 }

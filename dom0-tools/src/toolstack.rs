@@ -22,6 +22,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Its uuid, which it keeps over a reboot; nothing, where it has none.
+    pub(crate) fn uuid(&self) -> &str {
+        let path = self.vm.as_deref().unwrap_or_default();
+        path.rsplit('/').next().unwrap_or_default()
+    }
+
     /// Whether `now`, of the same domid, is another guest. One that is being destroyed loses its nodes, and is the same still.
     pub(crate) fn is_followed_by(&self, now: &Self) -> bool {
         now.vm.is_some() && now != self

@@ -11,6 +11,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+/// A uuid that nothing has yet (random(4)).
+const NEW_UUID: &str = "/proc/sys/kernel/random/uuid";
+
 /// How often it is looked whether the devices are there.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -18,6 +21,8 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug, PartialEq)]
 struct Plan {
     name: String,
+    /// The file's own, if it has one.
+    uuid: Option<String>,
     /// What xl is told in place of the file's `virtio = [ … ]`.
     virtio: Vec<String>,
     devices: Vec<VirtioConfig>,
@@ -46,6 +51,7 @@ impl Plan {
         }
         Ok(Self {
             name,
+            uuid: settings.text("uuid").map(str::to_owned),
             virtio,
             devices,
         })
@@ -85,18 +91,41 @@ pub fn create(
     );
     let plan = Plan::read(&text).map_err(anyhow::Error::msg)?;
     control::list(control::SOCKET_PATH.as_ref())?;
-    created.say(&plan.name, &plan.devices)?;
+    let name = plan.name.as_str();
+    ensure!(
+        xl(&["domid".into(), name.into()]).is_err(),
+        "guest {name} is there already"
+    );
+    let uuid = match plan.uuid.clone() {
+        Some(uuid) => uuid,
+        None => std::fs::read_to_string(NEW_UUID)?.trim().to_owned(),
+    };
+    created.say(&uuid, name, &plan.devices)?;
+    let made = start(file, options, &plan, &uuid, findings.good.len(), limit);
+    made.inspect_err(|_| created.forget(&uuid))
+}
+
+/// Has xl create the guest, and lets it run once it has `count` devices.
+fn start(
+    file: &Path,
+    options: &[OsString],
+    plan: &Plan,
+    uuid: &str,
+    count: usize,
+    limit: Duration,
+) -> Result<String> {
     let mut arguments: Vec<OsString> = vec!["create".into(), "-q".into(), "-p".into()];
     arguments.push(file.into());
     if !plan.devices.is_empty() {
         arguments.push(plan.virtio_setting().into());
     }
+    arguments.push(format!("uuid=\"{uuid}\"").into());
     arguments.extend_from_slice(options);
     xl(&arguments)?;
     let name = plan.name.as_str();
     let domid = xl(&["domid".into(), name.into()])?;
     let domid: u16 = domid.trim().parse().context("xl domid names no domain")?;
-    let ready = wait(&domid.to_string(), plan.virtio.len(), limit);
+    let ready = wait(&domid.to_string(), count, limit);
     let ready = ready.and_then(|text| {
         xl(&["unpause".into(), domid.to_string().into()])?;
         Ok(text)
