@@ -305,8 +305,11 @@ impl Supervisor {
         let registry = self.poll.registry();
         for ((domid, key), socket) in self.back_ends.look(registry, &mut self.next_token) {
             let guest = self.guests.get_mut(&domid);
-            if let Some(broken) = guest.and_then(|guest| guest.connected(key, &socket)) {
-                tolerate(self.tell(domid, broken))?;
+            match guest.and_then(|guest| guest.connected(key, &socket)) {
+                Some(Ok(())) => {}
+                Some(Err(broken)) => tolerate(self.tell(domid, broken))?,
+                // Whoever gets the device next has a connection of its own.
+                None => self.back_ends.cut((domid, key), self.poll.registry()),
             }
         }
         Ok(())

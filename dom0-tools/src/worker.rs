@@ -229,6 +229,10 @@ impl Worker {
                     self.controls.remove(&key);
                     if let Some(Arrival { device, .. }) = self.arriving.remove(&key) {
                         self.end_arrival(&*device);
+                        let withdrawn = Err(anyhow!("it was taken away before it was known"));
+                        let answer = self.attached(key, withdrawn);
+                        // If this is not taken, the next message is not either.
+                        let _ = self.channel.send(&answer, &[]);
                     }
                     let slot = self.slots.remove(&key);
                     match slot.and_then(|slot| self.event_loop.remove(slot)) {
@@ -289,7 +293,12 @@ impl Worker {
     fn keep_missing(&mut self) -> Result<()> {
         let mut lost = Vec::new();
         for (key, range, state) in self.state.devices()? {
-            if !self.slots.contains_key(&key) {
+            // What nobody has had yet has no place to keep.
+            let arrives = self
+                .arriving
+                .get(&key)
+                .is_some_and(|arrival| arrival.is_new);
+            if !self.slots.contains_key(&key) && !arrives {
                 match self.event_loop.add_missing(range, state) {
                     Ok(slot) => drop(self.slots.insert(key, slot)),
                     Err(error) => lost.push(format!("{key}: {error}")),

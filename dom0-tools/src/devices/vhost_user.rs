@@ -7,11 +7,12 @@ use super::{
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, DeviceRecords};
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use virtio_bindings::virtio_ids as ids;
@@ -19,16 +20,12 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
 use xen_virtio_backend::vhost_user::{
     Arrival, CLASSES, Class, Frontend, Link, MAX_CONFIG, MAX_QUEUES, Offer, SessionError, Setup,
 };
-use xen_virtio_backend::{DeviceType, StateArea};
+use xen_virtio_backend::{DeviceType, StateCell};
 
-/// The record of a device: what its back-ends are known to have.
+/// The record of a device: what its back-ends are known to have, see [`encoded`].
 const OFFER: u16 = 0;
-const OFFER_BYTES: usize = 8 * (OFFER_CONFIG + MAX_CONFIG / 8);
-/// Words of it: features, queues, bytes of the configuration space, and that.
-const OFFER_FEATURES: usize = 0;
-const OFFER_QUEUES: usize = 1;
-const OFFER_LEN: usize = 2;
-const OFFER_CONFIG: usize = 3;
+/// Bytes of that: features, queues, and the configuration space.
+const OFFER_BYTES: usize = 8 + 2 + MAX_CONFIG;
 
 /// KiB of memory that are shared with a back-end at most.
 const MAX_POOL_KIB: u32 = 64 << 10;
@@ -79,7 +76,6 @@ pub(super) const KINDS: &[VhostUserKind] = &[
         "CONFIG_VIRTIO_VSOCKETS",
         8192,
     ),
-    kind("input", ids::VIRTIO_ID_INPUT, "CONFIG_VIRTIO_INPUT", 256),
     kind("sound", ids::VIRTIO_ID_SOUND, "CONFIG_SND_VIRTIO", 4096),
     kind("fs", ids::VIRTIO_ID_FS, "CONFIG_VIRTIO_FS", 8192),
     kind(
@@ -203,7 +199,7 @@ impl DeviceKind for VhostUserKind {
 
     fn state_bytes(&self) -> usize {
         let queues = [self.class.queue_size; MAX_QUEUES as usize];
-        guest_state::device_bytes(&[OFFER_BYTES], &queues)
+        guest_state::device_bytes(&[StateCell::bytes(OFFER_BYTES)], &queues)
     }
 
     fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
@@ -248,9 +244,9 @@ impl DeviceKind for VhostUserKind {
             pool: settings.pool_kib(self) as usize * 1024,
             settings,
         };
-        let record = new.records.own(OFFER, OFFER_BYTES)?;
-        if let Some(offer) = load(&record) {
-            let (device, link) = setup.device(&offer)?;
+        let record = record(new.records)?;
+        if let Some(offer) = decoded(&record.load()?) {
+            let (device, link) = setup.device(offer, record)?;
             if let Some(socket) = socket {
                 link.put(socket);
             }
@@ -284,15 +280,25 @@ impl DeviceKind for VhostUserKind {
     }
 }
 
-/// Connects to the back-end at `path`, without waiting for it.
+/// Connects to the back-end at `path`, without waiting for it. Whoever owns the socket's folder does not choose another socket
+/// for it by a link: it is root that connects.
 ///
 /// # Errors
 ///
 /// The system's.
 pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let place = open(
+        path,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    if FileType::from_raw_mode(fstat(&place)?.st_mode) != FileType::Socket {
+        return Err(io::Error::other("it is no socket"));
+    }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let place = format!("/proc/self/fd/{}", place.as_raw_fd());
+    connect(&socket, &SocketAddrUnix::new(place)?)?;
     Ok(socket)
 }
 
@@ -306,7 +312,7 @@ struct Template {
 }
 
 impl Template {
-    fn device(&self, offer: &Offer) -> Result<(Frontend, Link)> {
+    fn device(&self, offer: Offer, record: StateCell) -> Result<(Frontend, Link)> {
         let (mut config, mut features) = (Vec::new(), 0);
         if self.kind == "fs" {
             match &self.settings.tag {
@@ -344,7 +350,16 @@ impl Template {
             features,
         };
         let link = Link::default();
-        Ok((Frontend::new(setup, offer, link.clone())?, link))
+        let known = offer.clone();
+        let keep = move |config: &[u8]| {
+            let changed = Offer {
+                config: config.to_vec(),
+                ..known.clone()
+            };
+            store(&record, &changed);
+        };
+        let device = Frontend::new(setup, &offer, link.clone(), Box::new(keep))?;
+        Ok((device, link))
     }
 }
 
@@ -387,41 +402,42 @@ impl Arriving for Arriver {
         let offer = offer
             .context("the back-end has not said what it has")?
             .clone();
-        let (device, link) = self.setup.device(&offer)?;
-        store(&records.own(OFFER, OFFER_BYTES)?, &offer);
+        let record = record(records)?;
+        store(&record, &offer);
+        let (device, link) = self.setup.device(offer, record)?;
         Ok(built(device.with(self.arrival)?, link))
     }
 }
 
-fn store(record: &StateArea, offer: &Offer) {
+fn record(records: &DeviceRecords<'_>) -> Result<StateCell> {
+    let area = records.own(OFFER, StateCell::bytes(OFFER_BYTES))?;
+    Ok(StateCell::new(area))
+}
+
+fn store(record: &StateCell, offer: &Offer) {
+    let stored = record.store(&encoded(offer));
+    stored.expect("room for the longest configuration space");
+}
+
+fn encoded(offer: &Offer) -> Vec<u8> {
     let Offer {
         features,
         queues,
         config,
     } = offer;
-    for (place, word) in config.chunks(8).enumerate() {
-        let mut bytes = [0; 8];
-        bytes[..word.len()].copy_from_slice(word);
-        record.store(OFFER_CONFIG + place, u64::from_ne_bytes(bytes));
-    }
-    record.store(OFFER_LEN, config.len() as u64);
-    record.store(OFFER_FEATURES, *features);
-    // Last: with it the record is there.
-    record.store(OFFER_QUEUES, (*queues).into());
+    let config = &config[..config.len().min(MAX_CONFIG)];
+    [&features.to_le_bytes()[..], &queues.to_le_bytes(), config].concat()
 }
 
-/// What was stored, if anything was.
-fn load(record: &StateArea) -> Option<Offer> {
-    let queues = u16::try_from(record.load(OFFER_QUEUES)).ok();
-    let queues = queues.filter(|queues| (1..=MAX_QUEUES).contains(queues))?;
-    let len = usize::try_from(record.load(OFFER_LEN)).unwrap_or(MAX_CONFIG);
-    let words = (OFFER_CONFIG..OFFER_CONFIG + MAX_CONFIG / 8).map(|word| record.load(word));
-    let mut config: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
-    config.truncate(len);
-    Some(Offer {
-        features: record.load(OFFER_FEATURES),
+/// What was encoded, if anything was.
+fn decoded(bytes: &[u8]) -> Option<Offer> {
+    let (features, rest) = bytes.split_first_chunk()?;
+    let (queues, config) = rest.split_first_chunk()?;
+    let queues = u16::from_le_bytes(*queues);
+    (1..=MAX_QUEUES).contains(&queues).then(|| Offer {
+        features: u64::from_le_bytes(*features),
         queues,
-        config,
+        config: config.to_vec(),
     })
 }
 
@@ -441,6 +457,7 @@ impl Control for LinkControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xen_virtio_backend::StateArea;
 
     fn check(name: &str, settings: &str) -> Result<()> {
         let kind = KINDS.iter().find(|kind| kind.name == name).unwrap();
@@ -494,8 +511,9 @@ mod tests {
 
     #[test]
     fn what_a_back_end_has_is_kept() {
-        let record = StateArea::private(OFFER_BYTES).unwrap();
-        assert_eq!(load(&record), None);
+        let area = StateArea::private(StateCell::bytes(OFFER_BYTES)).unwrap();
+        let record = StateCell::new(area);
+        assert_eq!(decoded(&record.load().unwrap()), None);
         for len in [0, 1, 60, MAX_CONFIG] {
             let offer = Offer {
                 features: 1 << 63 | 5,
@@ -505,7 +523,7 @@ mod tests {
                     .collect(),
             };
             store(&record, &offer);
-            assert_eq!(load(&record), Some(offer));
+            assert_eq!(decoded(&record.load().unwrap()), Some(offer));
         }
     }
 }

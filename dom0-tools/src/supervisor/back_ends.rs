@@ -18,8 +18,11 @@ use std::time::{Duration, Instant};
 
 /// The first wait for a back-end that has gone, or has made its socket and does not listen yet; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
-/// The longest wait while something tells of the socket's folder.
+/// The longest wait while nothing tells of the socket's folder, and while something does.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_TOLD_WAIT: Duration = Duration::from_secs(1);
+/// How long a connection is kept for its worker to close it first.
+const CLOSING: Duration = Duration::from_secs(2);
 /// A back-end that was there for less is waited for as if it had not been there.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 
@@ -34,7 +37,9 @@ pub(super) struct BackEnds {
 struct Link {
     path: PathBuf,
     state: State,
+    /// It is not looked for again before so long after the last time, whatever is new in its folder.
     wait: Duration,
+    last_try: Instant,
 }
 
 enum State {
@@ -77,6 +82,7 @@ impl BackEnds {
                 try_at: Instant::now() + FIRST_WAIT,
             },
             wait: FIRST_WAIT,
+            last_try: Instant::now(),
         };
         self.folders.watch(&link.path);
         if let Some(socket) = socket {
@@ -92,6 +98,13 @@ impl BackEnds {
         }
         if self.links.is_empty() {
             self.folders.forget();
+        }
+    }
+
+    /// Nobody takes the connection that the device has: it is looked for again.
+    pub(super) fn cut(&mut self, device: Device, registry: &Registry) {
+        if let Some(link) = self.links.get_mut(&device) {
+            link.cut(registry);
         }
     }
 
@@ -111,10 +124,10 @@ impl BackEnds {
             self.folders.clear();
             for link in self.links.values_mut() {
                 if let State::Away { try_at } = &mut link.state {
-                    *try_at = now;
-                    link.wait = FIRST_WAIT;
+                    let told = link.last_try + link.wait.min(LONGEST_TOLD_WAIT);
+                    *try_at = (*try_at).min(told.max(now));
+                    self.folders.watch(&link.path);
                 }
-                self.folders.watch(&link.path);
             }
             return;
         }
@@ -149,7 +162,10 @@ impl BackEnds {
                     link.is_there(watched, registry, next_token);
                     found.push((*device, socket));
                 }
-                Err(_) => link.is_away(now),
+                Err(_) => {
+                    link.last_try = now;
+                    link.is_away(now);
+                }
             }
         }
         found
@@ -199,16 +215,33 @@ impl Link {
     /// Ends the connection for both ends, if there is one.
     fn cut(&mut self, registry: &Registry) {
         let now = Instant::now();
-        if let State::There { socket, since, .. } = &self.state {
-            let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
-            // An error means that the back-end is gone.
-            let _ = shutdown(socket, Shutdown::Both);
-            if now.saturating_duration_since(*since) >= SHORT_LIFE {
+        let try_at = now + self.wait;
+        let state = std::mem::replace(&mut self.state, State::Away { try_at });
+        if let State::There { socket, since, .. } = state {
+            if now.saturating_duration_since(since) >= SHORT_LIFE {
                 self.wait = FIRST_WAIT;
             }
+            self.last_try = now;
             self.is_away(now);
+            let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+            // An error means that the back-end is gone.
+            let _ = shutdown(&socket, Shutdown::Both);
+            close_later(socket);
+        } else {
+            self.state = state;
         }
     }
+}
+
+/// Closes the last descriptor of a connection where nobody waits for that: files that the back-end has sent are closed with it,
+/// which can take as long as it likes.
+fn close_later(socket: OwnedFd) {
+    let closing = std::thread::Builder::new().name("closing".to_owned());
+    // Without a thread to be had it is closed here.
+    let _ = closing.spawn(move || {
+        std::thread::sleep(CLOSING);
+        drop(socket);
+    });
 }
 
 /// Tells when something appears in the folders of sockets.

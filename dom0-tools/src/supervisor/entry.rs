@@ -245,7 +245,7 @@ impl OpenedDevice {
             source: &entry.kind,
             config: context.config,
             created: match key.form {
-                EntryForm::Virtio => context.created.settings(name, key.devid)?,
+                EntryForm::Virtio => context.created.settings(guest.uuid(), key.devid)?,
                 EntryForm::Disk | EntryForm::File => None,
             },
             served: known.served,

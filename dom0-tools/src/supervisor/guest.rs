@@ -251,15 +251,20 @@ impl Guest {
         Ok((before, after))
     }
 
-    /// A connection to the back-end of device `key` is there.
-    pub(super) fn connected(&mut self, key: EntryKey, socket: &OwnedFd) -> Option<Event> {
+    /// A connection to the back-end of device `key` is there. What became of the worker, if it does not take it; nothing if no
+    /// worker has the device.
+    pub(super) fn connected(
+        &mut self,
+        key: EntryKey,
+        socket: &OwnedFd,
+    ) -> Option<Result<(), Event>> {
         let known = self.lifecycle.entries.get(&key)?;
-        // One that its worker does not have is opened with a connection of its own.
-        if !known.served || !matches!(known.status, Status::Handed) {
+        if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
             return None;
         }
         let change = Value::Null;
-        self.send_with(&ToWorker::Change { key, change }, &[socket.as_fd()])
+        let broken = self.send_with(&ToWorker::Change { key, change }, &[socket.as_fd()]);
+        Some(broken.map_or(Ok(()), Err))
     }
 
     pub(super) fn has_worker(&self, token: Token) -> bool {
