@@ -89,6 +89,7 @@ are_ready() { xenstore-ls "$1" 2>/dev/null | awk '/^ *state = / { n++; ready += 
 # The programs of scripts/board.d/back_ends.sh, in a root of their own that shares /run and /tmp.
 mount_back_ends() {
     mountpoint -q /back-ends && return
+    [ -b /dev/vdc ] || { echo "SKIP: the back-ends could not be fetched"; exit 77; }
     mkdir -p /back-ends
     mount /dev/vdc /back-ends
     local dir
