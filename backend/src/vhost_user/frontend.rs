@@ -161,6 +161,11 @@ impl Frontend {
         Ok(self)
     }
 
+    /// Whether it has a connection, whatever comes of that.
+    pub fn is_connected(&self) -> bool {
+        self.session.is_some()
+    }
+
     /// Begins with another back-end.
     fn begin(&mut self, socket: OwnedFd) {
         self.lose(None);

@@ -63,7 +63,7 @@ impl Reconnecting {
     }
 
     fn look(&mut self) {
-        if self.frontend.warning().is_some()
+        if !self.frontend.is_connected()
             && let Ok(connection) = UnixStream::connect(&self.socket)
         {
             self.link.put(connection.into());
@@ -110,7 +110,8 @@ impl Device for Reconnecting {
     }
 
     fn try_again_at(&self) -> Option<Instant> {
-        let looks = self.frontend.warning().map(|_| Instant::now() + LOOK);
+        let is_away = !self.frontend.is_connected();
+        let looks = is_away.then(|| Instant::now() + LOOK);
         looks.into_iter().chain(self.frontend.try_again_at()).min()
     }
 
