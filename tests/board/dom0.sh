@@ -187,7 +187,12 @@ mapped() {
 nothing_left() {
     wait_for 10 "the workers to end" no_worker
     wait_for 10 "dead domains to go" no_zombie
-    [ "$(daemon_fds)" = "$1" ] || fail "xen-virtiod has $(daemon_fds) descriptors instead of $1: $(ls -l /proc/$DAEMON/fd)"
+    # Connections to back-ends are closed a little later.
+    local limit=$((SECONDS + 5))
+    until [ "$(daemon_fds)" = "$1" ]; do
+        [ $SECONDS -lt $limit ] || fail "xen-virtiod has $(daemon_fds) descriptors instead of $1: $(ls -l /proc/$DAEMON/fd)"
+        sleep 0.2
+    done
 }
 
 run_case() {
