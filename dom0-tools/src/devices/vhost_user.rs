@@ -260,23 +260,29 @@ impl DeviceKind for VhostUserKind {
     fn syscalls(&self) -> Vec<SyscallRule> {
         let unix = u64::try_from(libc::AF_UNIX).expect("a small number");
         let any = [
-            libc::SYS_memfd_create,
             libc::SYS_ftruncate,
             libc::SYS_fallocate,
             libc::SYS_fcntl,
             libc::SYS_recvfrom,
-            libc::SYS_sendto,
             libc::SYS_eventfd2,
         ];
+        let sealable = u64::from(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+        let with = |call, argument| SyscallRule {
+            call,
+            argument: Some(argument),
+        };
         let rules = any.into_iter().map(|call| SyscallRule {
             call,
             argument: None,
         });
-        let pair = SyscallRule {
-            call: libc::SYS_socketpair,
-            argument: Some((0, vec![unix])),
-        };
-        rules.chain([pair]).collect()
+        rules
+            .chain([
+                with(libc::SYS_memfd_create, (1, vec![sealable])),
+                with(libc::SYS_socketpair, (0, vec![unix])),
+                // To the other end of a pair, and to nobody by name.
+                with(libc::SYS_sendto, (5, vec![0])),
+            ])
+            .collect()
     }
 }
 
