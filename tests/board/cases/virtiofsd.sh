@@ -4,7 +4,7 @@ start_daemon
 fds=$(daemon_fds)
 socket=/run/fs.sock
 virtiofsd() {
-    back_end virtiofsd /usr/libexec/virtiofsd --socket-path $socket --shared-dir /run/share --sandbox none --xattr --log-level warn "$@"
+    back_end virtiofsd /usr/libexec/virtiofsd --socket-path $socket --shared-dir /run/share --sandbox none --xattr --log-level warn
     wait_for 20 "virtiofsd" is_socket $socket
 }
 # fs_guest NAME GRANTS KERNEL_OPTIONS
