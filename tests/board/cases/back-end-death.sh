@@ -1,4 +1,5 @@
 # A worker, its back-end and the service are killed at any time while a guest verifies a disk that qemu-storage-daemon serves.
+# Long: storage-daemon kills both too.
 kills=${TIMES:-8}
 make_disk /tmp/raw.img 32
 mount_back_ends
