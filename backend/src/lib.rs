@@ -6,6 +6,7 @@
 pub mod blk;
 mod device;
 mod engine;
+mod error_line;
 mod log_limit;
 mod persist;
 pub mod rng;
@@ -20,6 +21,7 @@ pub use device::{
     Step,
 };
 pub use engine::{Failure, OneByOne, RingStock, Scratch, Serve};
+pub use error_line::with_sources;
 pub use log_limit::LogLimit;
 pub use persist::{
     RecordError, RecordKey, RecordKind, Records, StateArea, StateCell, StateError, StateMemory,

@@ -3,6 +3,7 @@
 
 mod arrival;
 mod class;
+mod config_space;
 mod connection;
 mod doorbell;
 mod events;

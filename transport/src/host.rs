@@ -7,7 +7,7 @@ use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
     Activity, Device, DeviceError, DeviceFailure, Interest, LogLimit, QueueError, QueueIndex,
-    QueueJournal, QueueStart, Shortage, StateArea, Step,
+    QueueJournal, QueueStart, Shortage, StateArea, Step, with_sources,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -402,15 +402,4 @@ impl Host {
     pub fn warning(&self) -> Option<String> {
         self.shortage.warning().or_else(|| self.device.warning())
     }
-}
-
-/// An error and what it came from, on one line.
-fn with_sources(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    line
 }

@@ -10,6 +10,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// How much of what is left in a socket is looked at, in buffers of a message: a socket's buffer has a few hundred.
+const MOST_LEFT: usize = 1024;
+
 /// Why nothing more is to be had from a back-end.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
@@ -93,7 +96,7 @@ impl Connection {
     }
 
     /// Whether descriptors are beside what is received next.
-    pub(super) fn has_descriptors(&self) -> Result<bool, ConnectionError> {
+    fn has_descriptors(&self) -> Result<bool, ConnectionError> {
         let mut byte = [0];
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
         let received = retried(|| {
@@ -107,6 +110,21 @@ impl Connection {
             Err(Errno::AGAIN | Errno::CONNRESET) => Ok(false),
             Err(errno) => Err(io::Error::from(errno).into()),
         }
+    }
+
+    /// Whether descriptors are among what is left of a connection that was shut down.
+    pub(super) fn leaves_descriptors(&self) -> bool {
+        let mut bytes = [0; HEADER + MAX_PAYLOAD];
+        for _ in 0..MOST_LEFT {
+            if self.has_descriptors().unwrap_or(true) {
+                return true;
+            }
+            match retried(|| recv(&self.socket, &mut bytes, RecvFlags::DONTWAIT)) {
+                Ok((1.., _)) => {}
+                Ok((0, _)) | Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// Ends it for all who have it.

@@ -1,25 +1,24 @@
 //! The device.
 
+mod device;
+
 use super::arrival::Arrival;
 use super::class::Class;
+use super::config_space::ConfigSpace;
 use super::doorbell::Doorbell;
 use super::events::Events;
 use super::session::{Heard, Offer, Session, SessionError, of_system};
-use crate::device::{
-    Activity, Device, DeviceError, DeviceFailure, Identity, Interest, RequestCounters, Step,
-    read_space,
-};
+use crate::device::{Device, DeviceError, DeviceFailure, Identity};
+use crate::error_line::with_sources;
 use crate::log_limit::LogLimit;
 use crate::shadow::{Relay, RelayError};
-use crate::virtqueue::{QueueError, QueueIndex, QueueSet, QueueStart, Unfinished};
+use crate::virtqueue::{QueueIndex, QueueSet};
 use std::cell::Cell;
-use std::error::Error;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Instant;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use xen_virtio_guest_mapping::GuestAccess;
 
 /// What back-ends know the region's first byte by: no address of ours, and none of the guest's.
 const BASE: u64 = 1 << 32;
@@ -67,7 +66,7 @@ pub struct Setup {
 pub struct Frontend {
     identity: Identity,
     setup: Setup,
-    config: Vec<u8>,
+    config: ConfigSpace,
     queues: QueueSet,
     relay: Relay,
     link: Link,
@@ -80,8 +79,6 @@ pub struct Frontend {
     is_serving: bool,
     /// What the driver has accepted.
     features: u64,
-    /// The driver has written to the configuration space: every back-end is to know.
-    config_written: bool,
     /// The configuration space has changed, and the driver does not know.
     config_changed: bool,
     /// Somebody may have said something since the last look.
@@ -118,8 +115,9 @@ impl Frontend {
         let sizes = vec![setup.queue_size; count];
         let relay = Relay::new(&sizes, setup.pool, BASE, class.loss).map_err(of_system)?;
         let features = offer.features & TYPE_FEATURES & !class.without_features;
-        let mut config = vec![0; class.config_bytes];
-        setup.fill(&mut config, &offer.config);
+        let own = setup.config.clone();
+        let mut config = ConfigSpace::new(class.config_bytes, own, class.writable.clone());
+        config.take(&offer.config);
         Ok(Self {
             identity: Identity {
                 device_type: class.device_type,
@@ -137,7 +135,6 @@ impl Frontend {
             told: (0..count).map(|_| Told::Nothing).collect(),
             is_serving: false,
             features: 0,
-            config_written: false,
             config_changed: false,
             looks: false,
             steps: 0,
@@ -294,13 +291,10 @@ impl Frontend {
     }
 
     fn change_config(&mut self, config: &[u8]) {
-        let mut changed = self.config.clone();
-        self.setup.fill(&mut changed, config);
-        if changed != self.config {
-            // First: what the driver has seen it sees also after the death of this process.
+        if self.config.take(config) {
+            // What the driver sees from now on it sees also after the death of this process.
             (self.keep)(config);
             self.config_changed = true;
-            self.config = changed;
         }
     }
 
@@ -360,10 +354,8 @@ impl Frontend {
                 if lacking != 0 {
                     return Err(SessionError::Needs(lacking));
                 }
-                if let Some(written) = self.config.get(self.setup.class.writable.clone())
-                    && self.config_written
-                {
-                    session.write_config(self.setup.class.writable.start, written)?;
+                if let Some((place, written)) = self.config.written() {
+                    session.write_config(place, written)?;
                 }
                 let accepted = own | u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
                 self.events.renew_call()?;
@@ -391,177 +383,6 @@ impl Frontend {
                 self.give_up(SessionError::Rings { queue, fault })
             }
         }
-    }
-}
-
-impl Device for Frontend {
-    fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    fn read_config(&self, offset: usize, to: &mut [u8]) {
-        read_space(&self.config, offset, to);
-    }
-
-    fn write_config(&mut self, offset: usize, data: &[u8]) {
-        let writable = self.setup.class.writable.clone();
-        let end = offset.checked_add(data.len());
-        let end = end.filter(|end| *end <= writable.end && offset >= writable.start);
-        let place = end.and_then(|end| self.config.get_mut(offset..end));
-        let Some(place) = place.filter(|place| *place != data) else {
-            return;
-        };
-        place.copy_from_slice(data);
-        self.config_written = true;
-        if let Some(session) = &mut self.session
-            && session.is_usable()
-            && let Err(error) = session.write_config(offset, data)
-        {
-            self.lose(Some(&error));
-        }
-    }
-
-    fn update(&mut self) -> bool {
-        if let Some(socket) = self.link.socket.take() {
-            self.begin(socket);
-        }
-        false
-    }
-
-    fn start_queue(
-        &mut self,
-        index: QueueIndex,
-        start: QueueStart,
-        access: &mut dyn GuestAccess,
-    ) -> Result<(), QueueError> {
-        self.features = start.features;
-        self.queues
-            .start(index, start, Unfinished::Repeat, access)?;
-        self.looks = true;
-        Ok(())
-    }
-
-    fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
-        let mut step = Step::default();
-        let mut worked = self.converse()?;
-        match self.relay.take_out(&mut self.queues, access) {
-            Ok(out) => worked |= out,
-            Err(error) => {
-                // What other queues have is shown before the driver is told to reset.
-                let failed = self.of_relay(error);
-                let published = self.queues.publish();
-                failed?;
-                step.interrupt |= published?;
-                worked = true;
-            }
-        }
-        let (told, is_serving) = (&self.told, self.is_serving);
-        let taken = self.relay.take_in(&mut self.queues, access, &mut |queue| {
-            if let Told::Start(doorbell) = &told[queue]
-                && is_serving
-            {
-                doorbell.ring();
-            }
-        });
-        worked |= taken?;
-        step.interrupt |= self.queues.publish()?;
-        step.config_changed = std::mem::take(&mut self.config_changed);
-        if worked {
-            step.activity = Activity::Working;
-        }
-        Ok(step)
-    }
-
-    fn prepare_sleep(&mut self, _access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
-        let mut step = Step::default();
-        // Whoever looks for events has taken those that have told of it so far.
-        self.looks = true;
-        let conversed = self.converse()?;
-        if self.relay.prepare_sleep(&mut self.queues)? || conversed {
-            step.activity = Activity::Working;
-        }
-        // Whatever wakes us may be the back-end.
-        self.looks = true;
-        Ok(step)
-    }
-
-    fn try_again_at(&self) -> Option<Instant> {
-        let due = self.session.as_ref().and_then(Session::due);
-        due.into_iter().chain(self.relay.try_again_at()).min()
-    }
-
-    fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
-        add(self.events.as_fd(), Interest::Readable);
-    }
-
-    fn stop_queue(&mut self, index: QueueIndex) {
-        self.queues.stop(index);
-        self.relay.stop(index);
-        let queue = index.get();
-        if !matches!(self.told[queue], Told::Start(_)) {
-            return;
-        }
-        self.told[queue] = Told::Stop;
-        self.looks = true;
-        if let Some(session) = &mut self.session
-            && let Err(error) = session.stop(queue)
-        {
-            self.lose(Some(&error));
-        }
-    }
-
-    fn retire(&mut self) {
-        self.lose(None);
-    }
-
-    fn settle(&mut self) -> bool {
-        // Nobody prepares the sleep of a device without a driver: what has told of an answer may be taken already.
-        let session = self.session.as_ref();
-        self.looks |= session.is_some_and(|session| session.due().is_some());
-        // No driver relies on anything now.
-        let _ = self.converse();
-        self.told.iter().all(|told| !matches!(told, Told::Stop))
-    }
-
-    fn reset(&mut self) {
-        self.features = 0;
-        self.config_written = false;
-    }
-
-    fn warning(&self) -> Option<String> {
-        let absence = self.absence.as_ref();
-        let absent =
-            absence.map(|why| format!("its back-end is away: {why}; the guest waits for it"));
-        absent.or_else(|| self.relay.warning())
-    }
-
-    fn counters(&self) -> RequestCounters {
-        self.relay.counters()
-    }
-
-    fn metrics(&self, add: &mut dyn FnMut(&'static str, u64)) {
-        add("connections", self.connections);
-    }
-}
-
-impl Setup {
-    /// Has `config` say what the back-end's configuration space says, and what is ours.
-    fn fill(&self, config: &mut [u8], back_end: &[u8]) {
-        let own = self
-            .config
-            .iter()
-            .map(|(place, bytes)| (*place, &bytes[..]));
-        for (place, bytes) in [(0, back_end)].into_iter().chain(own) {
-            let to = config.iter_mut().skip(place);
-            to.zip(bytes).for_each(|(to, from)| *to = *from);
-        }
-    }
-}
-
-fn with_sources(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", with_sources(source)),
-        None => error.to_string(),
     }
 }
 

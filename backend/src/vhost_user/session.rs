@@ -1,72 +1,26 @@
 //! What is said with one back-end, from the first message to the last. Nothing here waits: what was asked is answered later,
 //! in the order in which it was asked ("Communication").
 
+mod commands;
+mod error;
+
+pub use error::SessionError;
+pub(super) use error::of_system;
+
 use super::class::{Class, MAX_QUEUES};
 use super::connection::{Connection, ConnectionError};
 use super::message::{self, CONFIG_CHANGE, Message, PROTOCOL_FEATURES, Request, protocol};
-use crate::shadow::{BackendFault, Region, RingPlaces};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FEATURES_OK,
-};
 
 /// How long a back-end may take to answer, before another one is waited for.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Messages of its own that are taken of a back-end at once.
 const TOGETHER: usize = 16;
-
-/// Why a back-end is given up.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    #[error("it has not answered {request} for {} s", REPLY_LIMIT.as_secs())]
-    Late { request: &'static str },
-    #[error("it has let go of queue {queue} with requests that it had not finished")]
-    Unfinished { queue: usize },
-    #[error("its message {request} was not asked for")]
-    Unasked { request: u32 },
-    #[error("its answer to {request} has {bytes} bytes")]
-    Answer { request: &'static str, bytes: usize },
-    #[error("it does not take {request}: it answers {code}")]
-    Refused { request: &'static str, code: u64 },
-    #[error("it lets go of queue {found} where queue {queue} was to be")]
-    Queue { queue: usize, found: u32 },
-    #[error("it has not the features {0:#x} that a back-end needs")]
-    Needs(u64),
-    #[error("it has {queues} queues, and {needed} are needed")]
-    Queues { queues: u64, needed: u16 },
-    #[error("queue {queue}")]
-    Rings {
-        queue: usize,
-        #[source]
-        fault: BackendFault,
-    },
-}
-
-impl SessionError {
-    /// Whether it did what no back-end may, so that a driver cannot rely on what it has had from it.
-    pub(super) fn is_misbehaviour(&self) -> bool {
-        match self {
-            Self::Connection(ConnectionError::Message(_) | ConnectionError::Descriptors) => true,
-            Self::Connection(_) | Self::Late { .. } | Self::Unfinished { .. } => false,
-            Self::Unasked { .. }
-            | Self::Answer { .. }
-            | Self::Refused { .. }
-            | Self::Queue { .. }
-            | Self::Needs(_)
-            | Self::Queues { .. }
-            | Self::Rings { .. } => true,
-        }
-    }
-}
 
 /// What a back-end has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -199,7 +153,7 @@ impl Session {
             return false;
         };
         requests.shut_down();
-        let leaves = requests.has_descriptors().unwrap_or(true);
+        let leaves = requests.leaves_descriptors();
         if leaves {
             std::mem::forget(requests);
         }
@@ -422,136 +376,4 @@ impl Session {
         self.is_usable |= is_met;
         is_met.then(|| Heard::Offer(self.offer.clone()))
     }
-
-    /// Tells the back-end what the driver has accepted, and which memory there is, before queues are started.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`].
-    pub(super) fn prepare(
-        &mut self,
-        features: u64,
-        region: &Region,
-        base: u64,
-    ) -> Result<(), SessionError> {
-        let features = features | PROTOCOL_FEATURES | 1 << VIRTIO_F_VERSION_1;
-        let command = (Request::SetFeatures, "SET_FEATURES");
-        self.command(command, &message::number(features), None)?;
-        if !std::mem::replace(&mut self.knows_memory, true) {
-            let table = message::memory_table(base, region.bytes() as u64);
-            let command = (Request::SetMemTable, "SET_MEM_TABLE");
-            self.command(command, &table, Some(region.file().as_fd()))?;
-        }
-        Ok(())
-    }
-
-    /// Tells the back-end to serve queue `index`, from the beginning of its rings at `rings`: it looks at it when `kick` is
-    /// readable, and writes to `call` when it has used something.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`].
-    pub(super) fn start(
-        &mut self,
-        index: usize,
-        rings: &RingPlaces,
-        base: u64,
-        kick: BorrowedFd<'_>,
-        call: BorrowedFd<'_>,
-    ) -> Result<(), SessionError> {
-        let ring = number_of(index);
-        let at = |place: usize| base + place as u64;
-        let addresses = message::ring_address(
-            ring,
-            at(rings.descriptors),
-            at(rings.available),
-            at(rings.used),
-        );
-        let size = message::ring_state(ring, rings.size.into());
-        for (command, payload) in [
-            ((Request::SetVringNum, "SET_VRING_NUM"), size),
-            (
-                (Request::SetVringBase, "SET_VRING_BASE"),
-                message::ring_state(ring, 0),
-            ),
-            ((Request::SetVringAddr, "SET_VRING_ADDR"), addresses),
-        ] {
-            self.command(command, &payload, None)?;
-        }
-        let descriptor = message::ring_descriptor(ring);
-        let command = (Request::SetVringCall, "SET_VRING_CALL");
-        self.command(command, &descriptor, Some(call))?;
-        let command = (Request::SetVringKick, "SET_VRING_KICK");
-        self.command(command, &descriptor, Some(kick))?;
-        let enabled = message::ring_state(ring, 1);
-        let command = (Request::SetVringEnable, "SET_VRING_ENABLE");
-        self.command(command, &enabled, None)
-    }
-
-    /// After the last queue was started: [`Heard::Serving`] follows.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`].
-    pub(super) fn started(&mut self) -> Result<(), SessionError> {
-        let ready = VIRTIO_CONFIG_S_ACKNOWLEDGE
-            | VIRTIO_CONFIG_S_DRIVER
-            | VIRTIO_CONFIG_S_FEATURES_OK
-            | VIRTIO_CONFIG_S_DRIVER_OK;
-        self.set_status(ready)?;
-        self.ask(Owed::Serving, &[])
-    }
-
-    fn set_status(&mut self, status: u32) -> Result<(), SessionError> {
-        if self.protocol & protocol::STATUS == 0 {
-            return Ok(());
-        }
-        let command = (Request::SetStatus, "SET_STATUS");
-        self.command(command, &message::number(status.into()), None)
-    }
-
-    /// Tells the back-end to let go of queue `index`: [`Heard::LetGo`] follows.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`].
-    pub(super) fn stop(&mut self, index: usize) -> Result<(), SessionError> {
-        let ring = number_of(index);
-        let disabled = message::ring_state(ring, 0);
-        let command = (Request::SetVringEnable, "SET_VRING_ENABLE");
-        self.command(command, &disabled, None)?;
-        self.ask(Owed::LetGo(index), &message::ring_state(ring, 0))
-    }
-
-    /// The driver has reset the device, and the back-end has let go of its queues.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`].
-    pub(super) fn reset(&mut self) -> Result<(), SessionError> {
-        self.set_status(0)
-    }
-
-    /// The driver has written `data` at byte `offset` of the configuration space.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`].
-    pub(super) fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), SessionError> {
-        if !self.reads_config() {
-            return Ok(());
-        }
-        let offset = u32::try_from(offset).expect("in the configuration space");
-        // Whether it obeys is between it and the driver.
-        self.send(Request::SetConfig, &message::config(offset, data), None)
-    }
-}
-
-fn number_of(index: usize) -> u32 {
-    u32::try_from(index).expect("few queues")
-}
-
-/// A new session's part of a failure of the system.
-pub(super) fn of_system(error: io::Error) -> SessionError {
-    ConnectionError::Socket(error).into()
 }
