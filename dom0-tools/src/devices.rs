@@ -138,6 +138,26 @@ pub(crate) fn kind(device_type: u32, service: Service) -> Result<&'static dyn De
     })
 }
 
+/// The kind of this name that is served so.
+///
+/// # Errors
+///
+/// The names that there are.
+pub(crate) fn kind_named(name: &str, service: Service) -> Result<&'static dyn DeviceKind, String> {
+    let found = kinds(service).find(|kind| kind.name() == name);
+    found.ok_or_else(|| {
+        let names = |service| {
+            let names: Vec<_> = kinds(service).map(DeviceKind::name).collect();
+            names.join(", ")
+        };
+        format!(
+            "type {name:?} is none of {}, nor, with the {SOCKET} of a back-end, of {}",
+            names(Service::Own),
+            names(Service::BackEnd)
+        )
+    })
+}
+
 /// The kinds that are served so.
 pub(crate) fn kinds(service: Service) -> impl Iterator<Item = &'static dyn DeviceKind> {
     let own = KINDS.iter().copied();

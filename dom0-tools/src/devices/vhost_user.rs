@@ -1,34 +1,31 @@
 //! Devices that vhost-user back-ends serve: programs of others, each at a socket.
 
+mod offer_record;
+mod settings;
+
 use super::{
     Arriving, Building, Built, Busy, Control, DeviceKind, NewDevice, Opened, Resources,
     SyscallRule, Wanted, blk, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, DeviceRecords};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use offer_record::{OFFER_BYTES, decoded, record, store};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use settings::{Settings, parse_mac};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 use virtio_bindings::virtio_ids as ids;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
 use xen_virtio_backend::vhost_user::{
-    Arrival, CLASSES, Class, Frontend, Link, MAX_CONFIG, MAX_QUEUES, Offer, SessionError, Setup,
+    Arrival, CLASSES, Class, Frontend, Link, MAX_QUEUES, Offer, SessionError, Setup,
 };
 use xen_virtio_backend::{DeviceType, StateCell};
-
-/// The record of a device: what its back-ends are known to have, see [`encoded`].
-const OFFER: u16 = 0;
-/// Bytes of that: features, queues, and the configuration space.
-const OFFER_BYTES: usize = 8 + 2 + MAX_CONFIG;
-
-/// KiB of memory that are shared with a back-end at most.
-const MAX_POOL_KIB: u32 = 64 << 10;
 
 /// Bytes of a file system's tag (virtio 1.3, 5.11.4), behind which is the number of its request queues.
 const TAG_BYTES: usize = 36;
@@ -87,85 +84,6 @@ pub(super) const KINDS: &[VhostUserKind] = &[
     kind("i2c", ids::VIRTIO_ID_I2C_ADAPTER, "CONFIG_I2C_VIRTIO", 1024),
     kind("gpio", ids::VIRTIO_ID_GPIO, "CONFIG_GPIO_VIRTIO", 1024),
 ];
-
-/// What a device is made of, which its guest keeps as long as it lives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Settings {
-    /// Where the back-end listens.
-    socket: PathBuf,
-    pool_kib: Option<u32>,
-    queue_size: Option<u16>,
-    /// A file system's name in its guest.
-    tag: Option<String>,
-    /// A network device's address.
-    mac: Option<String>,
-    /// … and the largest packet that it takes.
-    mtu: Option<u16>,
-}
-
-impl Settings {
-    fn check(self, kind: &VhostUserKind) -> Result<Self> {
-        ensure!(
-            self.socket.is_absolute(),
-            "socket = {:?} is no absolute path",
-            self.socket
-        );
-        let pool = self.pool_kib(kind);
-        ensure!(
-            (64..=MAX_POOL_KIB).contains(&pool),
-            "pool-kib = {pool} is not from 64 to {MAX_POOL_KIB}"
-        );
-        let (size, most) = (self.queue_size(kind), kind.class.queue_size);
-        ensure!(
-            size.is_power_of_two() && size <= most,
-            "queue-size = {size} is no power of two up to {most}"
-        );
-        let (is_fs, is_net) = (kind.name == "fs", kind.name == "net");
-        for (key, is_there, has_place) in [
-            ("tag", self.tag.is_some(), is_fs),
-            ("mac", self.mac.is_some(), is_net),
-            ("mtu", self.mtu.is_some(), is_net),
-        ] {
-            ensure!(
-                !is_there || has_place,
-                "a device of type {} has no {key}",
-                kind.name
-            );
-        }
-        if let Some(tag) = &self.tag {
-            ensure!(
-                (1..=TAG_BYTES).contains(&tag.len()),
-                "tag = {tag:?} has not from 1 to {TAG_BYTES} bytes"
-            );
-        }
-        if let Some(mac) = &self.mac {
-            parse_mac(mac)?;
-        }
-        Ok(self)
-    }
-
-    fn pool_kib(&self, kind: &VhostUserKind) -> u32 {
-        self.pool_kib.unwrap_or(kind.pool_kib)
-    }
-
-    fn queue_size(&self, kind: &VhostUserKind) -> u16 {
-        self.queue_size.unwrap_or(kind.class.queue_size)
-    }
-}
-
-/// Six bytes, as `00:16:3e:00:00:01`.
-fn parse_mac(text: &str) -> Result<[u8; 6]> {
-    let bytes = text.split(':').map(|byte| match byte.len() {
-        2 => u8::from_str_radix(byte, 16).ok(),
-        _ => None,
-    });
-    let bytes: Option<Vec<u8>> = bytes.collect();
-    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
-    let mac = mac.with_context(|| format!("mac = {text:?} is not like 00:16:3e:00:00:01"))?;
-    ensure!(mac[0] & 1 == 0, "mac = {text:?} is a group's address");
-    Ok(mac)
-}
 
 /// What a worker is told of a device. The connection to its back-end goes beside, if there is one.
 #[derive(Serialize, Deserialize)]
@@ -415,38 +333,6 @@ impl Arriving for Arriver {
     }
 }
 
-fn record(records: &DeviceRecords<'_>) -> Result<StateCell> {
-    let area = records.own(OFFER, StateCell::bytes(OFFER_BYTES))?;
-    Ok(StateCell::new(area))
-}
-
-fn store(record: &StateCell, offer: &Offer) {
-    let stored = record.store(&encoded(offer));
-    stored.expect("room for the longest configuration space");
-}
-
-fn encoded(offer: &Offer) -> Vec<u8> {
-    let Offer {
-        features,
-        queues,
-        config,
-    } = offer;
-    let config = &config[..config.len().min(MAX_CONFIG)];
-    [&features.to_le_bytes()[..], &queues.to_le_bytes(), config].concat()
-}
-
-/// What was encoded, if anything was.
-fn decoded(bytes: &[u8]) -> Option<Offer> {
-    let (features, rest) = bytes.split_first_chunk()?;
-    let (queues, config) = rest.split_first_chunk()?;
-    let queues = u16::from_le_bytes(*queues);
-    (1..=MAX_QUEUES).contains(&queues).then(|| Offer {
-        features: u64::from_le_bytes(*features),
-        queues,
-        config: config.to_vec(),
-    })
-}
-
 /// Brings a device its back-ends.
 struct LinkControl {
     link: Link,
@@ -457,79 +343,5 @@ impl Control for LinkControl {
         let socket = descriptors.into_iter().next();
         self.link.put(socket.context("no connection came")?);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use xen_virtio_backend::StateArea;
-
-    fn check(name: &str, settings: &str) -> Result<()> {
-        let kind = KINDS.iter().find(|kind| kind.name == name).unwrap();
-        kind.check_settings(&settings.parse::<toml::Table>().unwrap())
-    }
-
-    #[test]
-    fn settings_are_judged_by_their_kind() {
-        let socket = "socket = \"/run/b.sock\"\n";
-        for (name, more) in [
-            ("fs", "tag = \"share\""),
-            ("net", "mac = \"00:16:3e:00:00:01\"\nmtu = 9000"),
-            ("blk", "queue-size = 128\npool-kib = 1024"),
-            ("i2c", ""),
-        ] {
-            check(name, &format!("{socket}{more}")).unwrap();
-        }
-        for (name, settings, wrong) in [
-            ("fs", "tag = \"share\"", "socket"),
-            ("fs", "socket = \"b.sock\"", "no absolute path"),
-            ("blk", "socket = \"/b\"\ntag = \"share\"", "has no tag"),
-            ("fs", "socket = \"/b\"\ntag = \"\"", "bytes"),
-            (
-                "fs",
-                "socket = \"/b\"\nmac = \"00:16:3e:00:00:01\"",
-                "has no mac",
-            ),
-            (
-                "net",
-                "socket = \"/b\"\nmac = \"00:16:3e:00:01\"",
-                "is not like",
-            ),
-            (
-                "net",
-                "socket = \"/b\"\nmac = \"01:16:3e:00:00:01\"",
-                "group",
-            ),
-            (
-                "blk",
-                "socket = \"/b\"\nqueue-size = 2048",
-                "power of two up to 1024",
-            ),
-            ("blk", "socket = \"/b\"\nqueue-size = 100", "power of two"),
-            ("blk", "socket = \"/b\"\npool-kib = 1", "pool-kib = 1"),
-            ("blk", "socket = \"/b\"\npath = \"/d\"", "path"),
-        ] {
-            let error = check(name, settings).unwrap_err().to_string();
-            assert!(error.contains(wrong), "{settings}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_a_back_end_has_is_kept() {
-        let area = StateArea::private(StateCell::bytes(OFFER_BYTES)).unwrap();
-        let record = StateCell::new(area);
-        assert_eq!(decoded(&record.load().unwrap()), None);
-        for len in [0, 1, 60, MAX_CONFIG] {
-            let offer = Offer {
-                features: 1 << 63 | 5,
-                queues: MAX_QUEUES,
-                config: (0..len)
-                    .map(|byte| u8::try_from(byte % 251).unwrap())
-                    .collect(),
-            };
-            store(&record, &offer);
-            assert_eq!(decoded(&record.load().unwrap()), Some(offer));
-        }
     }
 }

@@ -6,7 +6,7 @@
 
 mod device_tree;
 
-use crate::devices::{self, DeviceKind, Service};
+use crate::devices::{self, Service};
 
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
@@ -303,18 +303,7 @@ fn device(index: usize, table: DeviceTable, others: &[FileDevice]) -> Result<Fil
         settings,
     } = table;
     let service = Service::of(&settings);
-    let kind = devices::kinds(service).find(|kind| kind.name() == name);
-    let kind = kind.ok_or_else(|| {
-        let names = |service| {
-            let names: Vec<_> = devices::kinds(service).map(DeviceKind::name).collect();
-            names.join(", ")
-        };
-        format!(
-            "type = {name:?} is none of {}, nor, with the socket = \"…\" of a back-end, of {}",
-            names(Service::Own),
-            names(Service::BackEnd)
-        )
-    })?;
+    let kind = devices::kind_named(&name, service)?;
     kind.check_settings(&settings)
         .map_err(|error| format!("{error:#}"))?;
     let len = json(&settings).len();

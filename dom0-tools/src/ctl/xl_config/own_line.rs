@@ -1,6 +1,6 @@
 //! A line of `xen_virtio = [ … ]`, which xl leaves alone: `fs, tag=share, socket=/run/virtiofsd/g.sock`.
 
-use crate::devices::{self, DeviceKind, Service};
+use crate::devices::{self, Service};
 
 /// A device that `xen-virtioctl create` gives a guest.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +41,7 @@ impl OwnLine {
                 return Err(format!("{key}= is there twice"));
             }
         }
-        let kind = kind(name, Service::of(&settings))?;
+        let kind = devices::kind_named(name, Service::of(&settings))?;
         kind.check_settings(&settings)
             .map_err(|error| format!("{name}: {error:#}"))?;
         Ok(Self {
@@ -60,21 +60,6 @@ impl OwnLine {
             u8::from(self.grant_usage)
         )
     }
-}
-
-fn kind(name: &str, service: Service) -> Result<&'static dyn DeviceKind, String> {
-    let found = devices::kinds(service).find(|kind| kind.name() == name);
-    found.ok_or_else(|| {
-        let names = |service| {
-            let names: Vec<_> = devices::kinds(service).map(DeviceKind::name).collect();
-            names.join(", ")
-        };
-        format!(
-            "{name:?} is none of {}, nor, with the socket= of a back-end, of {}",
-            names(Service::Own),
-            names(Service::BackEnd)
-        )
-    })
 }
 
 /// A number, a truth value, or a text.
@@ -117,7 +102,7 @@ mod tests {
             ("", "\"\" is none of blk, rng"),
             (
                 "fs, tag=share",
-                "with the socket= of a back-end, of net, blk",
+                "with the socket of a back-end, of net, blk",
             ),
             ("fs, socket=run/g.sock", "no absolute path"),
             ("fs, socket=/g, tga=share", "unknown field `tga`"),

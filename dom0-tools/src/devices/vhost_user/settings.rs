@@ -1,0 +1,145 @@
+//! What the configuration says of a device.
+
+use super::{TAG_BYTES, VhostUserKind};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// KiB of memory that are shared with a back-end at most.
+const MAX_POOL_KIB: u32 = 64 << 10;
+
+/// What a device is made of, which its guest keeps as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Settings {
+    /// Where the back-end listens.
+    pub(super) socket: PathBuf,
+    pub(super) pool_kib: Option<u32>,
+    pub(super) queue_size: Option<u16>,
+    /// A file system's name in its guest.
+    pub(super) tag: Option<String>,
+    /// A network device's address.
+    pub(super) mac: Option<String>,
+    /// … and the largest packet that it takes.
+    pub(super) mtu: Option<u16>,
+}
+
+impl Settings {
+    pub(super) fn check(self, kind: &VhostUserKind) -> Result<Self> {
+        ensure!(
+            self.socket.is_absolute(),
+            "socket = {:?} is no absolute path",
+            self.socket
+        );
+        let pool = self.pool_kib(kind);
+        ensure!(
+            (64..=MAX_POOL_KIB).contains(&pool),
+            "pool-kib = {pool} is not from 64 to {MAX_POOL_KIB}"
+        );
+        let (size, most) = (self.queue_size(kind), kind.class.queue_size);
+        ensure!(
+            size.is_power_of_two() && size <= most,
+            "queue-size = {size} is no power of two up to {most}"
+        );
+        let (is_fs, is_net) = (kind.name == "fs", kind.name == "net");
+        for (key, is_there, has_place) in [
+            ("tag", self.tag.is_some(), is_fs),
+            ("mac", self.mac.is_some(), is_net),
+            ("mtu", self.mtu.is_some(), is_net),
+        ] {
+            ensure!(
+                !is_there || has_place,
+                "a device of type {} has no {key}",
+                kind.name
+            );
+        }
+        if let Some(tag) = &self.tag {
+            ensure!(
+                (1..=TAG_BYTES).contains(&tag.len()),
+                "tag = {tag:?} has not from 1 to {TAG_BYTES} bytes"
+            );
+        }
+        if let Some(mac) = &self.mac {
+            parse_mac(mac)?;
+        }
+        Ok(self)
+    }
+
+    pub(super) fn pool_kib(&self, kind: &VhostUserKind) -> u32 {
+        self.pool_kib.unwrap_or(kind.pool_kib)
+    }
+
+    pub(super) fn queue_size(&self, kind: &VhostUserKind) -> u16 {
+        self.queue_size.unwrap_or(kind.class.queue_size)
+    }
+}
+
+/// Six bytes, as `00:16:3e:00:00:01`.
+pub(super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| match byte.len() {
+        2 => u8::from_str_radix(byte, 16).ok(),
+        _ => None,
+    });
+    let bytes: Option<Vec<u8>> = bytes.collect();
+    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    let mac = mac.with_context(|| format!("mac = {text:?} is not like 00:16:3e:00:00:01"))?;
+    ensure!(mac[0] & 1 == 0, "mac = {text:?} is a group's address");
+    Ok(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::KINDS;
+    use super::*;
+    use crate::devices::DeviceKind;
+
+    fn check(name: &str, settings: &str) -> Result<()> {
+        let kind = KINDS.iter().find(|kind| kind.name == name).unwrap();
+        kind.check_settings(&settings.parse::<toml::Table>().unwrap())
+    }
+
+    #[test]
+    fn settings_are_judged_by_their_kind() {
+        let socket = "socket = \"/run/b.sock\"\n";
+        for (name, more) in [
+            ("fs", "tag = \"share\""),
+            ("net", "mac = \"00:16:3e:00:00:01\"\nmtu = 9000"),
+            ("blk", "queue-size = 128\npool-kib = 1024"),
+            ("i2c", ""),
+        ] {
+            check(name, &format!("{socket}{more}")).unwrap();
+        }
+        for (name, settings, wrong) in [
+            ("fs", "tag = \"share\"", "socket"),
+            ("fs", "socket = \"b.sock\"", "no absolute path"),
+            ("blk", "socket = \"/b\"\ntag = \"share\"", "has no tag"),
+            ("fs", "socket = \"/b\"\ntag = \"\"", "bytes"),
+            (
+                "fs",
+                "socket = \"/b\"\nmac = \"00:16:3e:00:00:01\"",
+                "has no mac",
+            ),
+            (
+                "net",
+                "socket = \"/b\"\nmac = \"00:16:3e:00:01\"",
+                "is not like",
+            ),
+            (
+                "net",
+                "socket = \"/b\"\nmac = \"01:16:3e:00:00:01\"",
+                "group",
+            ),
+            (
+                "blk",
+                "socket = \"/b\"\nqueue-size = 2048",
+                "power of two up to 1024",
+            ),
+            ("blk", "socket = \"/b\"\nqueue-size = 100", "power of two"),
+            ("blk", "socket = \"/b\"\npool-kib = 1", "pool-kib = 1"),
+            ("blk", "socket = \"/b\"\npath = \"/d\"", "path"),
+        ] {
+            let error = check(name, settings).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{settings}: {error}");
+        }
+    }
+}
