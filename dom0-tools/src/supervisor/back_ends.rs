@@ -215,14 +215,17 @@ impl Link {
     /// Ends the connection for both ends, if there is one.
     fn cut(&mut self, registry: &Registry) {
         let now = Instant::now();
-        let try_at = now + self.wait;
+        let try_at = now;
         let state = std::mem::replace(&mut self.state, State::Away { try_at });
         if let State::There { socket, since, .. } = state {
             if now.saturating_duration_since(since) >= SHORT_LIFE {
                 self.wait = FIRST_WAIT;
             }
             self.last_try = now;
+            // The next one may have told of itself already, when this one was not known to be gone.
+            let told = now + self.wait.min(LONGEST_TOLD_WAIT);
             self.is_away(now);
+            self.state = State::Away { try_at: told };
             let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
             // An error means that the back-end is gone.
             let _ = shutdown(&socket, Shutdown::Both);
