@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use xen_virtio_guest_io::{BlkRequest, Driver};
+use xen_virtio_transport::Register;
 
 const QUEUE_SIZE: u16 = 8;
 const SECTOR_BYTES: usize = 512;
@@ -37,6 +38,8 @@ pub(crate) fn run(driver: &Driver) -> Result<()> {
             }
             sleep(Duration::from_millis(1));
         };
+        // Before its memory is the kernel's again: a request that was not answered may be until then.
+        driver.write(Register::Status, 0);
         println!("endures: {outcome} {count}");
         sleep(Duration::from_millis(100));
     }
