@@ -7,7 +7,15 @@ BACK_END_LOGS=/var/log/back-ends
 
 say() { echo "==> $*"; }
 note() { echo "  $*"; }
-fail() { echo "FAIL: $*" >&2; exit 1; }
+# fail WHY: ends the case, also where only a command substitution or a process beside the case would end.
+fail() {
+    echo "FAIL: $*" >&2
+    [ "${CASE:-$BASHPID}" = "$BASHPID" ] || kill "$CASE"
+    exit 1
+}
+
+# whole: the case is to show all that it can; else what no other one shows, since CI waits for it.
+whole() { [ -n "$WHOLE" ]; }
 
 # needs_libxl VERSION: skips a case that needs what an older libxl lacks.
 needs_libxl() {
@@ -15,15 +23,17 @@ needs_libxl() {
 }
 [ "$XEN_VERSION" != 4.17 ] || . ./libxl-4.17.sh
 
-# wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds.
-wait_for() {
-    local limit=$((SECONDS + $1)) what=$2
-    shift 2
+# is_within SECONDS COMMAND...: waits until COMMAND succeeds; fails if it does not.
+is_within() {
+    local limit=$((SECONDS + $1))
+    shift
     until "$@"; do
-        [ $SECONDS -lt $limit ] || fail "waited too long for $what"
+        [ $SECONDS -lt $limit ] || return 1
         sleep 0.1
     done
 }
+# wait_for SECONDS WHAT COMMAND...: the same, and the case fails.
+wait_for() { is_within "$1" "${@:3}" || fail "waited too long for $2"; }
 
 start_daemon() {
     XEN_VIRTIOD_LOG=${LOG_LEVEL:-info} xen-virtiod >>$DAEMON_LOG 2>&1 &
@@ -197,6 +207,8 @@ nothing_left() {
 
 run_case() {
     (
+        CASE=$BASHPID
+        trap 'exit 1' TERM
         set -eE
         trap 'echo "FAIL: ${BASH_COMMAND} (line ${LINENO})"' ERR
         . "./cases/$1.sh"
@@ -227,8 +239,10 @@ run_cases() {
     heart=$!
     for case; do
         echo "CASE-BEGIN $case"
-        SECONDS=0 outcome=ok status=0
-        run_case "$case" || status=$?
+        SECONDS=0 outcome=ok
+        # Before `||`, bash would let its failed commands pass, `set -e` or not.
+        run_case "$case"
+        status=$?
         case $status in
             0) ;;
             77) outcome=skipped ;;
@@ -244,6 +258,7 @@ run_cases() {
 # What a case leaves behind, whichever way it ended, is not the next one's.
 clean_up() {
     pkill -KILL xen-virtiod || true
+    pkill -KILL -f /back-ends || true
     xl list | awk 'NR > 1 && $1 != "Domain-0" { print $2 }' | while read -r domain; do xl destroy "$domain"; done
     wait_for 20 "dead domains to go" no_zombie
     xenstore-rm backend/virtio_disk backend/virtio_file

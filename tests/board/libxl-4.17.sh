@@ -34,7 +34,7 @@ create_by_hand() {
     domid=$(domid "$name")
     write_nodes "$domid" "${disks[@]}"
     for line in "${disks[@]}"; do
-        if ! (wait_for 10 "$line" is_ready "$domid" "$line") 2>/dev/null; then
+        if ! is_within 10 is_ready "$domid" "$line" 2>/dev/null; then
             destroy_by_hand "$name"
             return 1
         fi
