@@ -20,16 +20,18 @@ refused() {
     xen-virtioctl list | grep -qE "guest $1 .*$3" || fail "xen-virtioctl list does not show why $1 was refused: $(xen-virtioctl list)"
 }
 refused link /tmp/hard-link.img 'guest a .* has it as /tmp/a.img'
-refused file /tmp/b.img 'it is the file of /dev/loop1'
 verifies_on a
-# A file system that dom0 has mounted.
-truncate -s 16M /tmp/mounted.img
-mke2fs -q -t ext4 /tmp/mounted.img
-losetup /dev/loop2 /tmp/mounted.img
-mkdir -p /tmp/mounted
-mount /dev/loop2 /tmp/mounted
-refused mounted /dev/loop2 'dom0 has it mounted at /tmp/mounted'
-umount /tmp/mounted
+# By the file of a loop device, and by a file system that dom0 has mounted.
+if whole; then
+    refused file /tmp/b.img 'it is the file of /dev/loop1'
+    truncate -s 16M /tmp/mounted.img
+    mke2fs -q -t ext4 /tmp/mounted.img
+    losetup /dev/loop2 /tmp/mounted.img
+    mkdir -p /tmp/mounted
+    mount /dev/loop2 /tmp/mounted
+    refused mounted /dev/loop2 'dom0 has it mounted at /tmp/mounted'
+    umount /tmp/mounted
+fi
 # The first user goes, and the next one has its turn.
 guest next verify "disk = [ $(disk /tmp/a.img), $(disk /dev/loop1 1 xvdb) ]" "extra = 'console=hvc0 quiet GUEST=verify SECS=2'"
 destroy a

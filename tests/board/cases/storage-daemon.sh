@@ -30,7 +30,7 @@ grant-usage = $2")"
 for grants in true false; do
     make_disk /tmp/raw.img 32
     storage_daemon "driver=file,node-name=disk,filename=/tmp/raw.img,discard=unmap"
-    disk_guest $grants $grants 8
+    disk_guest $grants $grants "$(whole && echo 8 || echo 3)"
     note "raw, grants $grants: $(said $grants 'verified:' 90)"
     said $grants 'guest: discarded' >/dev/null
     note "$(said $grants 'zeroed:')"
