@@ -125,6 +125,7 @@ mod tests {
         };
         Plan {
             parts: [part].into_iter().collect(),
+            descriptors: [part].into_iter().collect(),
             bytes,
             receives: false,
         }

@@ -314,7 +314,7 @@ impl Relay {
             } else if let Some(queue) = &mut self.queues[index] {
                 let start = relaying.run.start();
                 let memory = self.region.memory();
-                let head = queue.ring.offer(&relaying.plan.parts, start, &memory);
+                let head = queue.ring.offer(&relaying.plan.descriptors, start, &memory);
                 queue.requests[usize::from(head)] = Some(relaying);
             }
         }
@@ -357,13 +357,13 @@ impl Relay {
                 worked = true;
                 continue;
             }
-            let taken = match queue.ring.room() < offered + plan.parts.len() {
+            let taken = match queue.ring.room() < offered + plan.descriptors.len() {
                 true => Taken::NotNow,
                 false => self.pools.take(index, &plan),
             };
             match taken {
                 Taken::Pages { run, is_shared } => {
-                    offered += plan.parts.len();
+                    offered += plan.descriptors.len();
                     let relaying = Relaying {
                         request,
                         plan,

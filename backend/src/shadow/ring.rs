@@ -31,6 +31,13 @@ pub(super) struct Part {
     pub(super) writable: bool,
 }
 
+impl Part {
+    /// The byte behind it.
+    pub(super) fn end(&self) -> usize {
+        self.place + self.len as usize
+    }
+}
+
 /// The driver's side of a queue in the region.
 pub(super) struct ShadowRing {
     places: RingPlaces,

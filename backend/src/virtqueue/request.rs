@@ -42,7 +42,7 @@ impl Buffers {
         self.len = 0;
     }
 
-    fn push(&mut self, buffer: GuestBuffer) -> Option<()> {
+    pub(crate) fn push(&mut self, buffer: GuestBuffer) -> Option<()> {
         self.len = self.len.checked_add(buffer.len)?;
         if buffer.len > 0 {
             self.buffers.push(buffer);
