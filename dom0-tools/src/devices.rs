@@ -7,6 +7,7 @@ mod vhost_user;
 
 use crate::config::Config;
 use crate::guest_state::{Backing, DeviceRecords};
+use crate::program::Program;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail};
@@ -248,9 +249,16 @@ pub(crate) struct Opened {
     pub(crate) backing: Option<Backing>,
     /// What the guest has of it as long as it lives, whatever its entry and the configuration say later.
     pub(crate) kept: Option<Value>,
-    /// The socket of its back-end, and the connection to that, if there is one; a duplicate of the one that is among the
-    /// descriptors.
-    pub(crate) back_end: Option<(PathBuf, Option<OwnedFd>)>,
+    pub(crate) back_end: Option<BackEnd>,
+}
+
+/// The back-end of a device.
+pub(crate) struct BackEnd {
+    pub(crate) socket: PathBuf,
+    /// The connection to it, if there is one; a duplicate of the one that is among the device's descriptors.
+    pub(crate) connection: Option<OwnedFd>,
+    /// The program that we keep running for it.
+    pub(crate) program: Option<Program>,
 }
 
 /// What a device is resized to.

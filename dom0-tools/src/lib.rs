@@ -7,6 +7,7 @@ mod devices;
 pub mod guest_state;
 pub mod ipc;
 pub mod log;
+pub mod program;
 pub mod supervisor;
 mod text;
 pub mod toolstack;

@@ -28,6 +28,12 @@ impl Identity {
         path.rsplit('/').next().unwrap_or_default()
     }
 
+    /// The name of a file of it.
+    pub(crate) fn file_name(&self) -> String {
+        let uuid = self.vm.as_deref().and_then(|vm| vm.rsplit('/').next());
+        format!("{}-{}", self.domid, uuid.unwrap_or("none"))
+    }
+
     /// Whether `now`, of the same domid, is another guest. One that is being destroyed loses its nodes, and is the same still.
     pub(crate) fn is_followed_by(&self, now: &Self) -> bool {
         now.vm.is_some() && now != self

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::ctl::control;
+use xen_virtio_dom0_tools::program::keeper::{self, Keeping};
 use xen_virtio_dom0_tools::{log, supervisor, worker};
 
 /// Serves virtio devices to Xen guests, as their xl configurations say.
@@ -25,6 +26,17 @@ enum Role {
     /// Serves one guest; only xen-virtiod itself starts this.
     #[command(hide = true)]
     Worker { domid: u16 },
+    /// Keeps a back-end's program running; only xen-virtiod itself starts this.
+    #[command(hide = true)]
+    BackEnd(Keeping),
+    /// Becomes that program.
+    #[command(hide = true)]
+    BackEndProgram {
+        #[arg(long)]
+        user: String,
+        #[arg(last = true, required = true)]
+        words: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -62,6 +74,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         // The argument is for whoever looks at the processes; the supervisor says which guest it is.
         Some(Role::Worker { domid: _ }) => {
             worker::run(std::io::stdin().as_fd().try_clone_to_owned()?)
+        }
+        Some(Role::BackEnd(keeping)) => keeper::run(keeping),
+        Some(Role::BackEndProgram { user, words }) => {
+            keeper::become_program(user, words).map(|never| match never {})
         }
     }
 }

@@ -4,7 +4,7 @@ mod offer_record;
 mod settings;
 
 use super::{
-    Arriving, Building, Built, Busy, Control, DeviceKind, NewDevice, Opened, Resources,
+    Arriving, BackEnd, Building, Built, Busy, Control, DeviceKind, NewDevice, Opened, Resources,
     SyscallRule, Wanted, blk, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
@@ -129,13 +129,23 @@ impl DeviceKind for VhostUserKind {
                 .context("nothing says where its back-end is")?
                 .check(self)?,
         };
+        let program = settings.program(wanted)?;
+        if let Some(program) = &program {
+            program.keep_running()?;
+        }
         let connection = match connect_to(&settings.socket) {
             Ok(socket) => Some(socket),
             // What the guest has had waits for it.
             Err(_) if wanted.served => None,
             Err(error) => {
                 let socket = settings.socket.display();
-                let why = format!("no back-end is at {socket} yet ({error}): start it");
+                let what = match program {
+                    Some(_) => {
+                        "its program, which has been started, says in the log what it fails of"
+                    }
+                    None => "start it",
+                };
+                let why = format!("no back-end is at {socket} yet ({error}): {what}");
                 return Err(Busy(why).into());
             }
         };
@@ -147,7 +157,11 @@ impl DeviceKind for VhostUserKind {
             }),
             descriptors: connection.into_iter().collect(),
             backing: None,
-            back_end: Some((settings.socket.clone(), watched)),
+            back_end: Some(BackEnd {
+                socket: settings.socket.clone(),
+                connection: watched,
+                program,
+            }),
             kept: Some(spec(&settings)),
         })
     }

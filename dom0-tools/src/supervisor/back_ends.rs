@@ -3,7 +3,8 @@
 //! The supervisor connects, since no worker can, and keeps a duplicate of the connection, of which it reads nothing: the kernel
 //! tells by it when one of both ends has closed it.
 
-use crate::devices::connect_to;
+use crate::devices::{BackEnd, connect_to};
+use crate::program::Program;
 use crate::toolstack::libxl::EntryKey;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -36,6 +37,8 @@ pub(super) struct BackEnds {
 
 struct Link {
     path: PathBuf,
+    /// What is kept running there.
+    program: Option<Program>,
     state: State,
     /// It is not looked for again before so long after the last time, whatever is new in its folder.
     wait: Duration,
@@ -66,18 +69,23 @@ impl BackEnds {
         })
     }
 
-    /// The device has a back-end at `path`: by `socket`, if that is there.
+    /// The device has a back-end.
     pub(super) fn have(
         &mut self,
         device: Device,
-        path: PathBuf,
-        socket: Option<OwnedFd>,
+        back_end: BackEnd,
         registry: &Registry,
         next_token: &mut usize,
     ) {
-        self.end(device, registry);
+        let BackEnd {
+            socket,
+            connection,
+            program,
+        } = back_end;
+        self.forget(device, registry);
         let mut link = Link {
-            path,
+            path: socket,
+            program,
             state: State::Away {
                 try_at: Instant::now() + FIRST_WAIT,
             },
@@ -85,20 +93,27 @@ impl BackEnds {
             last_try: Instant::now(),
         };
         self.folders.watch(&link.path);
-        if let Some(socket) = socket {
-            link.is_there(socket, registry, next_token);
+        if let Some(connection) = connection {
+            link.is_there(connection, registry, next_token);
         }
         self.links.insert(device, link);
     }
 
     /// The device has no back-end any more.
     pub(super) fn end(&mut self, device: Device, registry: &Registry) {
-        if let Some(mut link) = self.links.remove(&device) {
-            link.cut(registry);
+        let link = self.forget(device, registry);
+        if let Some(program) = link.and_then(|link| link.program) {
+            program.end();
         }
         if self.links.is_empty() {
             self.folders.forget();
         }
+    }
+
+    fn forget(&mut self, device: Device, registry: &Registry) -> Option<Link> {
+        let mut link = self.links.remove(&device)?;
+        link.cut(registry);
+        Some(link)
     }
 
     /// Nobody takes the connection that the device has: it is looked for again.
@@ -154,6 +169,11 @@ impl BackEnds {
         for (device, link) in &mut self.links {
             if link.try_at().is_none_or(|at| at > now) {
                 continue;
+            }
+            if let Some(program) = &link.program
+                && let Err(error) = program.keep_running()
+            {
+                tracing::error!("{error:#}");
             }
             let connected =
                 connect_to(&link.path).and_then(|socket| Ok((socket.try_clone()?, socket)));

@@ -255,12 +255,12 @@ impl OpenedDevice {
         let kind = devices::kind(entry.kind.device_type(), service)?;
         known.kind = Some(kind);
         let mut opened = kind.open(&wanted, context.uses)?;
-        if let Some((path, socket)) = opened.back_end.take() {
+        if let Some(back_end) = opened.back_end.take() {
             let device = (guest.domid, key);
             let (registry, next_token) = (context.registry, &mut *context.next_token);
             context
                 .back_ends
-                .have(device, path, socket, registry, next_token);
+                .have(device, back_end, registry, next_token);
         }
         if let Some(kept) = &opened.kept
             && let Err(error) = context.files.keep(guest, key, Some(kept.clone()))

@@ -25,13 +25,6 @@ pub(super) struct StateFiles {
     disks: PathBuf,
 }
 
-impl Identity {
-    fn file_name(&self) -> String {
-        let uuid = self.vm.as_deref().and_then(|vm| vm.rsplit('/').next());
-        format!("{}-{}", self.domid, uuid.unwrap_or("none"))
-    }
-}
-
 impl StateFiles {
     /// The files below `directory`, for root only.
     pub(super) fn new(directory: &Path) -> Result<Self> {

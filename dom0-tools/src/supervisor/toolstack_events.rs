@@ -5,6 +5,7 @@ use super::guest::Guest;
 use super::lifecycle::Event;
 use super::{MAX_REFUSALS, STOP_LIMIT, Stopping, Supervisor, tolerate};
 use crate::ipc::ToWorker;
+use crate::program;
 use crate::toolstack::libxl::EntryKey;
 use crate::toolstack::{ToolstackError, ToolstackEvent};
 use anyhow::Result;
@@ -168,6 +169,8 @@ impl Supervisor {
             }
             tracing::info!("guest {} ({domid}) is gone", guest.name());
             self.back_ends.end_guest(domid, self.poll.registry());
+            // Also those that no connection was made to yet.
+            program::end_of(guest.identity());
             guest.end_earlier_workers();
             self.files.remove(guest.identity());
             let deadline = Some(Instant::now() + STOP_LIMIT);

@@ -44,6 +44,16 @@ const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 /// follows it.
 const WORKER_OOM_SCORE_ADJ: &str = "500";
 
+/// When memory runs out, this process ends before the service does.
+///
+/// # Errors
+///
+/// The system's.
+pub fn goes_before_the_service() -> Result<()> {
+    fs::write(OOM_SCORE_ADJ, WORKER_OOM_SCORE_ADJ)
+        .with_context(|| format!("writing {OOM_SCORE_ADJ}"))
+}
+
 /// The user, and the group, that serves guest `domid` and does nothing else.
 pub fn user(domid: u16) -> u32 {
     FIRST_USER + u32::from(domid)
@@ -71,8 +81,7 @@ pub(crate) fn report_missing() {
 ///
 /// What could not be given up; the worker must not serve then.
 pub fn enter<T>(domid: u16, prepare: impl FnOnce() -> T) -> Result<T> {
-    fs::write(OOM_SCORE_ADJ, WORKER_OOM_SCORE_ADJ)
-        .with_context(|| format!("writing {OOM_SCORE_ADJ}"))?;
+    goes_before_the_service()?;
     leave_file_systems().context("leaving the file systems")?;
     match unshare(CloneFlags::CLONE_NEWNET) {
         // A kernel without network namespaces, see `report_missing`.

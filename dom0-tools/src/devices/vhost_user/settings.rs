@@ -1,7 +1,9 @@
 //! What the configuration says of a device.
 
 use super::{TAG_BYTES, VhostUserKind};
-use anyhow::{Context, Result, ensure};
+use crate::devices::Wanted;
+use crate::program::{Exec, Program, user_named};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -14,6 +16,12 @@ const MAX_POOL_KIB: u32 = 64 << 10;
 pub(super) struct Settings {
     /// Where the back-end listens.
     pub(super) socket: PathBuf,
+    /// What is started to listen there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exec: Option<Exec>,
+    /// … and whom it runs as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) user: Option<String>,
     pub(super) pool_kib: Option<u32>,
     pub(super) queue_size: Option<u16>,
     /// A file system's name in its guest.
@@ -31,6 +39,17 @@ impl Settings {
             "socket = {:?} is no absolute path",
             self.socket
         );
+        match (&self.exec, &self.user) {
+            (Some(exec), Some(user)) => {
+                exec.words(&self.socket)?;
+                user_named(user)?;
+            }
+            (Some(_), None) => bail!("exec = needs user = whom the program runs as"),
+            (None, Some(_)) => {
+                bail!("user = says whom the program of exec = runs as, which is not there")
+            }
+            (None, None) => {}
+        }
         let pool = self.pool_kib(kind);
         ensure!(
             (64..=MAX_POOL_KIB).contains(&pool),
@@ -63,6 +82,26 @@ impl Settings {
             parse_mac(mac)?;
         }
         Ok(self)
+    }
+
+    /// What is to be kept running for the device.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub(super) fn program(&self, wanted: &Wanted<'_>) -> Result<Option<Program>> {
+        let (Some(exec), Some(user)) = (&self.exec, &self.user) else {
+            return Ok(None);
+        };
+        let words = exec.words(&self.socket)?;
+        let guest = (wanted.guest, wanted.name);
+        Ok(Some(Program::new(
+            guest,
+            wanted.key,
+            &self.socket,
+            user,
+            words,
+        )))
     }
 
     pub(super) fn pool_kib(&self, kind: &VhostUserKind) -> u32 {
@@ -105,7 +144,7 @@ mod tests {
             ("fs", "tag = \"share\""),
             ("net", "mac = \"00:16:3e:00:00:01\"\nmtu = 9000"),
             ("blk", "queue-size = 128\npool-kib = 1024"),
-            ("i2c", ""),
+            ("i2c", "exec = \"/bin/i2c {socket}\"\nuser = \"4711\""),
         ] {
             check(name, &format!("{socket}{more}")).unwrap();
         }
@@ -136,6 +175,12 @@ mod tests {
             ),
             ("blk", "socket = \"/b\"\nqueue-size = 100", "power of two"),
             ("blk", "socket = \"/b\"\npool-kib = 1", "pool-kib = 1"),
+            (
+                "fs",
+                "socket = \"/b\"\nexec = \"/bin/v {socket}\"",
+                "needs user",
+            ),
+            ("fs", "socket = \"/b\"\nuser = \"4711\"", "exec"),
             ("blk", "socket = \"/b\"\npath = \"/d\"", "path"),
         ] {
             let error = check(name, settings).unwrap_err().to_string();
