@@ -138,6 +138,11 @@ pub(super) enum Effect {
         key: EntryKey,
         error: String,
     },
+    /// A device waits, and what for is news.
+    LogWaiting {
+        key: EntryKey,
+        why: String,
+    },
     /// A device's page was claimed for the first time.
     LogClaimed {
         key: EntryKey,
@@ -294,7 +299,10 @@ impl Lifecycle {
         let mut effects = Vec::new();
         // What is tried again and again is logged once.
         if known.fails(status, &error) {
-            effects.push(Effect::LogDevice { key, error });
+            effects.push(match busy {
+                true => Effect::LogWaiting { key, why: error },
+                false => Effect::LogDevice { key, error },
+            });
         }
         // Others may have what a guest was to have, and has not got.
         if !known.served && !busy {

@@ -140,6 +140,11 @@ fn log(key: EntryKey, error: &str) -> Effect {
     Effect::LogDevice { key, error }
 }
 
+fn log_waiting(key: EntryKey, why: &str) -> Effect {
+    let why = why.to_owned();
+    Effect::LogWaiting { key, why }
+}
+
 fn log_failure(error: &str) -> Effect {
     let error = error.to_owned();
     Effect::LogFailure { error }
@@ -265,7 +270,7 @@ fn rows() -> Vec<Row> {
             "somebody has it",
             this(vec![new(A)]),
             locked(A),
-            vec![log(A, "is locked")],
+            vec![log_waiting(A, "is locked")],
         ),
         (
             "who may let go of it",

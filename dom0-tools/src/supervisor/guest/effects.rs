@@ -68,6 +68,7 @@ impl Guest {
             | Effect::LogLost { .. }
             | Effect::LogFailure { .. }
             | Effect::LogDevice { .. }
+            | Effect::LogWaiting { .. }
             | Effect::LogClaimed { .. } => {
                 self.log(&effect);
                 None
@@ -104,6 +105,9 @@ impl Guest {
                 self.lost
             ),
             Effect::LogFailure { error } => tracing::error!("guest {name} ({domid}): {error}"),
+            Effect::LogWaiting { key, why } => {
+                tracing::warn!("guest {name} ({domid}): {key} waits: {why}");
+            }
             Effect::LogDevice { key, error } => {
                 tracing::error!("guest {name} ({domid}): {key}: {error}");
             }
