@@ -74,6 +74,8 @@ pub const CLASSES: &[Class] = &[
         ..class(ids::VIRTIO_ID_BLOCK, 1024, 1, 60, REPEATED)
     },
     class(ids::VIRTIO_ID_RNG, 1024, 1, 0, REPEATED),
+    // Commands of a disk can be carried out twice.
+    class(ids::VIRTIO_ID_SCSI, 128, 3, 36, REPEATED),
     class(ids::VIRTIO_ID_VSOCK, 1024, 3, 8, UNANSWERED),
     // VIRTIO_SND_S_IO_ERR. The last queue's requests have their status behind the data.
     class(

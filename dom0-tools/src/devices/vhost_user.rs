@@ -67,6 +67,7 @@ pub(super) const KINDS: &[VhostUserKind] = &[
     kind("net", ids::VIRTIO_ID_NET, "CONFIG_VIRTIO_NET", 4096),
     kind("blk", ids::VIRTIO_ID_BLOCK, "CONFIG_VIRTIO_BLK", 8192),
     kind("rng", ids::VIRTIO_ID_RNG, "CONFIG_HW_RANDOM_VIRTIO", 256),
+    kind("scsi", ids::VIRTIO_ID_SCSI, "CONFIG_SCSI_VIRTIO", 4096),
     kind(
         "vsock",
         ids::VIRTIO_ID_VSOCK,

@@ -4,6 +4,7 @@ use super::{DIRECTORY, FIRST_SHARED, FileDevice};
 use crate::toolstack::libxl;
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use virtio_bindings::virtio_ids::VIRTIO_ID_SCMI;
 
 /// The guest's interrupt controller in its device tree (`GUEST_PHANDLE_GIC`).
 const GIC_PHANDLE: u32 = 65000;
@@ -44,6 +45,17 @@ pub fn device_tree(name: &str, devices: &[FileDevice]) -> String {
             text.push_str("            iommus = <&grants 0>;\n");
         }
         text.push_str("        };\n");
+    }
+    // Linux looks for such a device here, not among the virtio devices (`arm,scmi.yaml`); 0x15 is its sensors.
+    if devices
+        .iter()
+        .any(|device| device.device_type == VIRTIO_ID_SCMI)
+    {
+        text.push_str(
+            "\n        scmi {\n            compatible = \"arm,scmi-virtio\";\n            #address-cells = <1>;\n            \
+             #size-cells = <0>;\n\n            protocol@15 {\n                reg = <0x15>;\n                \
+             #thermal-sensor-cells = <1>;\n            };\n        };\n",
+        );
     }
     text.push_str("    };\n};\n");
     text
