@@ -7,13 +7,15 @@ use vm_memory::VolatileSlice;
 const EIO: i32 = 5;
 
 /// What becomes of a request that a back-end, or an earlier process, had taken and not finished. Those that only wait for
-/// something to be written to them are always repeated.
+/// something to be written to them are repeated, unless that is what the driver is told by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// It is carried out once more: what is done twice is as if it were done once.
     Repeat,
     /// The driver is told that it has failed.
     Fail(Answer),
+    /// The driver is told of the loss, as of anything else that this queue is there for.
+    Tell(Answer),
 }
 
 /// How a device says that a request has failed.
@@ -34,12 +36,21 @@ pub enum Answer {
 impl Loss {
     /// Whether a request of this plan fails when its back-end is lost.
     pub(super) fn fails(&self, plan: &Plan) -> bool {
-        matches!(self, Self::Fail(_)) && !plan.receives
+        match self {
+            Self::Repeat => false,
+            Self::Fail(_) => !plan.receives,
+            Self::Tell(_) => true,
+        }
+    }
+
+    /// Whether what was answered so has failed.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self, Self::Fail(_))
     }
 
     /// Writes into the region what tells the driver that the request has failed.
     pub(super) fn answer(&self, relaying: &mut Relaying, memory: &VolatileSlice<'_>) {
-        let Self::Fail(answer) = self else {
+        let (Self::Fail(answer) | Self::Tell(answer)) = self else {
             return;
         };
         let room = relaying.room();

@@ -217,7 +217,7 @@ impl Relay {
             for place in &mut queue.requests {
                 if let Some(mut relaying) = place.take_if(|lost| loss.fails(&lost.plan)) {
                     loss.answer(&mut relaying, &self.region.memory());
-                    self.counters.failed += 1;
+                    self.counters.failed += u64::from(loss.is_failure());
                     self.used.push((index, relaying));
                 }
             }
@@ -308,8 +308,9 @@ impl Relay {
             } else if relaying.request.is_repeated()
                 && loss_of(self.loss, index).fails(&relaying.plan)
             {
-                loss_of(self.loss, index).answer(&mut relaying, &self.region.memory());
-                self.counters.failed += 1;
+                let loss = loss_of(self.loss, index);
+                loss.answer(&mut relaying, &self.region.memory());
+                self.counters.failed += u64::from(loss.is_failure());
                 self.used.push((index, relaying));
             } else if let Some(queue) = &mut self.queues[index] {
                 let start = relaying.run.start();

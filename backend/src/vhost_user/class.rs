@@ -76,7 +76,18 @@ pub const CLASSES: &[Class] = &[
     class(ids::VIRTIO_ID_RNG, 1024, 1, 0, REPEATED),
     // Commands of a disk can be carried out twice.
     class(ids::VIRTIO_ID_SCSI, 128, 3, 36, REPEATED),
-    class(ids::VIRTIO_ID_VSOCK, 1024, 3, 8, UNANSWERED),
+    // The connections are gone with the back-end, as VIRTIO_VSOCK_EVENT_TRANSPORT_RESET says in the last queue.
+    class(
+        ids::VIRTIO_ID_VSOCK,
+        1024,
+        3,
+        8,
+        &[
+            Loss::Fail(Answer::Nothing),
+            Loss::Fail(Answer::Nothing),
+            Loss::Tell(Answer::FirstWord(0)),
+        ],
+    ),
     // VIRTIO_SND_S_IO_ERR. The last queue's requests have their status behind the data.
     class(
         ids::VIRTIO_ID_SOUND,
