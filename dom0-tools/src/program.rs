@@ -5,6 +5,7 @@
 
 pub mod keeper;
 
+use crate::devices::Busy;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use crate::worker::sandbox;
@@ -16,12 +17,12 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Where the keepers' locks are, for root only.
+/// Where the keepers' locks are, for root only: below `devices`, with what each keeps running, and `sockets`.
 const DIRECTORY: &str = "/run/xen-virtiod/back-ends";
 /// What stands for the socket in a program's arguments.
 const SOCKET_WORD: &str = "{socket}";
@@ -40,7 +41,7 @@ impl Exec {
     ///
     /// # Errors
     ///
-    /// If that is no program, or it does not say where the socket is.
+    /// If that is no program.
     pub(crate) fn words(&self, socket: &Path) -> Result<Vec<String>> {
         let words: Vec<String> = match self {
             Self::Line(line) => line.split_whitespace().map(str::to_owned).collect(),
@@ -51,41 +52,59 @@ impl Exec {
             program.starts_with('/'),
             "exec = {program:?} … is no absolute path of a program"
         );
-        ensure!(
-            words.iter().any(|word| word.contains(SOCKET_WORD)),
-            "exec = has no {SOCKET_WORD}, which stands for the socket's path in the program's arguments"
-        );
         let socket = socket.to_str().context("the socket's path is no text")?;
         let replaced = |word: &String| word.replace(SOCKET_WORD, socket);
         Ok(words.iter().map(replaced).collect())
     }
 }
 
-/// Whom a program runs as.
+/// Judges whom a program is to run as, of whom nothing has to be there yet.
 ///
 /// # Errors
 ///
-/// If there is no such user, or it is root.
+/// If it would have rights that no program is to have.
+pub(crate) fn check_user(name: &str) -> Result<()> {
+    let number = name.parse().ok();
+    ensure!(
+        name != "root" && number != Some(0),
+        "user = {name:?} would have the rights of root: give the program a user of its own"
+    );
+    if let Some(domid) = number.and_then(sandbox::guest_of) {
+        bail!(
+            "user = {name:?} is whom guest {domid}'s worker runs as: give the program a user of its own"
+        );
+    }
+    Ok(())
+}
+
+/// Whom a program runs as: a name, or a number.
+///
+/// # Errors
+///
+/// If there is no such user, or as [`check_user`].
 pub(crate) fn user_named(name: &str) -> Result<(Uid, Gid)> {
+    let what = || format!("user = {name:?}");
     let (uid, gid) = match name.parse() {
-        Ok(number) => (Uid::from_raw(number), Gid::from_raw(number)),
+        Ok(number) => {
+            let user = User::from_uid(Uid::from_raw(number)).with_context(what)?;
+            // A number that is nobody's stands for its group too.
+            let group = user.map_or(Gid::from_raw(number), |user| user.gid);
+            (Uid::from_raw(number), group)
+        }
         Err(_) => {
-            let user = User::from_name(name).with_context(|| format!("user = {name:?}"))?;
+            let user = User::from_name(name).with_context(what)?;
             let user = user.with_context(|| {
                 format!("user = {name:?} is nobody here: useradd --system {name}")
             })?;
             (user.uid, user.gid)
         }
     };
+    check_user(name)?;
+    check_user(&uid.to_string())?;
     ensure!(
-        !uid.is_root() && gid.as_raw() != 0,
-        "user = {name:?} would have the rights of root: give the program a user of its own"
+        gid.as_raw() != 0,
+        "user = {name:?} has the group of root: give the program a user of its own"
     );
-    if let Some(domid) = sandbox::guest_of(uid.as_raw()) {
-        bail!(
-            "user = {name:?} is whom guest {domid}'s worker runs as: give the program a user of its own"
-        );
-    }
     Ok((uid, gid))
 }
 
@@ -95,9 +114,22 @@ pub(crate) struct Program {
     lock: PathBuf,
     /// Whose it is, for its log lines.
     label: String,
+    spec: ProgramSpec,
+}
+
+/// What is kept running, which a keeper's lock says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ProgramSpec {
     socket: PathBuf,
     user: String,
     words: Vec<String>,
+}
+
+impl ProgramSpec {
+    /// What the lock `file` says.
+    fn of(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
 }
 
 impl Program {
@@ -109,17 +141,14 @@ impl Program {
         user: &str,
         words: Vec<String>,
     ) -> Self {
-        let file = format!(
-            "{}-{}",
-            guest.file_name(),
-            key.to_string().replace('/', "-")
-        );
         Self {
-            lock: Path::new(DIRECTORY).join(file),
+            lock: lock_path(guest, key),
             label: format!("guest {name} ({}): {key}", guest.domid),
-            socket: socket.to_owned(),
-            user: user.to_owned(),
-            words,
+            spec: ProgramSpec {
+                socket: socket.to_owned(),
+                user: user.to_owned(),
+                words,
+            },
         }
     }
 
@@ -127,30 +156,37 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// What keeps its keeper from being started. What keeps the program from it the keeper says.
+    /// What keeps its keeper from being started; [`Busy`] if another device's program is at its socket. What keeps the
+    /// program from starting the keeper says.
     pub(crate) fn keep_running(&self) -> Result<()> {
-        make_directory()?;
-        let options = || {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .mode(0o600)
-                .clone()
-        };
-        let what = || format!("making {}", self.lock.display());
-        let file = options().open(&self.lock).with_context(what)?;
-        if keeper_of(&file)?.is_some() {
-            return Ok(());
+        self.start().with_context(|| self.label.clone())
+    }
+
+    fn start(&self) -> Result<()> {
+        for name in ["devices", "sockets"] {
+            let path = Path::new(DIRECTORY).join(name);
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.with_context(|| format!("making {}", path.display()))?;
         }
+        if self.lock.exists() {
+            if keeper_of(&open_lock(&self.lock)?)?.is_some() {
+                if ProgramSpec::of(&self.lock).as_ref() == Some(&self.spec) {
+                    return Ok(());
+                }
+                tracing::info!("{}: its program is another one now", self.label);
+            }
+            end_keeper(&self.lock)?;
+        }
+        self.check_socket()?;
+        let what = || format!("making {}", self.lock.display());
+        let new = self.lock.with_extension("new");
+        fs::write(&new, serde_json::to_vec(&self.spec)?).with_context(what)?;
+        fs::rename(&new, &self.lock).with_context(what)?;
         let mut child = Command::new("/proc/self/exe")
             .arg0("xen-virtiod")
             .arg(keeper::ARGUMENT)
             .arg(&self.lock)
-            .args(["--label", &self.label, "--user", &self.user, "--socket"])
-            .arg(&self.socket)
-            .arg("--")
-            .args(&self.words)
+            .args(["--label", &self.label])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             // An interrupt from the terminal is the service's.
@@ -163,23 +199,44 @@ impl Program {
         Ok(())
     }
 
-    /// Ends it, without waiting for that.
-    pub(crate) fn end(&self) {
-        end_keeper(&self.lock);
+    /// A guest is not to have the program of another one's device.
+    fn check_socket(&self) -> Result<()> {
+        for (name, path) in locks() {
+            if path != self.lock
+                && ProgramSpec::of(&path).is_some_and(|spec| spec.socket == self.spec.socket)
+            {
+                let socket = self.spec.socket.display();
+                return Err(Busy(format!(
+                    "at {socket} is the program of another device, {name}"
+                ))
+                .into());
+            }
+        }
+        Ok(())
     }
+}
+
+/// Ends the program of a guest's device, if it has one, without waiting for that.
+pub(crate) fn end_of_device(guest: &Identity, key: EntryKey) {
+    end(&lock_path(guest, key));
 }
 
 /// Ends the programs of a guest, which is gone.
 pub(crate) fn end_of(guest: &Identity) {
-    let prefix = format!("{}-", guest.file_name());
+    end_others(guest, std::iter::empty());
+}
+
+/// Ends the programs of a guest's devices but for `kept`.
+pub(crate) fn end_others(guest: &Identity, kept: impl Iterator<Item = EntryKey>) {
+    let kept: Vec<PathBuf> = kept.map(|key| lock_path(guest, key)).collect();
     for (name, path) in locks() {
-        if name.starts_with(&prefix) {
-            end_keeper(&path);
+        if name.starts_with(&prefix(guest)) && !kept.contains(&path) {
+            end(&path);
         }
     }
 }
 
-/// Ends the programs that an earlier service has left, of guests of which `living` says the domid and nothing.
+/// Ends the programs of guests that `living` does not know, by their domid.
 ///
 /// # Errors
 ///
@@ -190,37 +247,56 @@ pub(crate) fn sweep<E>(
     for (name, path) in locks() {
         let domid = name.split('-').next().and_then(|domid| domid.parse().ok());
         let guest = domid.map(&mut living).transpose()?.flatten();
-        if !guest.is_some_and(|guest| name.starts_with(&format!("{}-", guest.file_name()))) {
-            end_keeper(&path);
+        if !guest.is_some_and(|guest| name.starts_with(&prefix(&guest))) {
+            end(&path);
         }
     }
     Ok(())
 }
 
+fn prefix(guest: &Identity) -> String {
+    format!("{}-", guest.file_name())
+}
+
+/// The lock of the keeper of a guest's device.
+fn lock_path(guest: &Identity, key: EntryKey) -> PathBuf {
+    let name = prefix(guest) + &key.to_string().replace('/', "-");
+    Path::new(DIRECTORY).join("devices").join(name)
+}
+
 fn locks() -> Vec<(String, PathBuf)> {
-    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let entries = fs::read_dir(Path::new(DIRECTORY).join("devices"));
+    let entries = entries.into_iter().flatten().flatten();
     let named =
         entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
     named.collect()
 }
 
-fn make_directory() -> Result<()> {
-    let made = DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(DIRECTORY);
-    made.with_context(|| format!("making {DIRECTORY}"))
+fn end(path: &Path) {
+    match end_keeper(path) {
+        Err(error) if path.exists() => tracing::warn!("{}: {error:#}", path.display()),
+        _ => {}
+    }
 }
 
-/// Removes a lock, and ends the keeper that has it, if there is one: one that comes too late for it ends by itself.
-fn end_keeper(path: &Path) {
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    let _ = fs::remove_file(path);
-    let keeper = file.ok().and_then(|file| keeper_of(&file).ok().flatten());
-    if let Some(keeper) = keeper {
+/// Ends the keeper that has the lock at `path`, if there is one, and removes that: a keeper that comes too late for it ends by
+/// itself.
+///
+/// # Errors
+///
+/// What keeps it from being found: the lock stays, and with it what is known of it.
+fn end_keeper(path: &Path) -> Result<()> {
+    if let Some(keeper) = keeper_of(&open_lock(path)?)? {
         // An error means that it has ended.
         let _ = pidfd_send_signal(&keeper, Signal::TERM);
     }
+    fs::remove_file(path).context("removing a back-end's lock")
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).write(true).open(path);
+    opened.with_context(|| format!("opening {}", path.display()))
 }
 
 /// The process that has the lock `file`.
@@ -281,10 +357,6 @@ mod tests {
         for (line, wrong) in [
             ("", "names no program"),
             ("virtiofsd {socket}", "no absolute path"),
-            (
-                "/bin/virtiofsd --socket-path=/run/g.sock",
-                "has no {socket}",
-            ),
         ] {
             let error = Exec::Line(line.to_owned()).words(socket).unwrap_err();
             assert!(error.to_string().contains(wrong), "{line}: {error}");
@@ -292,15 +364,21 @@ mod tests {
     }
 
     #[test]
-    fn nobody_runs_as_root() {
+    fn nobody_runs_as_root_or_as_a_worker() {
         for name in ["root", "0"] {
             let error = user_named(name).unwrap_err().to_string();
             assert!(error.contains("rights of root"), "{error}");
         }
         let error = user_named("no-such-user").unwrap_err().to_string();
         assert!(error.contains("useradd"), "{error}");
+        // Somebody's number stands for that user, with that user's group.
+        let games = User::from_name("games").unwrap().unwrap();
+        assert_eq!(
+            user_named(&games.uid.to_string()).unwrap(),
+            (games.uid, games.gid)
+        );
+        assert_eq!(user_named("4711").unwrap().1.as_raw(), 4711);
         let error = user_named(&sandbox::user(7).to_string()).unwrap_err();
         assert!(error.to_string().contains("guest 7's worker"), "{error}");
-        assert_eq!(user_named("4711").unwrap().0.as_raw(), 4711);
     }
 }

@@ -170,7 +170,12 @@ impl Supervisor {
         for domid in served {
             tolerate(self.take_over(domid))?;
         }
-        self.follow_toolstack()
+        self.follow_toolstack()?;
+        // Programs of devices that were taken from their guest meanwhile.
+        for guest in self.guests.values() {
+            program::end_others(guest.identity(), guest.keys());
+        }
+        Ok(())
     }
 
     fn serve(&mut self) -> Result<()> {

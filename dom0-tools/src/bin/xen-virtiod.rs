@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::ctl::control;
-use xen_virtio_dom0_tools::program::keeper::{self, Keeping};
+use xen_virtio_dom0_tools::program::keeper::{self, Becoming, Keeping};
 use xen_virtio_dom0_tools::{log, supervisor, worker};
 
 /// Serves virtio devices to Xen guests, as their xl configurations say.
@@ -31,12 +31,7 @@ enum Role {
     BackEnd(Keeping),
     /// Becomes that program.
     #[command(hide = true)]
-    BackEndProgram {
-        #[arg(long)]
-        user: String,
-        #[arg(last = true, required = true)]
-        words: Vec<String>,
-    },
+    BackEndProgram(Becoming),
 }
 
 fn main() -> ExitCode {
@@ -76,8 +71,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             worker::run(std::io::stdin().as_fd().try_clone_to_owned()?)
         }
         Some(Role::BackEnd(keeping)) => keeper::run(keeping),
-        Some(Role::BackEndProgram { user, words }) => {
-            keeper::become_program(user, words).map(|never| match never {})
+        Some(Role::BackEndProgram(becoming)) => {
+            keeper::become_program(becoming).map(|never| match never {})
         }
     }
 }

@@ -1,23 +1,28 @@
 //! The process that keeps a back-end's program running.
 
-use super::{lock, user_named};
-use crate::text::without_controls;
+use super::{ProgramSpec, lock, user_named};
+use crate::devices::connect_to;
+use crate::text::{Lines, without_controls};
 use crate::worker::sandbox;
-use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal as Signals};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal as Signals, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{self, Gid, Uid, setgid, setgroups, setsid, setuid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, fchown, fstat, open};
 use rustix::process::{
     Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
 };
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{ErrorKind, PipeReader, Read, pipe};
+use std::io::{ErrorKind, Read, pipe};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::LogLimit;
@@ -35,23 +40,32 @@ const LONG_RUN: Duration = Duration::from_secs(5);
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks whether another program has let go of the socket: nothing tells of it.
 const SOCKET_LOOK: Duration = Duration::from_millis(50);
+/// Rounds in which what a program has started is ended: it may start more meanwhile.
+const ENDING_ROUNDS: u32 = 100;
 
 /// Lines of a program that are logged in a minute; its guest may cause them.
 const LINES: u32 = 60;
-const MAX_LINE: usize = 1024;
+/// Processes and threads that its user may have.
+const MAX_PROCESSES: u64 = 512;
 
 /// What a keeper is told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Keeping {
-    /// The file whose lock says that it is there.
+    /// The file that says what is kept running, and whose lock says that it is.
     lock: PathBuf,
     /// Whose the program is.
     #[arg(long)]
     label: String,
-    #[arg(long)]
-    socket: PathBuf,
+}
+
+/// What a program is told before it is one.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Becoming {
     #[arg(long)]
     user: String,
+    /// The process that keeps it.
+    #[arg(long)]
+    keeper: i32,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     words: Vec<String>,
@@ -71,15 +85,22 @@ pub fn run(keeping: &Keeping) -> Result<()> {
         .read(true)
         .write(true)
         .open(&keeping.lock);
-    let Ok(own) = own else {
+    let Ok(mut own) = own else {
         // The device is gone already.
         return Ok(());
     };
     if !lock(&own)? || own.metadata()?.nlink() == 0 {
         return Ok(());
     }
+    // By the descriptor that has the lock: to close another one of the file gives it up (fcntl(2)).
+    let mut spec = Vec::new();
+    own.read_to_end(&mut spec)?;
+    // What the program starts, and does not end, is this process's to end.
+    prctl::set_child_subreaper(true)?;
     let keeper = Keeper {
-        keeping,
+        lock: &keeping.lock,
+        label: &keeping.label,
+        spec: serde_json::from_slice(&spec).context("the lock does not say what to run")?,
         ending,
         printed: LogLimit::new(LINES),
         told: LogLimit::default(),
@@ -87,22 +108,29 @@ pub fn run(keeping: &Keeping) -> Result<()> {
     keeper.keep()
 }
 
-/// Becomes the program: with the rights of `user`, and no way to others.
+/// Becomes the program: with the rights of its user, and no way to others.
 ///
 /// # Errors
 ///
 /// What keeps it from that.
-pub fn become_program(user: &str, words: &[String]) -> Result<Infallible> {
-    let (uid, gid) = user_named(user)?;
+pub fn become_program(becoming: &Becoming) -> Result<Infallible> {
+    let (uid, gid) = user_named(&becoming.user)?;
     sandbox::goes_before_the_service()?;
+    // No terminal, and a group of its own, by which it is ended with what it has started.
+    setsid()?;
     setgroups(&[]).context("setting the groups aside")?;
     setgid(gid)?;
     setuid(uid)?;
-    nix::sys::prctl::set_no_new_privs()?;
-    // A keeper that is killed leaves nothing behind.
-    set_parent_process_death_signal(Some(Signal::TERM))?;
+    setrlimit(Resource::RLIMIT_NPROC, MAX_PROCESSES, MAX_PROCESSES)?;
+    prctl::set_no_new_privs()?;
+    // A keeper that is killed takes it along; one that was killed before this line is not there.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    ensure!(
+        unistd::getppid().as_raw() == becoming.keeper,
+        "the keeper has ended"
+    );
     SigSet::empty().thread_set_mask()?;
-    let (program, arguments) = words.split_first().context("no program")?;
+    let (program, arguments) = becoming.words.split_first().context("no program")?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -112,7 +140,9 @@ pub fn become_program(user: &str, words: &[String]) -> Result<Infallible> {
 }
 
 struct Keeper<'a> {
-    keeping: &'a Keeping,
+    lock: &'a Path,
+    label: &'a str,
+    spec: ProgramSpec,
     /// Readable when it is to end.
     ending: SignalFd,
     /// What the program prints, and what is said of it.
@@ -122,14 +152,13 @@ struct Keeper<'a> {
 
 impl Keeper<'_> {
     fn keep(mut self) -> Result<()> {
-        let (uid, gid) = user_named(&self.keeping.user)?;
         let Some(_socket_lock) = self.lock_socket()? else {
             return Ok(());
         };
         let mut wait = FIRST_WAIT;
         loop {
             let began = Instant::now();
-            let how = match self.prepare(uid, gid).and_then(|()| self.run_once()) {
+            let how = match self.prepare().and_then(|()| self.run_once()) {
                 Ok(Some(how)) => how,
                 Ok(None) => return Ok(()),
                 Err(error) => format!("{error:#}"),
@@ -137,13 +166,10 @@ impl Keeper<'_> {
             if began.elapsed() >= LONG_RUN {
                 wait = FIRST_WAIT;
             }
-            if self.told.allow() {
-                let Keeping { label, .. } = self.keeping;
-                tracing::warn!(
-                    "{label}: {how}; it is started again in {} ms",
-                    wait.as_millis()
-                );
-            }
+            self.tell(&format!(
+                "{how}; it is started again in {} ms",
+                wait.as_millis()
+            ));
             if self.is_to_end(wait)? {
                 return Ok(());
             }
@@ -153,15 +179,29 @@ impl Keeper<'_> {
 
     /// Waits until no other keeper has a program at the socket: that of a guest that ends, for one that begins again. `None`
     /// if it is to end.
-    fn lock_socket(&self) -> Result<Option<fs::File>> {
-        let name = self.keeping.socket.to_string_lossy().replace('/', "%");
-        let path = self.keeping.lock.with_file_name(format!("socket-{name}"));
+    fn lock_socket(&mut self) -> Result<Option<fs::File>> {
+        let name = self.spec.socket.to_string_lossy().replace('/', "%");
+        let all = self
+            .lock
+            .ancestors()
+            .nth(2)
+            .context("a lock in no folder")?;
+        let path = all.join("sockets").join(name);
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).mode(0o600);
         let file = options
             .open(&path)
             .with_context(|| format!("making {}", path.display()))?;
+        let began = Instant::now();
+        let mut is_told = false;
         while !lock(&file)? {
+            if !is_told && began.elapsed() > END_LIMIT {
+                is_told = true;
+                let socket = self.spec.socket.display().to_string();
+                self.tell(&format!(
+                    "another program has the socket {socket}, and is waited for"
+                ));
+            }
             if self.is_to_end(SOCKET_LOOK)? {
                 return Ok(None);
             }
@@ -170,63 +210,57 @@ impl Keeper<'_> {
     }
 
     /// Makes the socket's folder, if it is not there, and removes what an earlier program has left in it.
-    fn prepare(&self, uid: Uid, gid: Gid) -> Result<()> {
-        let socket = &self.keeping.socket;
+    fn prepare(&self) -> Result<()> {
+        let (uid, gid) = user_named(&self.spec.user)?;
+        let socket = &self.spec.socket;
         let folder = socket.parent().context("the socket has no folder")?;
-        if !folder.exists() {
-            let what = || format!("making {}", folder.display());
-            if let Some(above) = folder.parent() {
-                fs::create_dir_all(above).with_context(what)?;
-            }
-            let made = DirBuilder::new().mode(0o700).create(folder);
-            made.with_context(what)?;
-            chown(folder, Some(uid.as_raw()), Some(gid.as_raw())).with_context(what)?;
-        }
+        give_folder(folder, uid, gid).with_context(|| format!("making {}", folder.display()))?;
         match fs::symlink_metadata(socket) {
-            Ok(found) if found.file_type().is_socket() => match fs::remove_file(socket) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    Err(error).with_context(|| format!("removing {}", socket.display()))
-                }
-                _ => Ok(()),
-            },
-            Ok(_) => bail!("{} is there, and is no socket: remove it", socket.display()),
-            Err(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Ok(found) if found.file_type().is_socket() => {}
+            _ => bail!("{} is there, and is no socket: remove it", socket.display()),
+        }
+        ensure!(
+            connect_to(socket).is_err(),
+            "somebody else listens at {}: end that program, or set no exec",
+            socket.display()
+        );
+        match fs::remove_file(socket) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", socket.display()))
+            }
+            _ => Ok(()),
         }
     }
 
     /// Runs the program: how it has ended, or `None` if it was told to.
     fn run_once(&mut self) -> Result<Option<String>> {
         let (output, theirs) = pipe()?;
-        let program = &self.keeping.words[0];
-        let mut child = Command::new("/proc/self/exe")
+        rustix::io::ioctl_fionbio(&output, true)?;
+        let program = self.spec.words[0].clone();
+        let child = Command::new("/proc/self/exe")
             .arg0("xen-virtiod")
-            .args([PROGRAM_ARGUMENT, "--user", &self.keeping.user, "--"])
-            .args(&self.keeping.words)
+            .args([PROGRAM_ARGUMENT, "--user", &self.spec.user, "--keeper"])
+            .arg(std::process::id().to_string())
+            .arg("--")
+            .args(&self.spec.words)
             .stdin(Stdio::null())
             .stdout(theirs.try_clone()?)
             .stderr(theirs)
             .spawn()
             .with_context(|| format!("starting {program}"))?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let process = pidfd_open(pid.context("no process number")?, PidfdFlags::empty())?;
-        rustix::io::ioctl_fionbio(&output, true)?;
-        let mut lines = Lines {
-            output,
-            begun: Vec::new(),
-        };
+        let mut running = Running { child };
+        let process = running.process()?;
+        let mut lines = Lines::new(output);
         let mut is_open = true;
         loop {
-            let output = if is_open {
-                PollFlags::IN
-            } else {
-                PollFlags::empty()
-            };
             let mut events = [
                 PollFd::new(&self.ending, PollFlags::IN),
                 PollFd::new(&process, PollFlags::IN),
-                PollFd::new(&lines.output, output),
+                PollFd::new(lines.pipe(), PollFlags::IN),
             ];
-            match poll(&mut events, None) {
+            // What is closed would be ready always.
+            match poll(&mut events[..2 + usize::from(is_open)], None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 polled => polled?,
             };
@@ -235,12 +269,16 @@ impl Keeper<'_> {
                 is_open = lines.read(|line| self.pass_on(line));
             }
             if is_to_end {
-                end(&mut child, &process)?;
+                // An error means that it has ended.
+                let _ = pidfd_send_signal(&process, Signal::TERM);
+                waits_for(PollFd::new(&process, PollFlags::IN), END_LIMIT)?;
                 return Ok(None);
             }
             if has_ended {
-                lines.read(|line| self.pass_on(line));
-                let status = child.wait()?;
+                if is_open && lines.read(|line| self.pass_on(line)) {
+                    lines.finish(|line| self.pass_on(line));
+                }
+                let status = running.child.wait()?;
                 return Ok(Some(format!("{program} has ended ({status})")));
             }
         }
@@ -252,22 +290,90 @@ impl Keeper<'_> {
     }
 
     /// Logs what the program has printed.
-    fn pass_on(&mut self, line: &str) {
+    fn pass_on(&mut self, line: &[u8]) {
         if self.printed.allow() {
-            let line = without_controls(line.chars());
-            tracing::info!("{}: {line}", self.keeping.label);
+            let line = without_controls(String::from_utf8_lossy(line).chars());
+            tracing::info!("{}: {line}", self.label);
+        }
+    }
+
+    /// Logs what has become of it.
+    fn tell(&mut self, what: &str) {
+        if self.told.allow() {
+            tracing::warn!("{}: {what}", self.label);
         }
     }
 }
 
-/// Ends the program, and waits for that.
-fn end(child: &mut Child, process: &OwnedFd) -> Result<()> {
-    // An error means that it has ended.
-    let _ = pidfd_send_signal(process, Signal::TERM);
-    if !waits_for(PollFd::new(process, PollFlags::IN), END_LIMIT)? {
-        let _ = child.kill();
+/// A program, which ends with all that it has started when this is dropped.
+struct Running {
+    child: Child,
+}
+
+impl Running {
+    fn process(&self) -> Result<OwnedFd> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        Ok(pidfd_open(
+            pid.context("no process number")?,
+            PidfdFlags::empty(),
+        )?)
     }
-    child.wait()?;
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            let _ = killpg(unistd::Pid::from_raw(pid), Signals::SIGKILL);
+        }
+        let _ = self.child.wait();
+        // What has left its group is this process's own child by now, as its subreaper.
+        for _ in 0..ENDING_ROUNDS {
+            for pid in children() {
+                let _ = kill(pid, Signals::SIGKILL);
+            }
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Err(_) => return,
+                Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// This process's children.
+fn children() -> Vec<unistd::Pid> {
+    let own = std::process::id().to_string();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let children = entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // Behind the name, which may be anything, in brackets: the state, and the parent (proc_pid_stat(5)).
+        let (_, rest) = stat.rsplit_once(')')?;
+        (rest.split_whitespace().nth(1)? == own).then_some(unistd::Pid::from_raw(pid))
+    });
+    children.collect()
+}
+
+/// Makes a folder for the user, if it is not there, or was made and not given away.
+fn give_folder(folder: &Path, uid: Uid, gid: Gid) -> Result<()> {
+    if !folder.exists() {
+        if let Some(above) = folder.parent() {
+            fs::create_dir_all(above)?;
+        }
+        DirBuilder::new().mode(0o700).create(folder)?;
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(folder) = open(folder, flags, Mode::empty()) else {
+        // A link is somebody's own arrangement.
+        return Ok(());
+    };
+    let found = fstat(&folder)?;
+    if found.st_uid == 0 && found.st_mode & 0o777 == 0o700 {
+        let owner = rustix::fs::Uid::from_raw(uid.as_raw());
+        let group = rustix::fs::Gid::from_raw(gid.as_raw());
+        fchown(&folder, Some(owner), Some(group))?;
+    }
     Ok(())
 }
 
@@ -282,33 +388,5 @@ fn waits_for(what: PollFd<'_>, limit: Duration) -> Result<bool> {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-    }
-}
-
-/// What a program prints, line by line.
-struct Lines {
-    output: PipeReader,
-    begun: Vec<u8>,
-}
-
-impl Lines {
-    /// Hands what is there to `line`. False once there will be no more.
-    fn read(&mut self, mut line: impl FnMut(&str)) -> bool {
-        let mut bytes = [0; 4096];
-        let len = match self.output.read(&mut bytes) {
-            Ok(0) => return false,
-            Ok(len) => len,
-            Err(error) => return error.kind() == ErrorKind::WouldBlock,
-        };
-        for &byte in &bytes[..len] {
-            if byte != b'\n' {
-                self.begun.push(byte);
-            }
-            if byte == b'\n' || self.begun.len() == MAX_LINE {
-                line(&String::from_utf8_lossy(&self.begun));
-                self.begun.clear();
-            }
-        }
-        true
     }
 }

@@ -16,6 +16,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use xen_virtio_backend::LogLimit;
 
 /// The first wait for a back-end that has gone, or has made its socket and does not listen yet; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -33,6 +34,7 @@ type Device = (u16, EntryKey);
 pub(super) struct BackEnds {
     links: BTreeMap<Device, Link>,
     folders: Folders,
+    log_limit: LogLimit,
 }
 
 struct Link {
@@ -66,6 +68,7 @@ impl BackEnds {
         Ok(Self {
             links: BTreeMap::new(),
             folders: Folders::new(registry, token)?,
+            log_limit: LogLimit::default(),
         })
     }
 
@@ -101,19 +104,16 @@ impl BackEnds {
 
     /// The device has no back-end any more.
     pub(super) fn end(&mut self, device: Device, registry: &Registry) {
-        let link = self.forget(device, registry);
-        if let Some(program) = link.and_then(|link| link.program) {
-            program.end();
-        }
+        self.forget(device, registry);
         if self.links.is_empty() {
             self.folders.forget();
         }
     }
 
-    fn forget(&mut self, device: Device, registry: &Registry) -> Option<Link> {
-        let mut link = self.links.remove(&device)?;
-        link.cut(registry);
-        Some(link)
+    fn forget(&mut self, device: Device, registry: &Registry) {
+        if let Some(mut link) = self.links.remove(&device) {
+            link.cut(registry);
+        }
     }
 
     /// Nobody takes the connection that the device has: it is looked for again.
@@ -172,6 +172,7 @@ impl BackEnds {
             }
             if let Some(program) = &link.program
                 && let Err(error) = program.keep_running()
+                && self.log_limit.allow()
             {
                 tracing::error!("{error:#}");
             }

@@ -59,7 +59,7 @@ pub(super) enum Status {
     /// With the worker, which may not have claimed its page yet.
     Handed,
     Failed(String),
-    /// Failed as well, for a lock on the disk that somebody has at the moment.
+    /// Failed as well, for what somebody has at the moment, or for a back-end that is not there yet.
     Busy(String),
     /// Not to be served any more, whatever is done about its entry.
     Lost(String),

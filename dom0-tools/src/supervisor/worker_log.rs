@@ -1,24 +1,16 @@
 //! What a worker logs, on its way into the service's own log: it says which guest it is of, and its guest cannot
 //! have more of it than the supervisor lets through, whichever worker writes it.
 
-use crate::text::without_controls;
-use std::io::{self, Read};
+use crate::text::{Lines, without_controls};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::ChildStderr;
 use tracing::Level;
 
-/// Bytes that are looked at as one line.
-const MAX_LINE: usize = 1024;
-/// Reads at one event: more than a pipe holds, of which nothing else would tell, and no more, so that one worker's lines
-/// do not keep the others waiting.
-const READS: usize = 20;
-
 /// The reading end of a worker's standard error.
 #[derive(Debug)]
 pub(super) struct WorkerLog {
-    pipe: ChildStderr,
-    /// The beginning of a line.
-    begun: Vec<u8>,
+    lines: Lines<ChildStderr>,
 }
 
 impl WorkerLog {
@@ -27,42 +19,17 @@ impl WorkerLog {
     /// The system's.
     pub(super) fn new(pipe: ChildStderr) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
-        Ok(Self {
-            pipe,
-            begun: Vec::new(),
-        })
+        let lines = Lines::new(pipe);
+        Ok(Self { lines })
     }
 
     pub(super) fn raw_fd(&self) -> RawFd {
-        self.pipe.as_raw_fd()
+        self.lines.pipe().as_raw_fd()
     }
 
     /// Hands what has arrived to `line`, line by line. False once the worker will write no more.
     pub(super) fn read(&mut self, mut line: impl FnMut(Level, &str)) -> bool {
-        let mut bytes = [0; 4096];
-        for _ in 0..READS {
-            let len = match self.pipe.read(&mut bytes) {
-                Ok(0) => {
-                    let rest = std::mem::take(&mut self.begun);
-                    if !rest.is_empty() {
-                        hand_over(&rest, &mut line);
-                    }
-                    return false;
-                }
-                Ok(len) => len,
-                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-            };
-            for &byte in &bytes[..len] {
-                if byte != b'\n' {
-                    self.begun.push(byte);
-                }
-                if byte == b'\n' || self.begun.len() == MAX_LINE {
-                    hand_over(&self.begun, &mut line);
-                    self.begun.clear();
-                }
-            }
-        }
-        true
+        self.lines.read(|bytes| hand_over(bytes, &mut line))
     }
 }
 
@@ -79,6 +46,7 @@ fn hand_over(bytes: &[u8], line: &mut impl FnMut(Level, &str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::MAX_LINE;
     use std::io::Write;
     use std::process::{Command, Stdio};
 

@@ -2,7 +2,7 @@
 
 use super::{TAG_BYTES, VhostUserKind};
 use crate::devices::Wanted;
-use crate::program::{Exec, Program, user_named};
+use crate::program::{Exec, Program, check_user, user_named};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -34,15 +34,16 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn check(self, kind: &VhostUserKind) -> Result<Self> {
+        let plain: PathBuf = self.socket.components().collect();
         ensure!(
-            self.socket.is_absolute(),
-            "socket = {:?} is no absolute path",
+            self.socket.is_absolute() && plain.as_os_str() == self.socket.as_os_str(),
+            "socket = {:?} is no absolute path in its plain form",
             self.socket
         );
         match (&self.exec, &self.user) {
             (Some(exec), Some(user)) => {
                 exec.words(&self.socket)?;
-                user_named(user)?;
+                check_user(user)?;
             }
             (Some(_), None) => bail!("exec = needs user = whom the program runs as"),
             (None, Some(_)) => {
@@ -93,6 +94,7 @@ impl Settings {
         let (Some(exec), Some(user)) = (&self.exec, &self.user) else {
             return Ok(None);
         };
+        user_named(user)?;
         let words = exec.words(&self.socket)?;
         let guest = (wanted.guest, wanted.name);
         Ok(Some(Program::new(

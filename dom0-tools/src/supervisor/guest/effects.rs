@@ -7,6 +7,7 @@ use super::super::worker_process::WorkerProcess;
 use super::{Guest, WorkerContext};
 use crate::devices;
 use crate::ipc::ToWorker;
+use crate::program;
 use crate::toolstack::ToolstackError;
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Result, bail};
@@ -58,6 +59,8 @@ impl Guest {
                 self.opened.remove(&key);
                 context.uses.end(&self.identity, key);
                 context.back_ends.end((domid, key), context.registry);
+                // Also one that no connection was made to yet.
+                program::end_of_device(&self.identity, key);
                 None
             }
             Effect::Release { key } => {
