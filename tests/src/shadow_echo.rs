@@ -5,12 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
-use xen_virtio_backend::shadow::{Loss, Region, Relay, RelayError};
+use xen_virtio_backend::shadow::{Loss, Region, Relay, RelayError, Rules};
 use xen_virtio_backend::{
     Activity, Device, DeviceError, DeviceType, Identity, QueueError, QueueIndex, QueueSet,
     QueueStart, RequestCounters, Step, Unfinished,
 };
 use xen_virtio_guest_mapping::GuestAccess;
+
+const RULES: Rules = Rules {
+    loss: &[Loss::Repeat],
+    overstate: false,
+};
 
 const SIZE: u16 = 64;
 const SIZES: [u16; 2] = [SIZE; 2];
@@ -134,7 +139,7 @@ impl ShadowEcho {
                 queue_sizes: SIZES.into(),
             },
             queues: QueueSet::new(SIZES.len()),
-            relay: Relay::new(&SIZES, POOL, BASE, &[Loss::Repeat])?,
+            relay: Relay::new(&SIZES, POOL, BASE, RULES)?,
             back_end: None,
             kicked: false,
             is_started: false,

@@ -18,6 +18,24 @@ pub enum Loss {
     Tell(Answer),
 }
 
+/// What is known of the back-ends of a type of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// By queue; the last one stands for all that follow.
+    pub loss: &'static [Loss],
+    /// Some say that they have written more than a request has room for, where no driver looks at that: it counts as all that
+    /// there is room for.
+    pub overstate: bool,
+}
+
+impl Rules {
+    /// What becomes of the requests of queue `index`.
+    pub(super) fn loss(&self, index: usize) -> Loss {
+        let loss = self.loss.get(index).or(self.loss.last());
+        loss.copied().expect("one for each queue, or for all")
+    }
+}
+
 /// How a device says that a request has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {

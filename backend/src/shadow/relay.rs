@@ -2,7 +2,7 @@
 
 mod outgoing;
 
-use super::loss::Loss;
+use super::loss::Rules;
 use super::pools::{Pools, Taken};
 use super::region::Region;
 use super::relaying::{Plan, Relaying};
@@ -40,7 +40,7 @@ pub struct Relay {
     /// What the back-end knows the region's first byte by.
     base: u64,
     event_idx: bool,
-    loss: &'static [Loss],
+    rules: Rules,
     pools: Pools,
     queues: Vec<Option<Relayed>>,
     /// The queue that is looked at first.
@@ -74,14 +74,12 @@ struct Relayed {
 type Incoming = (usize, Relaying, Range<usize>);
 
 impl Relay {
-    /// Queues of at most `sizes` entries, with `pool` bytes for data, whose region a back-end knows by the address `base`. What
-    /// becomes of the requests that a back-end or an earlier process had is said by `loss`, by queue; its last one stands for all
-    /// that follow.
+    /// Queues of at most `sizes` entries, with `pool` bytes for data, whose region a back-end knows by the address `base`.
     ///
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub fn new(sizes: &[u16], pool: usize, base: u64, loss: &'static [Loss]) -> io::Result<Self> {
+    pub fn new(sizes: &[u16], pool: usize, base: u64, rules: Rules) -> io::Result<Self> {
         let region = Region::new(sizes, pool)?;
         Ok(Self {
             pools: Pools::new(&region),
@@ -89,7 +87,7 @@ impl Relay {
             region,
             base,
             event_idx: false,
-            loss,
+            rules,
             first: 0,
             used: Vec::new(),
             left_behind: Vec::new(),
@@ -144,7 +142,9 @@ impl Relay {
 
     fn ring(&self, index: usize) -> ShadowRing {
         let places = &self.region.rings()[index];
-        ShadowRing::new(places, self.base, self.event_idx, &self.region.memory())
+        let mut ring = ShadowRing::new(places, self.base, self.event_idx, &self.region.memory());
+        ring.overstate = self.rules.overstate;
+        ring
     }
 
     /// Forgets a queue. What the back-end has of it keeps its memory until [`Relay::settle`].
@@ -213,7 +213,7 @@ impl Relay {
         self.in_shortage.forget();
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
-            let loss = loss_of(self.loss, index);
+            let loss = self.rules.loss(index);
             for place in &mut queue.requests {
                 if let Some(mut relaying) = place.take_if(|lost| loss.fails(&lost.plan)) {
                     loss.answer(&mut relaying, &self.region.memory());
@@ -305,10 +305,9 @@ impl Relay {
                 self.log("a request's data cannot be read from the guest", &fault);
                 // Those of other queues are none the worse for one that is broken.
                 result = result.and(self.fail(index, relaying, queues));
-            } else if relaying.request.is_repeated()
-                && loss_of(self.loss, index).fails(&relaying.plan)
+            } else if relaying.request.is_repeated() && self.rules.loss(index).fails(&relaying.plan)
             {
-                let loss = loss_of(self.loss, index);
+                let loss = self.rules.loss(index);
                 loss.answer(&mut relaying, &self.region.memory());
                 self.counters.failed += u64::from(loss.is_failure());
                 self.used.push((index, relaying));
@@ -458,10 +457,4 @@ impl Relay {
             tracing::warn!("{what}: {fault}; it comes back empty");
         }
     }
-}
-
-/// What becomes of requests of queue `index`.
-fn loss_of(losses: &[Loss], index: usize) -> Loss {
-    let loss = losses.get(index).or(losses.last());
-    loss.copied().unwrap_or(Loss::Repeat)
 }

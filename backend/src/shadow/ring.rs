@@ -44,6 +44,8 @@ pub(super) struct ShadowRing {
     /// What the back-end knows the region's first byte by.
     base: u64,
     event_idx: bool,
+    /// See [`Rules::overstate`](super::Rules::overstate).
+    pub(super) overstate: bool,
     free: Vec<u16>,
     /// The descriptors and the writable bytes of the requests that the back-end has, by head.
     chains: Vec<Option<(SmallVec<[u16; 4]>, u32)>>,
@@ -80,6 +82,7 @@ impl ShadowRing {
         Self {
             base,
             event_idx,
+            overstate: false,
             free: (0..places.size).rev().collect(),
             chains: vec![None; entries],
             in_flight: 0,
@@ -198,9 +201,10 @@ impl ShadowRing {
             Some(Some((_, room))) => *room,
             Some(None) | None => return Err(BackendFault::NotInFlight { id }),
         };
-        if len > room {
+        if len > room && !self.overstate {
             return Err(BackendFault::Length { id, len, room });
         }
+        let len = len.min(room);
         let (descriptors, _) = chain.and_then(Option::take).expect("it is there");
         let head = descriptors[0];
         self.free.extend(descriptors);

@@ -1,7 +1,7 @@
 //! What is known of a type of device without its back-end: vhost-user has no message for it.
 
 use crate::device::DeviceType;
-use crate::shadow::{Answer, Loss};
+use crate::shadow::{Answer, Loss, Rules};
 use std::ops::Range;
 use virtio_bindings::virtio_ids as ids;
 use virtio_bindings::virtio_net;
@@ -16,10 +16,11 @@ pub struct Class {
     pub queues: u16,
     /// Bytes of its configuration space (virtio 1.3, section 5).
     pub config_bytes: usize,
-    /// What becomes of what a back-end had when it was lost, by queue; the last one stands for all that follow.
-    pub loss: &'static [Loss],
+    pub rules: Rules,
     /// Feature bits of the type that need somebody between driver and back-end who knows them.
     pub without_features: u64,
+    /// Its back-ends are told of everything, whether they would be or not: some loop for ever over what they only look at.
+    pub without_event_idx: bool,
     /// The bytes of its configuration space that the driver may write.
     pub writable: Range<usize>,
 }
@@ -41,8 +42,12 @@ const fn class(
         queue_size,
         queues,
         config_bytes,
-        loss,
+        rules: Rules {
+            loss,
+            overstate: false,
+        },
         without_features: 0,
+        without_event_idx: false,
         writable: 0..0,
     }
 }
@@ -88,29 +93,33 @@ pub const CLASSES: &[Class] = &[
             Loss::Tell(Answer::FirstWord(0)),
         ],
     ),
-    // VIRTIO_SND_S_IO_ERR. The last queue's requests have their status behind the data.
-    class(
-        ids::VIRTIO_ID_SOUND,
-        64,
-        4,
-        12,
-        &[
-            Loss::Fail(Answer::FirstWord(0x8003)),
-            Loss::Repeat,
-            Loss::Fail(Answer::FirstWord(0x8003)),
-            Loss::Fail(Answer::LastWords(0x8003)),
-        ],
-    ),
+    // VIRTIO_SND_S_IO_ERR. The last queue's requests have their status behind the data. vhost-device-sound 0.3.0 loops over its
+    // queue of events while there are buffers in it.
+    Class {
+        without_event_idx: true,
+        ..class(
+            ids::VIRTIO_ID_SOUND,
+            64,
+            4,
+            12,
+            &[
+                Loss::Fail(Answer::FirstWord(0x8003)),
+                Loss::Repeat,
+                Loss::Fail(Answer::FirstWord(0x8003)),
+                Loss::Fail(Answer::LastWords(0x8003)),
+            ],
+        )
+    },
     class(ids::VIRTIO_ID_FS, 1024, 2, 40, &[Loss::Fail(Answer::Fuse)]),
     class(ids::VIRTIO_ID_SCMI, 1024, 2, 0, UNANSWERED),
-    // VIRTIO_I2C_MSG_ERR.
-    class(
-        ids::VIRTIO_ID_I2C_ADAPTER,
-        1024,
-        1,
-        0,
-        &[Loss::Fail(Answer::LastByte(1))],
-    ),
+    // VIRTIO_I2C_MSG_ERR. vhost-device-i2c 0.1.0 counts what it has read among what it has written.
+    Class {
+        rules: Rules {
+            loss: &[Loss::Fail(Answer::LastByte(1))],
+            overstate: true,
+        },
+        ..class(ids::VIRTIO_ID_I2C_ADAPTER, 1024, 1, 0, UNANSWERED)
+    },
     // VIRTIO_GPIO_STATUS_ERR. The second queue's requests wait for interrupts.
     class(
         ids::VIRTIO_ID_GPIO,
@@ -140,7 +149,7 @@ mod tests {
         for class in CLASSES {
             assert!(class.queue_size.is_power_of_two() && class.queue_size <= MAX_QUEUE_SIZE);
             assert!(class.config_bytes <= MAX_CONFIG && (1..=MAX_QUEUES).contains(&class.queues));
-            assert!(!class.loss.is_empty());
+            assert!(!class.rules.loss.is_empty());
             assert_eq!(Class::of(class.device_type), Some(class));
         }
     }

@@ -113,7 +113,7 @@ impl Frontend {
         let class = setup.class;
         let count = usize::from(offer.queues);
         let sizes = vec![setup.queue_size; count];
-        let relay = Relay::new(&sizes, setup.pool, BASE, class.loss).map_err(of_system)?;
+        let relay = Relay::new(&sizes, setup.pool, BASE, class.rules).map_err(of_system)?;
         let features = offer.features & TYPE_FEATURES & !class.without_features;
         let own = setup.config.clone();
         let mut config = ConfigSpace::new(class.config_bytes, own, class.writable.clone());
@@ -328,7 +328,8 @@ impl Frontend {
             return Ok(false);
         }
         // What it has used is the guest's first.
-        let event_idx = session.offer().features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let event_idx = session.offer().features & 1 << VIRTIO_RING_F_EVENT_IDX != 0
+            && !self.setup.class.without_event_idx;
         if self.relay.is_lost() && !self.relay.resume(event_idx).map_err(of_system)? {
             self.looks = true;
             return Ok(false);

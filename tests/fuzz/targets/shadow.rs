@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::cell::OnceCell;
 use vm_memory::Bytes;
-use xen_virtio_backend::shadow::{Loss, Relay, RelayError};
+use xen_virtio_backend::shadow::{Loss, Relay, RelayError, Rules};
 use xen_virtio_backend::{
     DeviceError, QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart, Unfinished,
 };
@@ -13,6 +13,11 @@ use xen_virtio_guest_io::{Buffer, Driver, RawQueue};
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess, GuestAddress};
 use xen_virtio_sim::{Fault, SimAccess, SimGuest, simulate};
 use xen_virtio_tests::driver;
+
+const RULES: Rules = Rules {
+    loss: &[Loss::Repeat],
+    overstate: false,
+};
 
 const SIZE: u16 = 8;
 const BASE: u64 = 1 << 32;
@@ -160,7 +165,7 @@ fuzz_target!(|input: &[u8]| {
             access: guest.guest.memory().access(AddressMode::Grants),
             guest,
             queues: QueueSet::new(1),
-            relay: Relay::new(&[SIZE], POOL, BASE, &[Loss::Repeat]).expect("memory"),
+            relay: Relay::new(&[SIZE], POOL, BASE, RULES).expect("memory"),
             is_lost: false,
         };
         let event_idx = numbers.byte() & 1 != 0;

@@ -45,6 +45,22 @@ impl Queue {
     }
 }
 
+/// Where that is known of a type's back-ends, more than there is room for counts as all of it.
+#[test]
+fn an_overstated_length_is_the_room() {
+    let mut queue = Queue::new(false);
+    let head = queue.offer(8);
+    queue.uses(0, head.into(), 9, 1);
+    let fault = BackendFault::Length {
+        id: head.into(),
+        len: 9,
+        room: 8,
+    };
+    assert_eq!(queue.next(), Err(fault));
+    queue.ring.overstate = true;
+    assert_eq!(queue.next(), Ok(Some(Used { head, written: 8 })));
+}
+
 #[test]
 fn a_request_comes_back_once_and_its_descriptors_with_it() {
     let mut queue = Queue::new(false);
