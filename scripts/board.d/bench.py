@@ -1,7 +1,8 @@
 """Makes a table, a JSON file and a picture of what the board's bench printed.
 
 Reads the console from standard input: lines `bench LIMIT DISK PATTERN IOPS MB/s` and
-`counts LIMIT PATTERN NAME VALUE...`, where LIMIT is the polling limit in microseconds.
+`counts LIMIT PATTERN NAME VALUE...`, where LIMIT is the polling limit in microseconds; and, of a guest with our own disk and
+one that qemu-storage-daemon serves, `back-end DISK PATTERN IOPS MB/s` and `back-end memory NAME KIB...`.
 """
 
 import json
@@ -10,10 +11,11 @@ import statistics
 import sys
 
 DISKS = {"xvda": "xen-blkback", "vda": "grants", "vdb": "frames"}
+OWN_AND_FOREIGN = {"vda": "own", "vdb": "qemu-storage-daemon"}
 
 
 def read(lines):
-    runs, counts = {}, []
+    runs, counts, back_end = {}, [], {"runs": {}, "memory_kib": {}}
     for words in map(str.split, lines):
         if words[:1] == ["bench"] and len(words) == 6:
             _, limit, disk, pattern, iops, _ = words
@@ -21,7 +23,12 @@ def read(lines):
         elif words[:1] == ["counts"]:
             values = {name: int(value) for name, value in zip(words[3::2], words[4::2])}
             counts.append({"limit_us": int(words[1]), "pattern": words[2], **values})
-    return runs, counts
+        elif words[:2] == ["back-end", "memory"]:
+            back_end["memory_kib"] = {name: int(value) for name, value in zip(words[2::2], words[3::2])}
+        elif words[:1] == ["back-end"] and len(words) == 5:
+            _, disk, pattern, iops, _ = words
+            back_end["runs"].setdefault(pattern, {}).setdefault(OWN_AND_FOREIGN[disk], []).append(int(iops))
+    return runs, counts, back_end
 
 
 def summary(runs):
@@ -65,6 +72,21 @@ def table(rows, counts):
         print(f"| {count['pattern']} | {polling} | {' | '.join(cells)} |")
 
 
+def back_end_table(back_end):
+    if not back_end["runs"]:
+        return
+    print("\nThe same loop device by qemu-storage-daemon behind us; in brackets the ratio to our own disk in the same run\n")
+    print("| pattern | own | qemu-storage-daemon |")
+    print("|---|---|---|")
+    for pattern, disks in back_end["runs"].items():
+        own, foreign = disks["own"], disks["qemu-storage-daemon"]
+        ratios = [a / b for a, b in zip(foreign, own)]
+        ratio = f"{statistics.median(ratios):.2f}; {min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"| {pattern} | {statistics.median(own):,.0f} | {statistics.median(foreign):,.0f} ({ratio}) |")
+    sizes = ", ".join(f"{name} {kib:,} KiB" for name, kib in back_end["memory_kib"].items())
+    print(f"\nResident: {sizes}")
+
+
 COLOURS = {"grants": "#2f6f9f", "frames": "#8fb8d8"}
 ROW, LEFT, SCALE = 34, 190, 260
 
@@ -98,13 +120,14 @@ def picture(rows):
 
 
 def main():
-    runs, counts = read(sys.stdin)
+    runs, counts, back_end = read(sys.stdin)
     if not runs:
         sys.exit("error: the console has no measurement")
     rows = summary(runs)
     table(rows, counts)
+    back_end_table(back_end)
     directory = pathlib.Path(sys.argv[1])
-    (directory / "bench.json").write_text(json.dumps({"rows": rows, "counts": counts}, indent=1) + "\n")
+    (directory / "bench.json").write_text(json.dumps({"rows": rows, "counts": counts, "back_end": back_end}, indent=1) + "\n")
     (directory / "bench.svg").write_text(picture(rows))
     print(f"\nwritten: {directory}/bench.json, {directory}/bench.svg")
 

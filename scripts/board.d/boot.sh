@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 # Xen's default scheduler, credit2, stands still under QEMU now and then (docs/board.md).
-XEN_ARGS='sched=credit dom0_mem=768M dom0_max_vcpus=1 console=dtuart dtuart=/pl011@9000000 loglvl=warning guest_loglvl=warning'
+XEN_ARGS="sched=credit dom0_mem=768M dom0_max_vcpus=${DOM0_VCPUS:-1} console=dtuart dtuart=/pl011@9000000 loglvl=warning guest_loglvl=warning"
 DOM0_ARGS='root=/dev/vda rw init=/init console=hvc0 quiet loglevel=4'
 KERNEL_ADDRESS=0x50000000
 MACHINE=(-machine "virt,virtualization=on,gic-version=3" -cpu cortex-a57 -smp 2 -m 2048)

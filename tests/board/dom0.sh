@@ -100,17 +100,19 @@ are_ready() { xenstore-ls "$1" 2>/dev/null | awk '/^ *state = / { n++; ready += 
 mount_back_ends() {
     mountpoint -q /back-ends && return
     [ -b /dev/vdc ] || { echo "SKIP: the back-ends could not be fetched"; exit 77; }
+    # What bash needs for the pipes of back_end.
+    [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
     mkdir -p /back-ends
     mount /dev/vdc /back-ends
     local dir
     for dir in dev proc sys run tmp; do mount --bind /$dir /back-ends/$dir; done
 }
-# back_end NAME COMMAND...: starts one, whose number is BACK_END then.
+# back_end NAME COMMAND...: starts one, whose number is BACK_END then. Its output is a pipe: one of them polls that.
 back_end() {
     local name=$1
     shift
     mkdir -p $BACK_END_LOGS
-    chroot /back-ends "$@" >>"$BACK_END_LOGS/$name.log" 2>&1 &
+    chroot /back-ends "$@" > >(cat >>"$BACK_END_LOGS/$name.log") 2>&1 &
     BACK_END=$!
 }
 is_socket() { [ -S "$1" ]; }
@@ -258,7 +260,10 @@ run_cases() {
 # What a case leaves behind, whichever way it ended, is not the next one's.
 clean_up() {
     pkill -KILL xen-virtiod || true
+    # Also the keepers of programs, and these; and what runs in the back-ends' root.
     pkill -KILL -f /back-ends || true
+    local process
+    for process in /proc/[0-9]*; do [ "$(readlink "$process/root")" != /back-ends ] || kill -KILL "${process#/proc/}"; done
     xl list | awk 'NR > 1 && $1 != "Domain-0" { print $2 }' | while read -r domain; do xl destroy "$domain"; done
     wait_for 20 "dead domains to go" no_zombie
     xenstore-rm backend/virtio_disk backend/virtio_file
@@ -335,11 +340,11 @@ polling() { printf '[polling]\nlimit-us = %s\n' "$1" | configure; }
 # shared PATH: for disks that are meant to have several users.
 shared() { printf '[[disk]]\npath = "%s"\nshared = true\n' "$1"; }
 
-# bench NAME PATTERNS RUNS SECONDS DISKS XL_LINE: a guest that measures its disks, which is left running.
+# bench NAME PATTERNS RUNS SECONDS DISKS XL_LINE [CREATE]: a guest that measures its disks, which is left running.
 bench() {
     guest "$1" bench "$6"
     sed -i "s/GUEST=bench/& PATTERNS=$2 RUNS=$3 SECS=$4 DISKS=$5/" "/tmp/$1.cfg"
-    create "$1"
+    "${7:-create}" "$1"
     # Nothing looks meanwhile: that would take dom0's processor from what is measured.
     local patterns=${2//[!,]/} disks=${5//[!,]/}
     sleep "$(awk -v patterns=$((${#patterns} + 1)) -v disks=$((${#disks} + 1)) -v runs="$3" -v seconds="$4" \
@@ -381,6 +386,34 @@ run_bench() {
         done
         stop_daemon
     done
+    [ ! -b /dev/vdc ] || bench_back_end
+}
+
+# Our own disk and qemu-storage-daemon's on the same loop device, in one guest.
+bench_back_end() {
+    local patterns=4k-qd1-randread,4k-qd16-randread,4k-qd16-randwrite,64k-qd4-read,64k-qd4-write worker
+    say "one guest with two disks on one loop device: our own, and qemu-storage-daemon's; dom0 has $(nproc) processor(s)"
+    mount_back_ends
+    shared /dev/loop0 | configure
+    start_daemon
+    back_end storage qemu-storage-daemon \
+        --blockdev driver=host_device,node-name=disk,filename=/dev/loop0,cache.direct=on,aio=io_uring,locking=off \
+        --export type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=/run/storage.sock,writable=on
+    wait_for 20 "qemu-storage-daemon" is_socket /run/storage.sock
+    bench remote "$patterns" "${BENCH_RUNS:-5}" 0.5 vda,vdb "$(by_file remote <<'DEVICES'
+[[device]]
+type = 'blk'
+path = '/dev/loop0'
+[[device]]
+type = 'blk'
+socket = '/run/storage.sock'
+DEVICES
+)" create_by_file
+    console remote | sed -n "s/^bench /  back-end /p"
+    worker=$(pids_of "$(domid remote)")
+    echo "  back-end memory worker $(resident "$worker") back-end $(resident $BACK_END) shared" \
+        "$(awk '/memfd:xen-virtio-shadow/ { split($1, ends, "-"); print (strtonum("0x" ends[2]) - strtonum("0x" ends[1])) / 1024 }' "/proc/$worker/maps")"
+    destroy remote
 }
 
 # The tools are on dom0's third disk.
