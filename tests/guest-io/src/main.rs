@@ -2,6 +2,10 @@
 
 mod bench;
 mod chi_square;
+mod datagrams;
+// Asks a chip for a line.
+#[allow(unsafe_code)]
+mod edges;
 mod endure;
 mod grants;
 mod hung;
@@ -9,6 +13,7 @@ mod registers;
 // Hands memory to the kernel for as long as a transfer takes.
 #[allow(unsafe_code)]
 mod ring;
+mod stream;
 mod verify;
 mod xattr;
 mod zero;
@@ -21,7 +26,8 @@ use xen_virtio_guest_io::{Driver, malformed, missteps};
 const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
                      | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME | guest-io hung BASE \
                      | guest-io chi-square SOURCE BYTES | guest-io zero DEVICE BYTES | guest-io endure BASE \
-                     | guest-io xattr FILE NAME [VALUE]";
+                     | guest-io xattr FILE NAME [VALUE] | guest-io send ADDRESS MIB | guest-io receive ADDRESS \
+                     | guest-io ask ADDRESS | guest-io answer PORT | guest-io edges CHIP LINE COUNT";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -53,6 +59,15 @@ fn main() -> Result<()> {
         ["endure", base] => endure::run(&Driver::new(BoardDevice::open(address(base)?)?)),
         ["xattr", file, name] => xattr::run(file, name, None),
         ["xattr", file, name, value] => xattr::run(file, name, Some(value)),
+        ["send", address, mib] => stream::send(address, mib.parse().context(USAGE)?),
+        ["receive", address] => stream::receive(address),
+        ["ask", address] => datagrams::ask(address),
+        ["answer", port] => datagrams::answer(port.parse().context(USAGE)?),
+        ["edges", chip, line, count] => edges::wait_for(
+            Path::new(chip),
+            line.parse().context(USAGE)?,
+            count.parse().context(USAGE)?,
+        ),
         ["hung", base] => hung::run(&Driver::new(BoardDevice::open(address(base)?)?)),
         ["zero", device, count] => zero::run(Path::new(device), count.parse().context(USAGE)?),
         ["chi-square", source, count] => {
