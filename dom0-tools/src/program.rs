@@ -11,7 +11,7 @@ use crate::toolstack::libxl::EntryKey;
 use crate::worker::sandbox;
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::unistd::{Gid, Uid, User};
+use nix::unistd::{Gid, Uid};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -77,35 +77,38 @@ pub(crate) fn check_user(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whom a program runs as: a name, or a number.
+/// The users that there are. Read here: what a static program loads to ask for them may be of another libc.
+const PASSWD: &str = "/etc/passwd";
+
+/// Whom a program runs as: a name of `/etc/passwd`, or a number.
 ///
 /// # Errors
 ///
 /// If there is no such user, or as [`check_user`].
 pub(crate) fn user_named(name: &str) -> Result<(Uid, Gid)> {
-    let what = || format!("user = {name:?}");
-    let (uid, gid) = match name.parse() {
-        Ok(number) => {
-            let user = User::from_uid(Uid::from_raw(number)).with_context(what)?;
-            // A number that is nobody's stands for its group too.
-            let group = user.map_or(Gid::from_raw(number), |user| user.gid);
-            (Uid::from_raw(number), group)
-        }
-        Err(_) => {
-            let user = User::from_name(name).with_context(what)?;
-            let user = user.with_context(|| {
-                format!("user = {name:?} is nobody here: useradd --system {name}")
-            })?;
-            (user.uid, user.gid)
-        }
-    };
+    let users = fs::read_to_string(PASSWD).with_context(|| format!("reading {PASSWD}"))?;
+    let user = users.lines().find_map(|line| user_in(line, name));
+    // A number that is nobody's stands for its group too.
+    let number = name.parse().ok().map(|number| (number, number));
+    let (uid, gid) = user.or(number).with_context(|| {
+        format!("user = {name:?} is nobody in {PASSWD}: useradd --system {name}")
+    })?;
     check_user(name)?;
     check_user(&uid.to_string())?;
     ensure!(
-        gid.as_raw() != 0,
+        gid != 0,
         "user = {name:?} has the group of root: give the program a user of its own"
     );
-    Ok((uid, gid))
+    Ok((Uid::from_raw(uid), Gid::from_raw(gid)))
+}
+
+/// The user and the group of a line of `/etc/passwd` (passwd(5)), if it is that of `wanted`, a name or a number.
+fn user_in(line: &str, wanted: &str) -> Option<(u32, u32)> {
+    let mut fields = line.split(':');
+    let (name, _password) = (fields.next()?, fields.next()?);
+    let (uid, gid) = (fields.next()?, fields.next()?);
+    let is_it = name == wanted || uid == wanted;
+    is_it.then(|| Some((uid.parse().ok()?, gid.parse().ok()?)))?
 }
 
 /// A program of a device.
@@ -363,6 +366,23 @@ mod tests {
         }
     }
 
+    /// Somebody's number stands for that user, with that user's group.
+    #[test]
+    fn a_user_is_a_line_of_etc_passwd() {
+        let man = "man:x:6:12:man:/var/cache/man:/usr/sbin/nologin";
+        for (wanted, found) in [
+            ("man", Some((6, 12))),
+            ("6", Some((6, 12))),
+            ("12", None),
+            ("x", None),
+        ] {
+            assert_eq!(user_in(man, wanted), found, "{wanted}");
+        }
+        for odd in ["", "man", "man:x", "man:x:six:12:", "man:x:6", "+::::::"] {
+            assert_eq!(user_in(odd, "man"), None, "{odd}");
+        }
+    }
+
     #[test]
     fn nobody_runs_as_root_or_as_a_worker() {
         for name in ["root", "0"] {
@@ -371,12 +391,6 @@ mod tests {
         }
         let error = user_named("no-such-user").unwrap_err().to_string();
         assert!(error.contains("useradd"), "{error}");
-        // Somebody's number stands for that user, with that user's group.
-        let games = User::from_name("games").unwrap().unwrap();
-        assert_eq!(
-            user_named(&games.uid.to_string()).unwrap(),
-            (games.uid, games.gid)
-        );
         assert_eq!(user_named("4711").unwrap().1.as_raw(), 4711);
         let error = user_named(&sandbox::user(7).to_string()).unwrap_err();
         assert!(error.to_string().contains("guest 7's worker"), "{error}");
