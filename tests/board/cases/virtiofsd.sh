@@ -29,8 +29,9 @@ agrees() {
     [[ $large == *" $((mib << 20)) bytes "* && $tree == *" $((20 * files - 1)) files "* ]] || fail "not all of it is there"
 }
 for grants in true false; do
+    [ $grants = true ] || whole || continue
     # All of it by grants; by frames, what shows that it works so too.
-    if [ $grants = false ]; then files=5 mib=8; elif whole; then files=100 mib=64; else files=25 mib=16; fi
+    if [ $grants = false ]; then files=5 mib=8; elif whole; then files=100 mib=64; else files=10 mib=16; fi
     rm -rf /run/share && mkdir /run/share
     virtiofsd
     wait_for 20 "virtiofsd" is_socket $socket
@@ -48,6 +49,7 @@ done
 # Kept running by the service, as a user of its own. With the libraries of its own root.
 socket=/run/sockets/fs.sock libraries=/back-ends/usr/lib/aarch64-linux-gnu
 rm -rf /run/share && mkdir /run/share && chown 1000:1000 /run/share
+files=5 mib=8
 fs_guest kept true GO_ON=yes "user = '1000'
 exec = ['$libraries/ld-linux-aarch64.so.1', '--library-path', '$libraries', '/back-ends/usr/libexec/virtiofsd',
     '--socket-path={socket}', '--shared-dir=/run/share', '--xattr', '--log-level=warn']"
@@ -61,18 +63,20 @@ goes_on() {
     note "$1: $(count_said kept 'guest: fails') failure(s) seen by the guest so far"
 }
 said kept 'guest: counts 3' >/dev/null
-first=$(program)
+keeper() { pgrep -f '^xen-virtiod back-end /run'; }
+first=$(keeper)
+# The next service's worker is another peer: virtiofsd itself ends with the last one.
 kill -KILL $DAEMON && restart_daemon
 goes_on "the service's death"
-[ "$(program)" = "$first" ] || fail "the program has not outlived the service"
-kill -KILL "$first"
+[ "$(keeper)" = "$first" ] || fail "the program's keeper has not outlived the service: $first, $(keeper)"
+kill -KILL "$(program)"
 goes_on "virtiofsd's death"
 kill -KILL "$(pids_of "$(domid kept)")"
 goes_on "the worker's death"
 grep -q 'kept.*virtio_file/0: .* has ended .*; it is started again' $DAEMON_LOG || fail "the log does not say that the program has ended"
 is_well kept
 destroy kept
-no_program() { [ -z "$(program)" ]; }
+no_program() { [ -z "$(program)$(keeper)" ]; }
 wait_for 10 "the program to end with its guest" no_program
 rm -rf /run/share
 nothing_left "$(daemon_fds)"
