@@ -1,4 +1,5 @@
 # dom0's disk fills up under a guest's sparse image: the guest waits, list says why, and it goes on when there is room.
+# Long: tests/tests/shortage.rs shows it on the simulator.
 mkdir -p /tmp/small
 mount -t tmpfs -o size=10M tmpfs /tmp/small
 truncate -s 16M /tmp/small/disk.img

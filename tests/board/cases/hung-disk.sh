@@ -71,19 +71,19 @@ note "$(said g 'hung: third ended' 30)"
 # QEMU's lock against other writers, which the dead worker's transfers had until then (byte 201, for reading).
 grep -q "OFDLCK .* READ .*:$(stat -c %i /dev/dm-0) 201 201" /proc/locks || fail "the disk is not locked against QEMU any more"
 
-state=backend/virtio_disk/$(domid g)/51712/state
-said g 'hang it for last' >/dev/null
-hang 0
-said g 'hung: last is under way' >/dev/null
-xenstore-write "$state" 5
-paused "closed" "$usual"
-is_closed "$state" && fail "the disk was closed while it hung"
-end_hang 0
-wait_for 10 "the disk to be closed" is_closed "$state"
-[ "$(on_disk 24)" = last ] || fail "the disk was closed before its last write had ended"
-
-# libxl waits ten seconds for a disk to be closed, and does without then.
 if whole; then
+    state=backend/virtio_disk/$(domid g)/51712/state
+    said g 'hang it for last' >/dev/null
+    hang 0
+    said g 'hung: last is under way' >/dev/null
+    xenstore-write "$state" 5
+    paused "closed" "$usual"
+    is_closed "$state" && fail "the disk was closed while it hung"
+    end_hang 0
+    wait_for 10 "the disk to be closed" is_closed "$state"
+    [ "$(on_disk 24)" = last ] || fail "the disk was closed before its last write had ended"
+
+    # libxl waits ten seconds for a disk to be closed, and does without then.
     guest h hung "disk = [ $(disk /dev/dm-1), $(disk /tmp/b.img 1 xvdb) ]" "vcpus = 2"
     create h
     said h 'hang it for linux' >/dev/null

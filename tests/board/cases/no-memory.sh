@@ -1,4 +1,5 @@
 # dom0 has no memory for a worker's calls, now and then: its guest sees pauses, and no error.
+# Long: tests/tests/shortage.rs shows it on the simulator.
 faults=/sys/kernel/debug/failslab
 [ -d $faults ] || fail "dom0's kernel has no CONFIG_FAILSLAB"
 make_disk /tmp/a.img 16

@@ -10,9 +10,10 @@ judges() {
     is_well "$1"
 }
 guest fast rng "$(by_file fast <<<$'[[device]]\ntype = "rng"\nbytes-per-second = 1000000')"
-sed -i 's/GUEST=rng/& BYTES=1048576/' /tmp/fast.cfg
+bytes=$(whole && echo 1048576 || echo 262144)
+sed -i "s/GUEST=rng/& BYTES=$bytes/" /tmp/fast.cfg
 create_by_file fast
-judges fast 1048576
+judges fast $bytes
 command xl destroy fast
 wait_for 20 "guest fast to be gone" is_gone fast
 
