@@ -4,7 +4,7 @@ use super::{TAG_BYTES, VhostUserKind};
 use crate::devices::Wanted;
 use crate::program::{Exec, Program, check_user, user_named};
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
 /// KiB of memory that are shared with a back-end at most.
@@ -19,8 +19,12 @@ pub(super) struct Settings {
     /// What is started to listen there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exec: Option<Exec>,
-    /// … and whom it runs as.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// … and whom it runs as: a name, or a number.
+    #[serde(
+        default,
+        deserialize_with = "text_or_number",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub(super) user: Option<String>,
     pub(super) pool_kib: Option<u32>,
     pub(super) queue_size: Option<u16>,
@@ -115,6 +119,20 @@ impl Settings {
     }
 }
 
+fn text_or_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Text(String),
+        Number(u32),
+    }
+    let either = Option::<Either>::deserialize(from)?;
+    Ok(either.map(|either| match either {
+        Either::Text(text) => text,
+        Either::Number(number) => number.to_string(),
+    }))
+}
+
 /// Six bytes, as `00:16:3e:00:00:01`.
 pub(super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes = text.split(':').map(|byte| match byte.len() {
@@ -146,6 +164,7 @@ mod tests {
             ("fs", "tag = \"share\""),
             ("net", "mac = \"00:16:3e:00:00:01\"\nmtu = 9000"),
             ("blk", "queue-size = 128\npool-kib = 1024"),
+            ("rng", "exec = \"/bin/rng\"\nuser = 4711"),
             ("i2c", "exec = \"/bin/i2c {socket}\"\nuser = \"4711\""),
         ] {
             check(name, &format!("{socket}{more}")).unwrap();
