@@ -5,11 +5,7 @@ mount_back_ends
 start_daemon
 fds=$(daemon_fds)
 back_end rng vhost-device-rng --socket-path /run/rng.sock --rng-source /dev/urandom
-libraries=/back-ends/usr/lib/aarch64-linux-gnu
-mkdir -p /run/share && chown 1000:1000 /run/share
-virtiofsd="$libraries/ld-linux-aarch64.so.1 --library-path $libraries /back-ends/usr/libexec/virtiofsd --log-level=warn"
-guest g created "xen_virtio = [ 'blk, path=/tmp/disk.img'," "    'rng, socket=/run/rng.sock0'," \
-    "    'fs, tag=share, socket=/run/sockets/g.sock, user=1000, exec=$virtiofsd --socket-path={socket} --shared-dir=/run/share' ]"
+guest g created "xen_virtio = [ 'blk, path=/tmp/disk.img'," "    'rng, socket=/run/rng.sock0' ]"
 created=$(xen-virtioctl create /tmp/g.cfg) || fail "create"
 grep -q 'virtio/0: /tmp/disk.img, read-write' <<<"$created" || fail "it says: $created"
 grep -q 'virtio/1: rng by /run/rng.sock0' <<<"$created" || fail "it says: $created"
@@ -23,11 +19,6 @@ wait_for 60 "the guest to come again" is_second
 verified_again() { [ "$(count_said g 'verified:')" -ge 2 ]; }
 wait_for 60 "the guest to find its devices again" verified_again
 is_well g
-# The folder too, by another process of virtiofsd.
-shared_twice() { [ "$(count_said g 'guest: shared')" -ge 2 ]; }
-wait_for 60 "the guest to find its folder again" shared_twice
-note "the guest left in the folder, over a reboot: $(tr '\n' ' ' </run/share/boots)"
-[ "$(wc -l </run/share/boots)" -ge 2 ] || fail "the folder has not what the guest wrote"
 destroy g
 kill $BACK_END
 

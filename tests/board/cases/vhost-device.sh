@@ -55,6 +55,7 @@ for grants in true false; do
     # vhost-device-gpio 0.1.0 tells what a line is the wrong way round.
     after=$(said $grants 'guest: line 1 is now')
     [ "${before##* }${after##* }" = 10 ] || fail "line 1, pulled up: $before, $after"
+    pull 1 down
     wait_for 5 "line 0 to be low" has_value 0 0
     note "$(said $grants 'guest: sensor fake: ')"
     note "$(said $grants 'guest: scsi disk written')"
