@@ -107,8 +107,9 @@ fn user_in(line: &str, wanted: &str) -> Option<(u32, u32)> {
     let mut fields = line.split(':');
     let (name, _password) = (fields.next()?, fields.next()?);
     let (uid, gid) = (fields.next()?, fields.next()?);
-    let is_it = name == wanted || uid == wanted;
-    is_it.then(|| Some((uid.parse().ok()?, gid.parse().ok()?)))?
+    let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
+    let is_it = name == wanted || wanted.parse() == Ok(uid);
+    is_it.then_some((uid, gid))
 }
 
 /// A program of a device.
@@ -155,6 +156,11 @@ impl Program {
         }
     }
 
+    /// Whose it is.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
+    }
+
     /// Has it run from here on, if it does not yet.
     ///
     /// # Errors
@@ -162,10 +168,6 @@ impl Program {
     /// What keeps its keeper from being started; [`Busy`] if another device's program is at its socket. What keeps the
     /// program from starting the keeper says.
     pub(crate) fn keep_running(&self) -> Result<()> {
-        self.start().with_context(|| self.label.clone())
-    }
-
-    fn start(&self) -> Result<()> {
         for name in ["devices", "sockets"] {
             let path = Path::new(DIRECTORY).join(name);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -182,7 +184,8 @@ impl Program {
         }
         self.check_socket()?;
         let what = || format!("making {}", self.lock.display());
-        let new = self.lock.with_extension("new");
+        // Not among the locks, where one that was not renamed would pass for another device's.
+        let new = Path::new(DIRECTORY).join("new");
         fs::write(&new, serde_json::to_vec(&self.spec)?).with_context(what)?;
         fs::rename(&new, &self.lock).with_context(what)?;
         let mut child = Command::new("/proc/self/exe")
@@ -373,6 +376,7 @@ mod tests {
         for (wanted, found) in [
             ("man", Some((6, 12))),
             ("6", Some((6, 12))),
+            ("06", Some((6, 12))),
             ("12", None),
             ("x", None),
         ] {

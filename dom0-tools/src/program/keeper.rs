@@ -18,12 +18,12 @@ use rustix::process::{
 };
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Read, pipe};
+use std::io::{self, ErrorKind, Read, pipe};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::LogLimit;
 
@@ -249,7 +249,10 @@ impl Keeper<'_> {
             .stderr(theirs)
             .spawn()
             .with_context(|| format!("starting {program}"))?;
-        let mut running = Running { child };
+        let mut running = Running {
+            child,
+            is_reaped: false,
+        };
         let process = running.process()?;
         let mut lines = Lines::new(output);
         let mut is_open = true;
@@ -278,7 +281,7 @@ impl Keeper<'_> {
                 if is_open && lines.read(|line| self.pass_on(line)) {
                     lines.finish(|line| self.pass_on(line));
                 }
-                let status = running.child.wait()?;
+                let status = running.end()?;
                 return Ok(Some(format!("{program} has ended ({status})")));
             }
         }
@@ -308,6 +311,7 @@ impl Keeper<'_> {
 /// A program, which ends with all that it has started when this is dropped.
 struct Running {
     child: Child,
+    is_reaped: bool,
 }
 
 impl Running {
@@ -320,13 +324,23 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Ends it with its group: how it has ended.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        // Its number is its own until it is waited for, and then somebody else's.
+        if !std::mem::replace(&mut self.is_reaped, true) {
+            let _ = self.child.kill();
+            if let Ok(pid) = i32::try_from(self.child.id()) {
+                let _ = killpg(unistd::Pid::from_raw(pid), Signals::SIGKILL);
+            }
+        }
+        self.child.wait()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            let _ = killpg(unistd::Pid::from_raw(pid), Signals::SIGKILL);
-        }
-        let _ = self.child.wait();
+        let _ = self.end();
         // What has left its group is this process's own child by now, as its subreaper.
         for _ in 0..ENDING_ROUNDS {
             for pid in children() {

@@ -174,7 +174,7 @@ impl BackEnds {
                 && let Err(error) = program.keep_running()
                 && self.log_limit.allow()
             {
-                tracing::error!("{error:#}");
+                tracing::error!("{}: {error:#}", program.label());
             }
             let connected =
                 connect_to(&link.path).and_then(|socket| Ok((socket.try_clone()?, socket)));
