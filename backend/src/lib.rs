@@ -13,6 +13,7 @@ pub mod rng;
 pub mod shadow;
 mod shortage;
 pub mod tuning;
+pub mod vhost_kernel;
 pub mod vhost_user;
 mod virtqueue;
 

@@ -2,6 +2,7 @@
 //! the sandbox.
 
 pub(crate) mod blk;
+mod kernel_vhost;
 mod rng;
 mod vhost_user;
 
@@ -25,6 +26,9 @@ use xen_virtio_backend::{Device, DeviceType};
 /// Every kind that we serve.
 const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind, &rng::RngKind];
 
+/// Those that dom0's kernel serves.
+const KERNEL_KINDS: &[&dyn DeviceKind] = &[&kernel_vhost::VsockKind, &kernel_vhost::NetKind];
+
 /// Who carries out what a device is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,6 +37,8 @@ pub enum Service {
     Own,
     /// A vhost-user back-end does.
     BackEnd,
+    /// dom0's kernel does.
+    Kernel,
 }
 
 /// The setting that names a back-end's socket: a device that has it is served by a back-end.
@@ -41,9 +47,17 @@ pub(crate) const SOCKET: &str = "socket";
 impl Service {
     /// That of a device with these settings.
     pub(crate) fn of(settings: &toml::Table) -> Self {
-        match settings.contains_key(SOCKET) {
-            true => Self::BackEnd,
-            false => Self::Own,
+        Self::of_keys(|key| settings.contains_key(key))
+    }
+
+    /// That of a device with the settings of which `has` tells whether they are there.
+    fn of_keys(has: impl Fn(&str) -> bool) -> Self {
+        if has(SOCKET) {
+            Self::BackEnd
+        } else if has(kernel_vhost::CID) || has(kernel_vhost::TAP) {
+            Self::Kernel
+        } else {
+            Self::Own
         }
     }
 }
@@ -131,6 +145,7 @@ pub(crate) fn kind(device_type: u32, service: Service) -> Result<&'static dyn De
         let how = match service {
             Service::Own => "serves",
             Service::BackEnd => "has, by back-ends,",
+            Service::Kernel => "has, by dom0's kernel,",
         };
         format!(
             "this version {how} {}, and not virtio,device{device_type:x}{remedy}",
@@ -152,24 +167,30 @@ pub(crate) fn kind_named(name: &str, service: Service) -> Result<&'static dyn De
             names.join(", ")
         };
         format!(
-            "type {name:?} is none of {}, nor, with the {SOCKET} of a back-end, of {}",
+            "type {name:?} is none of {}, nor, with the {SOCKET} of a back-end, of {}, nor, with {} = or {} =, of {}",
             names(Service::Own),
-            names(Service::BackEnd)
+            names(Service::BackEnd),
+            kernel_vhost::CID,
+            kernel_vhost::TAP,
+            names(Service::Kernel),
         )
     })
 }
 
 /// The kinds that are served so.
 pub(crate) fn kinds(service: Service) -> impl Iterator<Item = &'static dyn DeviceKind> {
-    let own = KINDS.iter().copied();
-    let own = own.filter(move |_| service == Service::Own);
+    let of = move |other| move |_: &&dyn DeviceKind| service == other;
     let back_ends = vhost_user::KINDS.iter().map(|kind| kind as _);
-    own.chain(back_ends.filter(move |_| service == Service::BackEnd))
+    let own = KINDS.iter().copied().filter(of(Service::Own));
+    let kernel = KERNEL_KINDS.iter().copied().filter(of(Service::Kernel));
+    own.chain(back_ends.filter(of(Service::BackEnd)))
+        .chain(kernel)
 }
 
 /// Every kind that there is.
 pub(crate) fn all_kinds() -> impl Iterator<Item = &'static dyn DeviceKind> {
-    kinds(Service::Own).chain(kinds(Service::BackEnd))
+    let services = [Service::Own, Service::BackEnd, Service::Kernel];
+    services.into_iter().flat_map(kinds)
 }
 
 /// A device that a guest is to have.
@@ -218,10 +239,7 @@ impl Wanted<'_> {
     pub(crate) fn service(&self) -> Service {
         if self.served {
             let kept = self.kept.as_ref();
-            return match kept.is_some_and(|kept| kept.get(SOCKET).is_some()) {
-                true => Service::BackEnd,
-                false => Service::Own,
-            };
+            return Service::of_keys(|key| kept.is_some_and(|kept| kept.get(key).is_some()));
         }
         match self.source {
             EntryKind::Disk { .. } => Service::Own,

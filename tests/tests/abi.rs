@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::mem::offset_of;
 use std::process::Command;
+use xen_virtio_backend::vhost_kernel::abi as vhost;
 use xen_virtio_guest_mapping::xen::abi as memory;
 use xen_virtio_transport::xen::abi as transport;
 
@@ -84,6 +85,64 @@ fn checks() -> Checks {
         "offsetof(struct ioreq, type) - 1",
         offset_of!(transport::Ioreq, flags),
     );
+    c.equal("sizeof(struct vhost_memory)", vhost::VHOST_MEMORY_HEADER);
+    c.equal(
+        "sizeof(struct vhost_memory) + sizeof(struct vhost_memory_region)",
+        size_of::<vhost::VhostMemory>(),
+    );
+    c.equal(
+        "offsetof(struct vhost_memory, nregions)",
+        offset_of!(vhost::VhostMemory, nregions),
+    );
+    for (field, offset) in [
+        (
+            "guest_phys_addr",
+            offset_of!(vhost::VhostMemory, guest_phys_addr),
+        ),
+        ("memory_size", offset_of!(vhost::VhostMemory, memory_size)),
+        (
+            "userspace_addr",
+            offset_of!(vhost::VhostMemory, userspace_addr),
+        ),
+        (
+            "flags_padding",
+            offset_of!(vhost::VhostMemory, flags_padding),
+        ),
+    ] {
+        c.equal(
+            &format!("sizeof(struct vhost_memory) + offsetof(struct vhost_memory_region, {field})"),
+            offset,
+        );
+    }
+    layout!(c, "struct vhost_vring_state", vhost::VhostVringState, index: "index", num: "num");
+    layout!(c, "struct vhost_vring_file", vhost::VhostVringFile, index: "index", fd: "fd");
+    layout!(c, "struct vhost_vring_addr", vhost::VhostVringAddr,
+        index: "index", flags: "flags", desc_user_addr: "desc_user_addr", used_user_addr: "used_user_addr",
+        avail_user_addr: "avail_user_addr", log_guest_addr: "log_guest_addr");
+    for (name, number) in [
+        ("VHOST_GET_FEATURES", vhost::VHOST_GET_FEATURES),
+        ("VHOST_SET_FEATURES", vhost::VHOST_SET_FEATURES),
+        ("VHOST_SET_OWNER", vhost::VHOST_SET_OWNER),
+        ("VHOST_SET_MEM_TABLE", vhost::VHOST_SET_MEM_TABLE),
+        ("VHOST_SET_VRING_NUM", vhost::VHOST_SET_VRING_NUM),
+        ("VHOST_SET_VRING_ADDR", vhost::VHOST_SET_VRING_ADDR),
+        ("VHOST_SET_VRING_BASE", vhost::VHOST_SET_VRING_BASE),
+        ("VHOST_GET_VRING_BASE", vhost::VHOST_GET_VRING_BASE),
+        ("VHOST_SET_VRING_KICK", vhost::VHOST_SET_VRING_KICK),
+        ("VHOST_SET_VRING_CALL", vhost::VHOST_SET_VRING_CALL),
+        ("VHOST_SET_VRING_ERR", vhost::VHOST_SET_VRING_ERR),
+        ("VHOST_NET_SET_BACKEND", vhost::VHOST_NET_SET_BACKEND),
+        (
+            "VHOST_VSOCK_SET_GUEST_CID",
+            vhost::VHOST_VSOCK_SET_GUEST_CID,
+        ),
+        ("VHOST_VSOCK_SET_RUNNING", vhost::VHOST_VSOCK_SET_RUNNING),
+        ("TUNSETIFF", vhost::TUNSETIFF),
+        ("TUNSETOFFLOAD", vhost::TUNSETOFFLOAD),
+        ("TUNSETVNETHDRSZ", vhost::TUNSETVNETHDRSZ),
+    ] {
+        c.equal(name, number);
+    }
     for (name, number) in [
         (
             "IOCTL_GNTDEV_MAP_GRANT_REF",
@@ -182,6 +241,8 @@ const HEADERS: &str = "
     #include <xen/privcmd.h>
     #include <xen/gntdev.h>
     #include <xen/evtchn.h>
+    #include <linux/vhost.h>
+    #include <linux/if_tun.h>
 ";
 
 /// Compiles the checks; what the compiler says if it refuses.

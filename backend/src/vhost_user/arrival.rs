@@ -1,8 +1,9 @@
 //! A device to be, whose back-end is asked what it has.
 
 use super::class::Class;
+use super::conversation::{Conversation, Heard, Offer};
 use super::events::Events;
-use super::session::{Heard, Offer, Session, SessionError};
+use super::session::{Session, SessionError};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 

@@ -1,6 +1,7 @@
 //! What tells of a back-end: one descriptor for all of them, which stays the same over a reconnection.
 
-use super::session::{Session, SessionError, of_system};
+use super::conversation::Conversation;
+use super::session::{SessionError, of_system};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
@@ -41,16 +42,22 @@ impl Events {
     }
 
     /// Watches what the session has.
-    pub(super) fn watch(&mut self, session: &Session) -> Result<(), SessionError> {
-        session.sources().try_for_each(|source| self.add(source))
+    pub(super) fn watch(&mut self, session: &dyn Conversation) -> Result<(), SessionError> {
+        let mut watched = Ok(());
+        session.sources(&mut |source| {
+            if watched.is_ok() {
+                watched = self.add(source);
+            }
+        });
+        watched
     }
 
     /// Watches a session no more, whose socket others have too.
-    pub(super) fn forget(&mut self, session: &Session) {
-        for source in session.sources() {
+    pub(super) fn forget(&mut self, session: &dyn Conversation) {
+        session.sources(&mut |source| {
             // An error means that it was not watched yet.
             let _ = epoll::delete(&self.epoll, source);
-        }
+        });
     }
 
     /// A new descriptor for calls: whoever had the last one does not tell of the next.

@@ -5,19 +5,21 @@ mod device;
 use super::arrival::Arrival;
 use super::class::Class;
 use super::config_space::ConfigSpace;
+use super::conversation::{Conversation, Driver, Ended, Heard, Offer};
 use super::doorbell::Doorbell;
 use super::events::Events;
-use super::session::{Heard, Offer, Session, SessionError, of_system};
+use super::session::{Session, SessionError, of_system};
 use crate::device::{Device, DeviceError, DeviceFailure, Identity};
 use crate::error_line::with_sources;
 use crate::log_limit::LogLimit;
 use crate::shadow::{Relay, RelayError};
+use crate::vhost_kernel::{Kernel, KernelSession};
 use crate::virtqueue::{QueueIndex, QueueSet};
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 /// What back-ends know the region's first byte by: no address of ours, and none of the guest's.
@@ -31,6 +33,9 @@ const MOST_LEFT_OPEN: u32 = 4;
 
 /// Steps between two looks at what the back-end says while there is always something to do.
 const STEPS_PER_LOOK: u32 = 64;
+
+/// How long after it was given up the kernel is begun with again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where the next connection to the device's back-end is put.
 #[derive(Clone, Default)]
@@ -68,11 +73,14 @@ pub struct Frontend {
     setup: Setup,
     config: ConfigSpace,
     queues: QueueSet,
+    /// Dropped before the relay, in whose region it may write.
+    session: Option<Box<dyn Conversation>>,
     relay: Relay,
     link: Link,
+    /// When the kernel is begun with again.
+    again: Option<(Instant, Kernel)>,
     keep: Keep,
     events: Events,
-    session: Option<Session>,
     /// What the back-end was told of each queue.
     told: Vec<Told>,
     /// The queues are served: kicks are of use.
@@ -127,11 +135,12 @@ impl Frontend {
             setup,
             config,
             queues: QueueSet::new(count),
+            session: None,
             relay,
             link,
+            again: None,
             keep,
             events: Events::new()?,
-            session: None,
             told: (0..count).map(|_| Told::Nothing).collect(),
             is_serving: false,
             features: 0,
@@ -152,10 +161,23 @@ impl Frontend {
     /// [`SessionError`] if the system lacks something.
     pub fn with(mut self, arrival: Arrival) -> Result<Self, SessionError> {
         self.events = arrival.events;
-        self.session = Some(arrival.session);
+        self.session = Some(Box::new(arrival.session));
         self.absence = None;
         self.connections = 1;
         Ok(self)
+    }
+
+    /// A device that the kernel serves.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] if it does not.
+    pub fn of_kernel(setup: Setup, kernel: Kernel) -> Result<Self, SessionError> {
+        let session = KernelSession::begin(kernel, setup.class)?;
+        let keep = Box::new(|_: &[u8]| {});
+        let mut this = Self::new(setup, session.offer(), Link::default(), keep)?;
+        this.go_on_with(|_| Ok(Box::new(session)));
+        Ok(this)
     }
 
     /// Whether it has a connection, whatever comes of that.
@@ -165,11 +187,26 @@ impl Frontend {
 
     /// Begins with another back-end.
     fn begin(&mut self, socket: OwnedFd) {
+        let may_ask = self.left_open < MOST_LEFT_OPEN;
+        self.go_on_with(|class| Ok(Box::new(Session::begin(socket, class, may_ask)?)));
+    }
+
+    /// Begins with the kernel again, if it is time for that.
+    fn begin_again(&mut self) {
+        let is_due = |again: &mut (Instant, Kernel)| again.0 <= Instant::now();
+        if let Some((_, kernel)) = self.again.take_if(is_due) {
+            self.go_on_with(|class| Ok(Box::new(KernelSession::begin(kernel, class)?)));
+        }
+    }
+
+    fn go_on_with(
+        &mut self,
+        begin: impl FnOnce(&'static Class) -> Result<Box<dyn Conversation>, SessionError>,
+    ) {
         self.lose(None);
         self.connections += 1;
-        let may_ask = self.left_open < MOST_LEFT_OPEN;
-        let begun = Session::begin(socket, self.setup.class, may_ask).and_then(|session| {
-            self.events.watch(&session)?;
+        let begun = begin(self.setup.class).and_then(|session| {
+            self.events.watch(&*session)?;
             Ok(session)
         });
         match begun {
@@ -184,8 +221,12 @@ impl Frontend {
     /// There is no back-end any more. Another one is waited for, and the driver with it.
     fn lose(&mut self, why: Option<&SessionError>) {
         if let Some(session) = self.session.take() {
-            self.events.forget(&session);
-            self.left_open += u32::from(session.end());
+            self.events.forget(&*session);
+            match session.end() {
+                Ended::Closed => {}
+                Ended::LeftOpen => self.left_open += 1,
+                Ended::Again(kernel) => self.again = Some((Instant::now() + AGAIN, kernel)),
+            }
         }
         self.told.fill_with(|| Told::Nothing);
         self.is_serving = false;
@@ -214,7 +255,11 @@ impl Frontend {
             return Ok(false);
         }
         self.looks = false;
+        self.begin_again();
         let conversed = self.hear().and_then(|heard| Ok(self.tell()? || heard));
+        // What the kernel was told it has answered.
+        let session = self.session.as_ref();
+        self.looks |= session.is_some_and(|session| session.has_more());
         conversed.or_else(|error| self.give_up(error).map(|()| true))
     }
 
@@ -268,9 +313,8 @@ impl Frontend {
                 Heard::Config(config) => self.change_config(&config),
             }
         }
-        let has_more = self.session.as_ref().is_some_and(Session::has_more);
-        self.looks |= has_more;
-        Ok(heard_any || has_more)
+        let session = self.session.as_ref();
+        Ok(heard_any || session.is_some_and(|session| session.has_more()))
     }
 
     /// A back-end has come in place of one that the driver has had.
@@ -284,7 +328,7 @@ impl Frontend {
             tracing::info!("a back-end is there");
         }
         if let Some(session) = &self.session {
-            self.events.watch(session)?;
+            self.events.watch(&**session)?;
         }
         self.change_config(&offer.config);
         Ok(())
@@ -360,14 +404,17 @@ impl Frontend {
                 }
                 let accepted = own | u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
                 self.events.renew_call()?;
-                session.prepare(accepted, self.relay.region(), BASE)?;
+                let driver = Driver {
+                    accepted: self.features,
+                    of_back_end: accepted,
+                };
+                session.prepare(driver, self.relay.region(), BASE)?;
             }
             if !self.relay.relays(index) {
                 self.relay.start(index, event_idx);
             }
-            let (doorbell, theirs) = Doorbell::new().map_err(of_system)?;
             let rings = &self.relay.region().rings()[queue];
-            session.start(queue, rings, BASE, theirs.as_fd(), self.events.call())?;
+            let doorbell = session.start(queue, rings, BASE, self.events.call())?;
             self.told[queue] = Told::Start(doorbell);
             any = true;
         }

@@ -1,14 +1,15 @@
 //! What is said with one back-end, from the first message to the last. Nothing here waits: what was asked is answered later,
 //! in the order in which it was asked ("Communication").
 
-mod commands;
+mod conversing;
 mod error;
 
 pub use error::SessionError;
-pub(super) use error::of_system;
+pub(crate) use error::of_system;
 
 use super::class::{Class, MAX_QUEUES};
 use super::connection::{Connection, ConnectionError};
+use super::conversation::{Heard, Offer};
 use super::message::{self, CONFIG_CHANGE, Message, PROTOCOL_FEATURES, Request, protocol};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::VecDeque;
@@ -21,29 +22,6 @@ const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Messages of its own that are taken of a back-end at once.
 const TOGETHER: usize = 16;
-
-/// What a back-end has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Offer {
-    /// All of its feature bits.
-    pub features: u64,
-    pub queues: u16,
-    /// Its configuration space, if it has one.
-    pub config: Vec<u8>,
-}
-
-/// What has come of what was asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// The back-end can be used.
-    Offer(Offer),
-    /// It serves all queues that it was told to.
-    Serving,
-    /// It has let go of a queue, and would have gone on with element `next` of its available ring.
-    LetGo { queue: usize, next: u16 },
-    /// Its configuration space has changed to this.
-    Config(Vec<u8>),
-}
 
 /// An answer that is owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,45 +99,6 @@ impl Session {
         Ok(this)
     }
 
-    /// Whether queues may be started.
-    pub(super) fn is_usable(&self) -> bool {
-        self.is_usable
-    }
-
-    pub(super) fn offer(&self) -> &Offer {
-        &self.offer
-    }
-
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
-    /// Whether [`Session::hear`] is to be called again though nothing tells of it.
-    pub(super) fn has_more(&self) -> bool {
-        self.has_more
-    }
-
-    /// What is readable when the back-end says something.
-    pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let requests = self.requests.as_ref().map(AsFd::as_fd);
-        [self.connection.as_fd()].into_iter().chain(requests)
-    }
-
-    /// Ends the connection, for the supervisor too. True if a socket was left open: it has descriptors that the back-end has
-    /// sent, and to close those can take as long as it likes. The other one the supervisor closes.
-    pub(super) fn end(self) -> bool {
-        self.connection.shut_down();
-        let Some(requests) = self.requests else {
-            return false;
-        };
-        requests.shut_down();
-        let leaves = requests.leaves_descriptors();
-        if leaves {
-            std::mem::forget(requests);
-        }
-        leaves
-    }
-
     fn send(
         &self,
         request: Request,
@@ -197,28 +136,6 @@ impl Session {
         if self.due.is_none() {
             self.due = Some(Instant::now() + REPLY_LIMIT);
         }
-    }
-
-    /// What is next of what the back-end has said, if it has said something.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`]: it is to be given up.
-    pub(super) fn hear(&mut self) -> Result<Option<Heard>, SessionError> {
-        while let Some(message) = self.connection.receive()? {
-            if let Some(heard) = self.take(&message)? {
-                return Ok(Some(heard));
-            }
-        }
-        self.take_requests()?;
-        if let Some(due) = self.due
-            && due <= Instant::now()
-            && let Some(owed) = self.owed.front()
-        {
-            let (_, request) = owed.request();
-            return Err(SessionError::Late { request });
-        }
-        Ok(None)
     }
 
     /// Takes up what the back-end says of itself.

@@ -124,7 +124,7 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
             let settings = configured.map_or(&none, |device| &device.settings);
             let service = Service::of(settings);
             let kind = devices::kind(device_type, service).map_err(|error| error.to_string())?;
-            if device_type != DeviceType::BLOCK.0 || service == Service::BackEnd {
+            if device_type != DeviceType::BLOCK.0 || service != Service::Own {
                 kind.check_settings(settings)
                     .map_err(|error| format!("[[virtio]] in {CONFIG_PATH}: {error:#}"))?;
                 return Ok(Served {

@@ -1,6 +1,5 @@
 //! What the transport asks of it.
 
-use super::super::session::Session;
 use super::{Frontend, Told};
 use crate::device::{Activity, Device, DeviceError, Identity, Interest, RequestCounters, Step};
 use crate::virtqueue::{QueueError, QueueIndex, QueueStart, Unfinished};
@@ -94,8 +93,11 @@ impl Device for Frontend {
     }
 
     fn try_again_at(&self) -> Option<Instant> {
-        let due = self.session.as_ref().and_then(Session::due);
-        due.into_iter().chain(self.relay.try_again_at()).min()
+        let session = self.session.as_ref();
+        let due = session.and_then(|session| session.due());
+        let again = self.again.as_ref().map(|(at, _)| *at);
+        let times = [due, again, self.relay.try_again_at()];
+        times.into_iter().flatten().min()
     }
 
     fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
@@ -120,12 +122,13 @@ impl Device for Frontend {
 
     fn retire(&mut self) {
         self.lose(None);
+        self.again = None;
     }
 
     fn settle(&mut self) -> bool {
         // Nobody prepares the sleep of a device without a driver: what has told of an answer may be taken already.
         let session = self.session.as_ref();
-        self.looks |= session.is_some_and(|session| session.due().is_some());
+        self.looks |= session.is_some_and(|session| session.due().is_some() || session.has_more());
         // No driver relies on anything now.
         let _ = self.converse();
         self.told.iter().all(|told| !matches!(told, Told::Stop))

@@ -26,6 +26,14 @@ pub enum SessionError {
     Needs(u64),
     #[error("it has {queues} queues, and {needed} are needed")]
     Queues { queues: u64, needed: u16 },
+    #[error("the kernel does not take {call}")]
+    Kernel {
+        call: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the kernel does not get on with a queue")]
+    Stuck,
     #[error("queue {queue}")]
     Rings {
         queue: usize,
@@ -39,7 +47,11 @@ impl SessionError {
     pub(in super::super) fn is_misbehaviour(&self) -> bool {
         match self {
             Self::Connection(ConnectionError::Message(_) | ConnectionError::Descriptors) => true,
-            Self::Connection(_) | Self::Late { .. } | Self::Unfinished { .. } => false,
+            Self::Connection(_)
+            | Self::Late { .. }
+            | Self::Unfinished { .. }
+            | Self::Kernel { .. }
+            | Self::Stuck => false,
             Self::Unasked { .. }
             | Self::Answer { .. }
             | Self::Refused { .. }
@@ -52,6 +64,6 @@ impl SessionError {
 }
 
 /// A failure of the system's.
-pub(in super::super) fn of_system(error: io::Error) -> SessionError {
+pub(crate) fn of_system(error: io::Error) -> SessionError {
     ConnectionError::Socket(error).into()
 }

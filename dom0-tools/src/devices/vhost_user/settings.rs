@@ -134,7 +134,7 @@ fn text_or_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, 
 }
 
 /// Six bytes, as `00:16:3e:00:00:01`.
-pub(super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
+pub(in super::super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes = text.split(':').map(|byte| match byte.len() {
         2 => u8::from_str_radix(byte, 16).ok(),
         _ => None,

@@ -1,0 +1,38 @@
+# The kernel's vhost-net, on memory of ours: a guest reaches dom0 over a tap by TCP and UDP; the worker dies.
+mount_back_ends
+start_daemon
+fds=$(daemon_fds)
+ip() { chroot /back-ends ip "$@"; }
+ip link set lo up
+ip tuntap add dev tap7 mode tap
+ip addr add 10.9.0.2/24 dev tap7
+ip link set tap7 up
+for grants in true false; do
+    [ $grants = true ] || whole || continue
+    name=n$grants
+    guest $name net "$(by_file $name <<<"[[device]]
+type = 'net'
+tap = 'tap7'
+mac = '00:16:3e:00:00:07'
+grant-usage = $grants")"
+    sed -i 's/GUEST=net/& MIB=64/' /tmp/$name.cfg
+    timeout 100 guest-io send tcp-listen:5000 64 >/dev/null &
+    timeout 100 guest-io receive tcp-listen:5001 >/tmp/received &
+    receiver=$!
+    guest-io answer 5002 &
+    answers=$!
+    create_by_file $name
+    note "grants $grants: $(said $name 'stream: received 64 MiB as sent' 60)"
+    # The connection that is under way goes on by the next worker.
+    kill -KILL "$(pids_of "$(domid $name)")"
+    note "$(said $name 'stream: sent 64 MiB' 60)"
+    wait $receiver || fail "what the guest has sent has not arrived"
+    note "dom0: $(tail -n1 /tmp/received)"
+    note "$(said $name 'datagrams: 5 questions answered' 30)"
+    xen-virtioctl list
+    is_well $name
+    destroy $name
+    kill $answers
+done
+ip link del tap7
+nothing_left "$fds"
