@@ -82,6 +82,8 @@ pub enum CopyFault {
     Grant { reference: crate::Gref, status: i16 },
     #[error("frame {:#x} of the guest could not be mapped (errno {errno})", .gfn.0)]
     Frame { gfn: crate::Gfn, errno: i32 },
+    #[error("{len} bytes at {address:#x} are not all in the memory that the VMM shares")]
+    Outside { address: u64, len: usize },
     #[error("the copy call itself failed (errno {errno})")]
     Call { errno: i32 },
 }
@@ -90,7 +92,7 @@ impl CopyFault {
     /// Whether dom0 lacked something, and the guest did nothing wrong.
     pub fn is_dom0s(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::Grant { .. } => false,
+            Self::Refused(_) | Self::Grant { .. } | Self::Outside { .. } => false,
             Self::Frame { errno, .. } => is_shortage(*errno),
             // What a guest got wrong has a status of its own.
             Self::Call { .. } => true,
@@ -119,6 +121,10 @@ pub enum AccessError {
     Refused(#[from] Refusal),
     #[error("a ring of {len} bytes at {address:#x} is empty or larger than any virtqueue needs")]
     RingTooLarge { address: u64, len: usize },
+    #[error(
+        "a ring of {len} bytes at {address:#x} is not in one region of the memory that the VMM shares"
+    )]
+    Outside { address: u64, len: usize },
     #[error("mapping {len} bytes at {address:#x} of the guest failed")]
     Map {
         address: u64,
@@ -146,6 +152,7 @@ impl AccessError {
             Self::Map { source, .. } => source.raw_os_error().is_some_and(is_shortage),
             Self::Refused(_)
             | Self::RingTooLarge { .. }
+            | Self::Outside { .. }
             | Self::NotGranted { .. }
             | Self::Unmappable { .. } => false,
         }

@@ -5,6 +5,7 @@
 
 mod access;
 mod address;
+pub mod owned;
 mod policy;
 pub mod provider;
 mod ring;
