@@ -8,6 +8,7 @@ pub mod guest_state;
 pub mod ipc;
 pub mod log;
 pub mod program;
+pub mod serve_vhost_user;
 pub mod supervisor;
 mod text;
 pub mod toolstack;

@@ -6,6 +6,7 @@
 mod host;
 mod hypervisor;
 mod mmio;
+pub mod vhost_user_server;
 mod virtio_state;
 pub mod xen;
 

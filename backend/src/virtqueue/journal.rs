@@ -97,6 +97,15 @@ impl QueueJournal {
         })
     }
 
+    /// The next element of both rings of a queue of `size` entries, if nothing of it is with the device and all that was done is
+    /// published; the rings count modulo 2^16.
+    pub fn settled(&self, size: u16) -> Option<u16> {
+        let positions = self.recover(size).ok()?;
+        let is_settled = positions.taken.is_empty() && !positions.unpublished;
+        let next = u16::try_from(positions.used & 0xffff).expect("16 bits");
+        is_settled.then_some(next)
+    }
+
     /// Whether the request at `head` is with the device.
     pub(crate) fn has(&self, head: u16) -> bool {
         let entry = self.area.load(place(head));
@@ -118,7 +127,7 @@ impl QueueJournal {
     }
 
     /// The driver sees the used elements before `position`.
-    pub(crate) fn publish(&self, position: u64) {
+    pub fn publish(&self, position: u64) {
         self.area.store(PUBLISHED, position);
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::ctl::control;
 use xen_virtio_dom0_tools::program::keeper::{self, Becoming, Keeping};
-use xen_virtio_dom0_tools::{log, supervisor, worker};
+use xen_virtio_dom0_tools::{log, serve_vhost_user, supervisor, worker};
 
 /// Serves virtio devices to Xen guests, as their xl configurations say.
 #[derive(Parser)]
@@ -26,6 +26,13 @@ enum Role {
     /// Serves one guest; only xen-virtiod itself starts this.
     #[command(hide = true)]
     Worker { domid: u16 },
+    /// Serves a device to any VMM at a vhost-user socket, until it is ended.
+    ServeVhostUser {
+        /// Where to listen.
+        socket: PathBuf,
+        /// The device, as a line of xen_virtio = [ … ] has it: "blk, path=/srv/disk.img", "rng".
+        device: String,
+    },
     /// Keeps a back-end's program running; only xen-virtiod itself starts this.
     #[command(hide = true)]
     BackEnd(Keeping),
@@ -58,13 +65,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         "this kernel has pages of {} bytes; xen-virtiod needs one with Xen's own 4096 (CONFIG_ARM64_4K_PAGES)",
         rustix::param::page_size()
     );
+    let config = || match &arguments.config {
+        Some(path) => Config::load(path),
+        None => Config::load_default(),
+    };
     match &arguments.role {
-        None => {
-            let config = match &arguments.config {
-                Some(path) => Config::load(path)?,
-                None => Config::load_default()?,
-            };
-            supervisor::run(config, control::SOCKET_PATH.as_ref())
+        None => supervisor::run(config()?, control::SOCKET_PATH.as_ref()),
+        Some(Role::ServeVhostUser { socket, device }) => {
+            serve_vhost_user::run(socket, device, &config()?)
         }
         // The argument is for whoever looks at the processes; the supervisor says which guest it is.
         Some(Role::Worker { domid: _ }) => {
