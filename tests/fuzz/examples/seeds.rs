@@ -46,9 +46,30 @@ fn main() -> std::io::Result<()> {
         "a-configuration",
         b"[[virtio]]\nguest = \"g\"\nindex = 0\npath = \"/dev/vg/guest\"\nread-only = false\n[polling]\nlimit-us = 1000\n",
     )?;
+    write("messages", "a-back-end", &conversed())?;
     write("shadow", "a-request", &relayed())?;
     write("state", "a-running-device", &running_device())?;
     Ok(())
+}
+
+/// A back-end that answers all that it is asked while a driver comes, goes and comes again, as the target `messages` reads it.
+fn conversed() -> Vec<u8> {
+    // A disk, whose back-end has said what it has.
+    let mut bytes = vec![1, 7];
+    let answers = [0; 12];
+    bytes.push(7);
+    bytes.extend(answers);
+    bytes.push(7);
+    // The driver stops it, which the back-end does, and starts it.
+    bytes.extend([9, 0, 1]);
+    bytes.extend(answers);
+    bytes.extend([8, 7]);
+    bytes.extend(answers);
+    // Another back-end comes.
+    bytes.push(6);
+    bytes.extend(answers);
+    bytes.extend(answers);
+    bytes
 }
 
 /// A request that a back-end answers, as the target `shadow` reads it.
