@@ -276,6 +276,10 @@ impl Device for Blk {
         }
     }
 
+    fn close_queue(&mut self, index: QueueIndex) {
+        self.queues.close(index);
+    }
+
     fn stop_queue(&mut self, index: QueueIndex) {
         if self.queues.stop(index) {
             self.pipeline.forget(index.get());

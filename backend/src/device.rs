@@ -85,6 +85,10 @@ pub enum DeviceFailure {
          pool-kib"
     )]
     Pool { pages: usize, room: usize },
+    #[error(
+        "a request is malformed for its type of device: dom0's kernel does not get on with its queue"
+    )]
+    Unservable,
     /// Not the driver's doing.
     #[error("its back-end did what no back-end may")]
     Backend(#[source] Box<dyn Error + Send + Sync>),
@@ -166,6 +170,9 @@ pub trait Device {
     /// Hands to `add` what tells of something that [`Device::step`] will take up: the same descriptors whenever it is
     /// asked.
     fn sources(&self, _add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {}
+
+    /// Takes nothing more of a queue, until it is stopped: what was taken of it ends some time.
+    fn close_queue(&mut self, index: QueueIndex);
 
     /// Forgets a queue, at once; nothing of it is mapped afterwards. What is under way ends some time, in memory of the
     /// device's own, and requests that come later wait for that.

@@ -208,6 +208,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) served: bool,
     /// What was [kept](Opened::kept) of it then.
     pub(crate) kept: Option<Value>,
+    /// What it was [known](Built::known) to be in an earlier life of its guest's.
+    pub(crate) known: Option<Value>,
 }
 
 impl Wanted<'_> {
@@ -313,6 +315,8 @@ pub(crate) struct Resources<'a> {
 pub(crate) struct Built {
     pub(crate) device: Box<dyn Device>,
     pub(crate) control: Option<Box<dyn Control>>,
+    /// What is known of it now and is to be known of it when its guest begins anew, which may be before it can be asked again.
+    pub(crate) known: Option<Value>,
 }
 
 /// A device, now or later.
@@ -376,9 +380,19 @@ pub(crate) struct SyscallRule {
 #[error("{0}")]
 pub(crate) struct Busy(pub(crate) String);
 
+/// An earlier worker of the guest's has what the device needs, which nobody else can have until that has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Held(pub(crate) String);
+
 /// Whether a device that failed may do better by itself.
 pub(crate) fn is_busy(error: &anyhow::Error) -> bool {
-    error.is::<Busy>()
+    error.is::<Busy>() || is_held(error)
+}
+
+/// Whether a device that failed is with an earlier worker.
+pub(crate) fn is_held(error: &anyhow::Error) -> bool {
+    error.is::<Held>()
 }
 
 /// `value` as one part of the service hands it to another.

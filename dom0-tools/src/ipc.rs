@@ -98,6 +98,8 @@ pub enum FromWorker {
     },
     Attached {
         key: EntryKey,
+        /// What it is known to be now, for its guest's next life.
+        known: Option<Value>,
     },
     AttachFailed {
         key: EntryKey,

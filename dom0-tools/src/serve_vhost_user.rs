@@ -50,6 +50,7 @@ pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
         created: None,
         served: false,
         kept: None,
+        known: None,
     };
     let opened = kind.open(&wanted, &mut Uses::default())?;
     // Nothing goes on from what is kept here.

@@ -9,6 +9,7 @@ mod conversation;
 mod device_action;
 mod entry;
 mod guest;
+mod known_devices;
 mod lifecycle;
 mod orphan_workers;
 mod questions;
@@ -34,6 +35,7 @@ use anyhow::{Context, Result};
 use back_ends::BackEnds;
 use clients::Clients;
 use guest::{Guest, WorkerContext};
+use known_devices::KnownDevices;
 use lifecycle::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -104,6 +106,7 @@ struct Supervisor {
     /// The disks that guests have.
     uses: Uses,
     back_ends: BackEnds,
+    known: KnownDevices,
     /// Devices that guests were created for in vain: the last [`MAX_REFUSALS`].
     refusals: VecDeque<Refusal>,
     guests: BTreeMap<u16, Guest>,
@@ -137,6 +140,7 @@ impl Supervisor {
             .with_context(|| format!("listening at {}", control_socket.display()))?;
         Ok(Self {
             back_ends: BackEnds::new(poll.registry(), FOLDERS)?,
+            known: KnownDevices::default(),
             poll,
             toolstack,
             config,
@@ -340,6 +344,7 @@ impl Supervisor {
             files: &self.files,
             uses: &mut self.uses,
             back_ends: &mut self.back_ends,
+            known: &mut self.known,
             launcher: &*self.launcher,
             registry: self.poll.registry(),
             next_token: &mut self.next_token,
@@ -376,7 +381,7 @@ impl Supervisor {
             let Some(guest) = guests.get_mut(&domid) else {
                 break;
             };
-            let Some(event) = guest.next_event() else {
+            let Some(event) = guest.next_event(context.known) else {
                 owes_report = guest.owes_report(token);
                 break;
             };

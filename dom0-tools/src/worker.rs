@@ -62,6 +62,7 @@ pub fn run(socket: OwnedFd) -> Result<()> {
         controls: BTreeMap::new(),
         arriving: BTreeMap::new(),
         leaving: Vec::new(),
+        known: BTreeMap::new(),
         begun: false,
         supervised: true,
     };
@@ -134,6 +135,8 @@ struct Worker {
     arriving: BTreeMap<EntryKey, Arrival>,
     /// Devices that were detached, and of which transfers are under way.
     leaving: Vec<(EntryKey, Box<dyn Device>)>,
+    /// What the supervisor is to be told of devices that were just added.
+    known: BTreeMap<EntryKey, Value>,
     /// The guest may be answered: whatever device it knows is here.
     begun: bool,
     /// Whether the supervisor is still there. Without it the guest is served on as it is.
@@ -327,7 +330,8 @@ impl Worker {
                 if let Some(before) = before.filter(|before| *before != slot) {
                     drop(self.event_loop.remove(before));
                 }
-                FromWorker::Attached { key }
+                let known = self.known.remove(&key);
+                FromWorker::Attached { key, known }
             }
             Err(error) => FromWorker::AttachFailed {
                 key,
@@ -431,7 +435,12 @@ impl Worker {
     }
 
     /// Adds a device that was built to the guest's.
-    fn add(&mut self, new: &Attachment, Built { device, control }: Built) -> Result<Slot> {
+    fn add(&mut self, new: &Attachment, built: Built) -> Result<Slot> {
+        let Built {
+            device,
+            control,
+            known,
+        } = built;
         let mode = if new.grant_usage {
             AddressMode::Grants
         } else {
@@ -448,6 +457,9 @@ impl Worker {
             len: new.len,
         };
         let slot = self.event_loop.add(range, device)?;
+        if let Some(known) = known {
+            self.known.insert(new.key, known);
+        }
         if let Some(control) = control {
             // Last: a worker that dies before this has the next one tell the driver once more.
             control.told();

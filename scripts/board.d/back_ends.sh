@@ -6,7 +6,8 @@ BACK_ENDS_SUITE=trixie
 BACK_END_PACKAGES=virtiofsd,qemu-utils,passt,iproute2,libgpiod-dev
 # Name and version on the crate registry, and what else cargo is told.
 BACK_END_CRATES=(vhost-device-rng@0.1.0 vhost-device-vsock@0.3.0 'vhost-device-sound@0.3.0 --no-default-features'
-    vhost-device-i2c@0.1.0 vhost-device-gpio@0.1.0 vhost-device-scmi@0.4.0 vhost-device-scsi@0.1.0)
+    vhost-device-i2c@0.1.0 vhost-device-gpio@0.1.0 vhost-device-scmi@0.4.0 vhost-device-scsi@0.1.0
+    vhost-device-input@0.1.0)
 
 back_ends_dir() {
     cached back-ends "$(key_of "$TOP/scripts/board.d/back_ends.sh")" build_back_ends back-ends.ext4

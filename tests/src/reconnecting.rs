@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Link, Setup};
+use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Link, NotKept, Setup};
 use xen_virtio_backend::{
     Device, DeviceError, Identity, Interest, QueueError, QueueIndex, QueueStart, RequestCounters,
     Step,
@@ -44,7 +44,7 @@ impl Reconnecting {
             features: 0,
         };
         let link = Link::default();
-        let frontend = Frontend::new(setup, &offer, link.clone(), Box::new(|_| ()))
+        let frontend = Frontend::new(setup, &offer, &[], link.clone(), Box::new(NotKept))
             .map_err(io::Error::other)?;
         Ok(Self {
             frontend: frontend.with(arrival).map_err(io::Error::other)?,
@@ -108,6 +108,10 @@ impl Device for Reconnecting {
 
     fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
         self.frontend.sources(add);
+    }
+
+    fn close_queue(&mut self, index: QueueIndex) {
+        self.frontend.close_queue(index);
     }
 
     fn stop_queue(&mut self, index: QueueIndex) {

@@ -15,6 +15,7 @@ use xen_virtio_guest_mapping::GuestAccess;
 const RULES: Rules = Rules {
     loss: &[Loss::Repeat],
     overstate: false,
+    alike: true,
 };
 
 const SIZE: u16 = 64;
@@ -204,7 +205,7 @@ impl Device for ShadowEcho {
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let mut step = Step::default();
-        let out = self.relay.take_out(&mut self.queues, access);
+        let out = self.relay.take_out(&mut self.queues, access, true);
         let out = out.map_err(|error| match error {
             RelayError::Device(error) => error,
             RelayError::Backend { .. } => panic!("{error}"),
@@ -236,6 +237,10 @@ impl Device for ShadowEcho {
             step.activity = Activity::Working;
         }
         Ok(step)
+    }
+
+    fn close_queue(&mut self, index: QueueIndex) {
+        self.queues.close(index);
     }
 
     fn stop_queue(&mut self, index: QueueIndex) {

@@ -181,6 +181,10 @@ impl<S: Serve> Device for OneByOne<S> {
         waits.into_iter().flatten().min()
     }
 
+    fn close_queue(&mut self, index: QueueIndex) {
+        self.queues.close(index);
+    }
+
     fn stop_queue(&mut self, index: QueueIndex) {
         self.queues.stop(index);
         if self

@@ -26,6 +26,8 @@ pub struct Rules {
     /// Some say that they have written more than a request has room for, where no driver looks at that: it counts as all that
     /// there is room for.
     pub overstate: bool,
+    /// Requests end soon, and one as soon as another: results are worth waiting for, to be delivered together.
+    pub alike: bool,
 }
 
 impl Rules {

@@ -11,7 +11,7 @@ use crate::device::{DeviceError, DeviceFailure, RequestCounters};
 use crate::engine::{copy, first_fault};
 use crate::log_limit::LogLimit;
 use crate::shortage::Shortage;
-use crate::tuning::MAX_COPIES;
+use crate::tuning::{BATCH, HELD_STEPS, MAX_COPIES, SHORTEST_SLEEP};
 use crate::virtqueue::{QueueIndex, QueueSet, Request};
 use std::collections::VecDeque;
 use std::io;
@@ -55,6 +55,9 @@ pub struct Relay {
     /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
     most_copies: usize,
     copies: Vec<CopyOp>,
+    holding: Holding,
+    /// The back-end does not tell of each request that it uses.
+    skips: bool,
     in_shortage: Shortage,
     out_shortage: Shortage,
     counters: RequestCounters,
@@ -66,8 +69,35 @@ struct Relayed {
     ring: ShadowRing,
     /// What the back-end has, by head.
     requests: Vec<Option<Relaying>>,
+    /// As many of them are to be answered soon: the others wait for something to be written to them.
+    expected: usize,
     /// Requests that wait for room in the pool or in the ring.
     waiting: VecDeque<(Request, Plan)>,
+}
+
+/// Fewer requests than these nobody waits for together.
+const FEW: usize = 4;
+
+/// How long results are held back, for more to be delivered with.
+#[derive(Debug, Default)]
+struct Holding {
+    results: usize,
+    steps: u32,
+}
+
+impl Holding {
+    /// A step in which there are `results`, and as many as `expected` are to come. True if they are held back.
+    fn holds(&mut self, results: usize, expected: usize) -> bool {
+        if results == 0 || expected < FEW || results >= expected.min(BATCH) {
+            *self = Self::default();
+            return false;
+        }
+        if results != self.results {
+            (self.results, self.steps) = (results, 0);
+        }
+        self.steps += 1;
+        self.steps <= HELD_STEPS
+    }
 }
 
 /// A request that is copied in, and its copies.
@@ -95,6 +125,8 @@ impl Relay {
             offered: 0,
             most_copies: MAX_COPIES,
             copies: Vec::new(),
+            holding: Holding::default(),
+            skips: false,
             in_shortage: Shortage::default(),
             out_shortage: Shortage::default(),
             counters: RequestCounters::default(),
@@ -117,9 +149,14 @@ impl Relay {
         warning.or_else(|| self.out_shortage.warning())
     }
 
-    /// When to go on with what dom0 lacked something for.
+    /// When to go on with what dom0 lacked something for, or to look for what the back-end does not tell of.
     pub fn try_again_at(&self) -> Option<Instant> {
-        let times = [self.in_shortage.try_at(), self.out_shortage.try_at()];
+        let look_at = self.skips.then(|| Instant::now() + SHORTEST_SLEEP);
+        let times = [
+            self.in_shortage.try_at(),
+            self.out_shortage.try_at(),
+            look_at,
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -136,6 +173,7 @@ impl Relay {
         self.queues[index] = Some(Relayed {
             ring: self.ring(index),
             requests: (0..self.region.rings()[index].size).map(|_| None).collect(),
+            expected: 0,
             waiting: VecDeque::new(),
         });
     }
@@ -185,6 +223,15 @@ impl Relay {
         ShadowRing::used_index(places, &self.region.memory()) == next
     }
 
+    /// How many requests the back-end is to answer soon.
+    pub fn expected(&self) -> usize {
+        self.queues
+            .iter()
+            .flatten()
+            .map(|queue| queue.expected)
+            .sum()
+    }
+
     /// Whether the queue is relayed.
     pub fn relays(&self, index: QueueIndex) -> bool {
         self.queues[index.get()].is_some()
@@ -216,6 +263,7 @@ impl Relay {
             let loss = self.rules.loss(index);
             for place in &mut queue.requests {
                 if let Some(mut relaying) = place.take_if(|lost| loss.fails(&lost.plan)) {
+                    queue.expected -= usize::from(!relaying.plan.receives);
                     loss.answer(&mut relaying, &self.region.memory());
                     self.counters.failed += u64::from(loss.is_failure());
                     self.used.push((index, relaying));
@@ -244,6 +292,7 @@ impl Relay {
             let ring = self.ring(index);
             if let Some(queue) = &mut self.queues[index] {
                 queue.ring = ring;
+                queue.expected = 0;
                 let unfinished = queue.requests.iter_mut().filter_map(Option::take);
                 let mut unfinished: Vec<Relaying> = unfinished.collect();
                 unfinished.sort_unstable_by_key(|relaying| relaying.order);
@@ -315,6 +364,7 @@ impl Relay {
                 let start = relaying.run.start();
                 let memory = self.region.memory();
                 let head = queue.ring.offer(&relaying.plan.descriptors, start, &memory);
+                queue.expected += usize::from(!relaying.plan.receives);
                 queue.requests[usize::from(head)] = Some(relaying);
             }
         }
@@ -439,9 +489,14 @@ impl Relay {
         }
         let memory = self.region.memory();
         let mut more = false;
+        self.skips = false;
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
-            more |= !self.is_lost && queue.ring.want_calls(&memory);
+            // One call for half of what it has, if that is much.
+            let waits = self.rules.alike && self.event_idx && queue.expected >= FEW;
+            let skip = if waits { queue.expected / 2 } else { 0 };
+            more |= !self.is_lost && queue.ring.want_calls(skip, &memory);
+            self.skips |= skip > 0;
             // While requests of a queue wait for room, its kicks would tell of more that wait.
             if queue.waiting.is_empty()
                 && let Some(queue) = queues.get(index)

@@ -213,17 +213,22 @@ impl ShadowRing {
         Ok(Some(Used { head, written: len }))
     }
 
-    /// Asks the back-end to tell of the next request that it uses. True if it has used some meanwhile.
-    pub(super) fn want_calls(&mut self, memory: &VolatileSlice<'_>) -> bool {
+    /// Asks the back-end to tell of the next request that it uses, behind `skip` others. True if it has used so many meanwhile.
+    pub(super) fn want_calls(&mut self, skip: usize, memory: &VolatileSlice<'_>) -> bool {
+        let skip = Wrapping(u16::try_from(skip).expect("fewer than the ring has"));
         if self.event_idx {
             // virtio 1.3, 2.7.7: `used_event` stands behind the available ring.
             let place = self.places.available + 4 + 2 * usize::from(self.places.size);
             memory
-                .store(self.next_used.0.to_le(), place, Ordering::Relaxed)
+                .store((self.next_used + skip).0.to_le(), place, Ordering::Relaxed)
                 .expect("in the region");
             fence(Ordering::SeqCst);
         }
-        load(memory, self.places.used + 2) != self.next_used.0
+        let used = Wrapping(load(memory, self.places.used + 2)) - self.next_used;
+        match self.event_idx {
+            true => used > skip,
+            false => used.0 != 0,
+        }
     }
 }
 

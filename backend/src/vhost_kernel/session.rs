@@ -50,32 +50,20 @@ impl KernelSession {
     /// # Errors
     ///
     /// [`SessionError`].
-    pub(crate) fn begin(mut kernel: Kernel, class: &Class) -> Result<Self, SessionError> {
-        let device = kernel.device.as_fd();
-        if !kernel.is_owned {
-            refused("VHOST_SET_OWNER", calls::set_owner(device))?;
-            kernel.is_owned = true;
+    pub(crate) fn begin(mut kernel: Kernel, class: &Class) -> Result<Self, (SessionError, Kernel)> {
+        let begun = begin(&mut kernel, class);
+        match begun {
+            Ok((offer, errors)) => Ok(Self {
+                kernel: Some(kernel),
+                heard: VecDeque::from([Heard::Offer(offer.clone())]),
+                offer,
+                memory: 0,
+                is_set_up: [false; SERVED],
+                is_served: [false; SERVED],
+                errors,
+            }),
+            Err(error) => Err((error, kernel)),
         }
-        let features = refused("VHOST_GET_FEATURES", calls::features(kernel.device.as_fd()))?;
-        let needed = 1 << VIRTIO_F_VERSION_1;
-        if features & needed == 0 {
-            return Err(SessionError::Needs(needed));
-        }
-        let offer = Offer {
-            features,
-            queues: class.queues,
-            config: Vec::new(),
-        };
-        let errors = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        Ok(Self {
-            kernel: Some(kernel),
-            heard: VecDeque::from([Heard::Offer(offer.clone())]),
-            offer,
-            memory: 0,
-            is_set_up: [false; SERVED],
-            is_served: [false; SERVED],
-            errors: errors.map_err(|errno| of_system(errno.into()))?,
-        })
     }
 
     fn kernel(&self) -> &Kernel {
@@ -116,21 +104,23 @@ impl KernelSession {
 
     /// Has the kernel serve queue `queue` no more: when this returns it touches nothing of it.
     fn halt(&mut self, queue: usize) -> Result<(), SessionError> {
-        if !std::mem::take(&mut self.is_served[queue]) {
+        if !self.is_served[queue] {
             return Ok(());
         }
         match &self.kernel().kind {
             Kind::Vsock => {
-                self.is_served = [false; SERVED];
                 let halted = calls::set_running(self.device(), false);
-                refused("VHOST_VSOCK_SET_RUNNING", halted)
+                refused("VHOST_VSOCK_SET_RUNNING", halted)?;
+                self.is_served = [false; SERVED];
             }
             Kind::Net { .. } => {
                 let halted =
                     calls::set_vring_file(self.device(), VringFile::Tap, number(queue), None);
-                refused("VHOST_NET_SET_BACKEND", halted)
+                refused("VHOST_NET_SET_BACKEND", halted)?;
+                self.is_served[queue] = false;
             }
         }
+        Ok(())
     }
 
     fn halt_all(&mut self) -> Result<(), SessionError> {
@@ -186,10 +176,7 @@ impl Conversation for KernelSession {
             calls::set_features(self.device(), features),
         )?;
         if let Kind::Net { tap } = &self.kernel().kind {
-            let accepted = OFFLOADS
-                .iter()
-                .filter(|(bit, _)| driver.accepted & 1 << bit != 0);
-            let offloads = accepted.fold(0, |flags, (_, flag)| flags | flag);
+            let offloads = offloads(driver.accepted);
             refused("TUNSETOFFLOAD", calls::set_offloads(tap.as_fd(), offloads))?;
         }
         self.memory = address(&region.memory());
@@ -285,6 +272,40 @@ impl Drop for KernelSession {
     }
 }
 
+fn begin(kernel: &mut Kernel, class: &Class) -> Result<(Offer, OwnedFd), SessionError> {
+    let device = kernel.device.as_fd();
+    if !kernel.is_owned {
+        refused("VHOST_SET_OWNER", calls::set_owner(device))?;
+        kernel.is_owned = true;
+    }
+    let features = refused("VHOST_GET_FEATURES", calls::features(kernel.device.as_fd()))?;
+    let needed = 1 << VIRTIO_F_VERSION_1;
+    if features & needed == 0 {
+        return Err(SessionError::Needs(needed));
+    }
+    let offer = Offer {
+        features,
+        queues: class.queues,
+        config: Vec::new(),
+    };
+    let errors = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    Ok((offer, errors.map_err(|errno| of_system(errno.into()))?))
+}
+
+/// What the interface may hand over to a driver that has accepted `features`: some of it needs another part (virtio 1.3, 5.1.3.1),
+/// which the kernel refuses it without.
+fn offloads(features: u64) -> u32 {
+    let accepted = OFFLOADS.iter().filter(|(bit, _)| features & 1 << bit != 0);
+    let mut offloads = accepted.fold(0, |flags, (_, flag)| flags | flag);
+    if offloads & libc::TUN_F_CSUM == 0 {
+        offloads = 0;
+    }
+    if offloads & (libc::TUN_F_TSO4 | libc::TUN_F_TSO6) == 0 {
+        offloads &= !libc::TUN_F_TSO_ECN;
+    }
+    offloads
+}
+
 fn refused<T>(call: &'static str, result: io::Result<T>) -> Result<T, SessionError> {
     result.map_err(|source| SessionError::Kernel { call, source })
 }
@@ -295,4 +316,20 @@ fn address(memory: &VolatileSlice<'_>) -> u64 {
 
 fn number(queue: usize) -> u32 {
     u32::try_from(queue).expect("few queues")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_another_part_is_not_asked_for_without_it() {
+        let all = OFFLOADS.iter().fold(0u64, |bits, (bit, _)| bits | 1 << bit);
+        let flags = OFFLOADS.iter().fold(0, |flags, (_, flag)| flags | flag);
+        assert_eq!(offloads(all | 1 << 5), flags);
+        assert_eq!(offloads(all & !(1 << VIRTIO_NET_F_GUEST_CSUM)), 0);
+        let tso = 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO6;
+        assert_eq!(offloads(all & !tso), libc::TUN_F_CSUM);
+        assert_eq!(offloads(0), 0);
+    }
 }

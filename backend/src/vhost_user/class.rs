@@ -1,5 +1,6 @@
 //! What is known of a type of device without its back-end: vhost-user has no message for it.
 
+use super::selections::Selections;
 use crate::device::DeviceType;
 use crate::shadow::{Answer, Loss, Rules};
 use std::ops::Range;
@@ -23,10 +24,12 @@ pub struct Class {
     pub without_event_idx: bool,
     /// The bytes of its configuration space that the driver may write.
     pub writable: Range<usize>,
+    /// … by which it selects what it reads in the others (virtio 1.3, 5.8.4).
+    pub selects: bool,
 }
 
-/// The longest configuration space of any type.
-pub const MAX_CONFIG: usize = 256;
+/// The most bytes that are known of any configuration space.
+pub const MAX_CONFIG: usize = Selections::MAX_BYTES;
 /// The most queues that a back-end may have.
 pub const MAX_QUEUES: u16 = 16;
 
@@ -45,14 +48,22 @@ const fn class(
         rules: Rules {
             loss,
             overstate: false,
+            alike: false,
         },
         without_features: 0,
         without_event_idx: false,
         writable: 0..0,
+        selects: false,
     }
 }
 
 const REPEATED: &[Loss] = &[Loss::Repeat];
+/// Of a disk.
+const COMMANDS: Rules = Rules {
+    loss: REPEATED,
+    overstate: false,
+    alike: true,
+};
 const UNANSWERED: &[Loss] = &[Loss::Fail(Answer::Nothing)];
 
 /// Every type that is served.
@@ -76,23 +87,41 @@ pub const CLASSES: &[Class] = &[
     // `writeback` (virtio 1.3, 5.2.4).
     Class {
         writable: 32..33,
+        rules: COMMANDS,
         ..class(ids::VIRTIO_ID_BLOCK, 1024, 1, 60, REPEATED)
     },
     class(ids::VIRTIO_ID_RNG, 1024, 1, 0, REPEATED),
+    // The second queue sets lights and sounds.
+    Class {
+        writable: 0..2,
+        selects: true,
+        ..class(
+            ids::VIRTIO_ID_INPUT,
+            1024,
+            2,
+            136,
+            &[Loss::Repeat, Loss::Fail(Answer::Nothing)],
+        )
+    },
     // Commands of a disk can be carried out twice.
-    class(ids::VIRTIO_ID_SCSI, 128, 3, 36, REPEATED),
+    Class {
+        rules: COMMANDS,
+        ..class(ids::VIRTIO_ID_SCSI, 128, 3, 36, REPEATED)
+    },
     // The connections are gone with the back-end, as VIRTIO_VSOCK_EVENT_TRANSPORT_RESET says in the last queue.
-    class(
-        ids::VIRTIO_ID_VSOCK,
-        1024,
-        3,
-        8,
-        &[
-            Loss::Fail(Answer::Nothing),
-            Loss::Fail(Answer::Nothing),
-            Loss::Tell(Answer::FirstWord(0)),
-        ],
-    ),
+    // Linux before 5.16 counts what it has read among what it has written (drivers/vhost/vsock.c).
+    Class {
+        rules: Rules {
+            loss: &[
+                Loss::Fail(Answer::Nothing),
+                Loss::Fail(Answer::Nothing),
+                Loss::Tell(Answer::FirstWord(0)),
+            ],
+            overstate: true,
+            alike: false,
+        },
+        ..class(ids::VIRTIO_ID_VSOCK, 1024, 3, 8, UNANSWERED)
+    },
     // VIRTIO_SND_S_IO_ERR. The last queue's requests have their status behind the data. vhost-device-sound 0.3.0 loops over its
     // queue of events while there are buffers in it.
     Class {
@@ -117,6 +146,7 @@ pub const CLASSES: &[Class] = &[
         rules: Rules {
             loss: &[Loss::Fail(Answer::LastByte(1))],
             overstate: true,
+            alike: false,
         },
         ..class(ids::VIRTIO_ID_I2C_ADAPTER, 1024, 1, 0, UNANSWERED)
     },
@@ -131,6 +161,14 @@ pub const CLASSES: &[Class] = &[
 ];
 
 impl Class {
+    /// The most bytes that are known of its configuration space.
+    pub const fn known_bytes(&self) -> usize {
+        match self.selects {
+            true => MAX_CONFIG,
+            false => self.config_bytes,
+        }
+    }
+
     /// The class of a device type.
     pub fn of(device_type: DeviceType) -> Option<&'static Self> {
         CLASSES

@@ -34,6 +34,9 @@ const MOST_LEFT_OPEN: u32 = 4;
 /// Steps between two looks at what the back-end says while there is always something to do.
 const STEPS_PER_LOOK: u32 = 64;
 
+/// How often the kernel is begun with again for one driver: what it does not get on with is the driver's, as a rule.
+const MOST_STUCK: u32 = 3;
+
 /// How long after it was given up the kernel is begun with again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -50,8 +53,22 @@ impl Link {
     }
 }
 
-/// Keeps the configuration space of a back-end beyond this process.
-pub type Keep = Box<dyn Fn(&[u8])>;
+/// Keeps what a driver reads as its configuration space beyond this process.
+pub trait Keep {
+    /// What the back-end says of it has become this.
+    fn back_ends(&self, config: &[u8]);
+
+    /// What the driver has written of it; nothing after a reset.
+    fn drivers(&self, written: &[u8]);
+}
+
+/// Nothing goes on from it.
+pub struct NotKept;
+
+impl Keep for NotKept {
+    fn back_ends(&self, _config: &[u8]) {}
+    fn drivers(&self, _written: &[u8]) {}
+}
 
 /// What a device is made of.
 #[derive(Clone, Debug)]
@@ -79,7 +96,7 @@ pub struct Frontend {
     link: Link,
     /// When the kernel is begun with again.
     again: Option<(Instant, Kernel)>,
-    keep: Keep,
+    keep: Box<dyn Keep>,
     events: Events,
     /// What the back-end was told of each queue.
     told: Vec<Told>,
@@ -96,6 +113,8 @@ pub struct Frontend {
     absence: Option<String>,
     /// Sockets that are not closed, since what is in them may take its time.
     left_open: u32,
+    /// How often the kernel did not get on since the driver began.
+    stuck: u32,
     /// Connections that were begun with.
     connections: u64,
     log_limit: LogLimit,
@@ -111,20 +130,26 @@ enum Told {
 }
 
 impl Frontend {
-    /// A device whose back-ends have what `offer` says, and are brought by `link`. What becomes of their configuration space
-    /// is kept by `keep`.
+    /// A device whose back-ends have what `offer` says, and are brought by `link`. Of its configuration space the driver has
+    /// written `written`, to an earlier process; what becomes of it is kept by `keep`.
     ///
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub fn new(setup: Setup, offer: &Offer, link: Link, keep: Keep) -> Result<Self, SessionError> {
+    pub fn new(
+        setup: Setup,
+        offer: &Offer,
+        written: &[u8],
+        link: Link,
+        keep: Box<dyn Keep>,
+    ) -> Result<Self, SessionError> {
         let class = setup.class;
         let count = usize::from(offer.queues);
         let sizes = vec![setup.queue_size; count];
         let relay = Relay::new(&sizes, setup.pool, BASE, class.rules).map_err(of_system)?;
         let features = offer.features & TYPE_FEATURES & !class.without_features;
         let own = setup.config.clone();
-        let mut config = ConfigSpace::new(class.config_bytes, own, class.writable.clone());
+        let mut config = ConfigSpace::new(class, own, written);
         config.take(&offer.config);
         Ok(Self {
             identity: Identity {
@@ -149,6 +174,7 @@ impl Frontend {
             steps: 0,
             absence: Some("it has not come yet".to_owned()),
             left_open: 0,
+            stuck: 0,
             connections: 0,
             log_limit: LogLimit::default(),
         })
@@ -173,10 +199,10 @@ impl Frontend {
     ///
     /// [`SessionError`] if it does not.
     pub fn of_kernel(setup: Setup, kernel: Kernel) -> Result<Self, SessionError> {
-        let session = KernelSession::begin(kernel, setup.class)?;
-        let keep = Box::new(|_: &[u8]| {});
-        let mut this = Self::new(setup, session.offer(), Link::default(), keep)?;
-        this.go_on_with(|_| Ok(Box::new(session)));
+        let session = KernelSession::begin(kernel, setup.class).map_err(|(error, _)| error)?;
+        let (link, keep) = (Link::default(), Box::new(NotKept));
+        let mut this = Self::new(setup, session.offer(), &[], link, keep)?;
+        this.go_on_with(Ok(Box::new(session)));
         Ok(this)
     }
 
@@ -187,33 +213,38 @@ impl Frontend {
 
     /// Begins with another back-end.
     fn begin(&mut self, socket: OwnedFd) {
+        self.lose(None);
         let may_ask = self.left_open < MOST_LEFT_OPEN;
-        self.go_on_with(|class| Ok(Box::new(Session::begin(socket, class, may_ask)?)));
+        let begun = Session::begin(socket, self.setup.class, may_ask);
+        self.go_on_with(begun.map(|session| Box::new(session) as _));
     }
 
     /// Begins with the kernel again, if it is time for that.
     fn begin_again(&mut self) {
         let is_due = |again: &mut (Instant, Kernel)| again.0 <= Instant::now();
-        if let Some((_, kernel)) = self.again.take_if(is_due) {
-            self.go_on_with(|class| Ok(Box::new(KernelSession::begin(kernel, class)?)));
+        let Some((_, kernel)) = self.again.take_if(is_due) else {
+            return;
+        };
+        match KernelSession::begin(kernel, self.setup.class) {
+            Ok(session) => self.go_on_with(Ok(Box::new(session))),
+            Err((error, kernel)) => {
+                self.lose(Some(&error));
+                self.again = Some((Instant::now() + AGAIN, kernel));
+            }
         }
     }
 
-    fn go_on_with(
-        &mut self,
-        begin: impl FnOnce(&'static Class) -> Result<Box<dyn Conversation>, SessionError>,
-    ) {
-        self.lose(None);
+    /// Goes on with a session that has begun, in place of none.
+    fn go_on_with(&mut self, begun: Result<Box<dyn Conversation>, SessionError>) {
         self.connections += 1;
-        let begun = begin(self.setup.class).and_then(|session| {
-            self.events.watch(&*session)?;
-            Ok(session)
+        let watched = begun.and_then(|session| {
+            let watched = self.events.watch(&*session);
+            // What cannot be watched is ended as what was.
+            self.session = Some(session);
+            watched
         });
-        match begun {
-            Ok(session) => {
-                self.session = Some(session);
-                self.looks = true;
-            }
+        match watched {
+            Ok(()) => self.looks = true,
             Err(error) => self.lose(Some(&error)),
         }
     }
@@ -283,6 +314,10 @@ impl Frontend {
         let is_told = self.told.iter().any(|told| matches!(told, Told::Start(_)));
         let driver_has_it = self.is_serving && is_told;
         self.lose(Some(&error));
+        self.stuck += u32::from(matches!(error, SessionError::Stuck));
+        if self.stuck > MOST_STUCK {
+            return Err(DeviceFailure::Unservable.of(0));
+        }
         match error.is_misbehaviour() && driver_has_it {
             true => Err(DeviceFailure::Backend(Box::new(error)).of(0)),
             false => Ok(()),
@@ -337,7 +372,7 @@ impl Frontend {
     fn change_config(&mut self, config: &[u8]) {
         if self.config.take(config) {
             // What the driver sees from now on it sees also after the death of this process.
-            (self.keep)(config);
+            self.keep.back_ends(config);
             self.config_changed = true;
         }
     }
@@ -399,7 +434,7 @@ impl Frontend {
                 if lacking != 0 {
                     return Err(SessionError::Needs(lacking));
                 }
-                if let Some((place, written)) = self.config.written() {
+                if let Some((place, written)) = self.config.to_tell() {
                     session.write_config(place, written)?;
                 }
                 let accepted = own | u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
@@ -422,6 +457,12 @@ impl Frontend {
             session.started()?;
         }
         Ok(any)
+    }
+
+    /// Shows the driver what is complete.
+    fn publish(&mut self) -> Result<bool, DeviceError> {
+        let relay = &self.relay;
+        self.queues.publish_whole(|index| relay.is_whole(index))
     }
 
     fn of_relay(&mut self, error: RelayError) -> Result<(), DeviceError> {

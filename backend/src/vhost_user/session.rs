@@ -11,6 +11,7 @@ use super::class::{Class, MAX_QUEUES};
 use super::connection::{Connection, ConnectionError};
 use super::conversation::{Heard, Offer};
 use super::message::{self, CONFIG_CHANGE, Message, PROTOCOL_FEATURES, Request, protocol};
+use super::selections::{Selected, Selections};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -64,6 +65,9 @@ pub(super) struct Session {
     may_ask: bool,
     /// The memory table was sent.
     knows_memory: bool,
+    /// What it answers by what is selected, and what is to be asked still.
+    selections: Selections,
+    to_select: VecDeque<Selected>,
     /// Where it tells of what it was not asked, if it may.
     requests: Option<Connection>,
     /// There may be more of those than were taken.
@@ -91,6 +95,8 @@ impl Session {
             is_usable: false,
             may_ask,
             knows_memory: false,
+            selections: Selections::default(),
+            to_select: VecDeque::new(),
             requests: None,
             has_more: false,
         };
@@ -170,7 +176,8 @@ impl Session {
             }
         }
         // One that is asked for already says all.
-        if config_changed && self.reads_config() && !self.owed.contains(&Owed::Config) {
+        let asks = self.reads_config() && !self.class.selects;
+        if config_changed && asks && !self.owed.contains(&Owed::Config) {
             self.ask_config()?;
         }
         Ok(())
@@ -240,6 +247,12 @@ impl Session {
                     false => message.config().ok_or(odd)?,
                 };
                 let config = config[..config.len().min(self.class.config_bytes)].to_vec();
+                if let Some(selected) = self.to_select.pop_front() {
+                    let more = self.selections.take(selected, &config);
+                    self.to_select.extend(more);
+                    self.select()?;
+                    return Ok(self.is_met());
+                }
                 if self.is_usable {
                     return Ok(Some(Heard::Config(config)));
                 }
@@ -280,10 +293,24 @@ impl Session {
             self.command(command, &[], Some(theirs.as_fd()))?;
             self.requests = Some(Connection::new(ours));
         }
-        if self.reads_config() {
+        if self.reads_config() && self.class.selects {
+            self.to_select = Selections::first();
+            self.select()?;
+        } else if self.reads_config() {
             self.ask_config()?;
         }
         Ok(())
+    }
+
+    /// Asks what the back-end answers for what is to be selected next. When that is nothing, it has answered all.
+    fn select(&mut self) -> Result<(), SessionError> {
+        let Some((select, subsel)) = self.to_select.front() else {
+            self.offer.config = self.selections.encoded();
+            return Ok(());
+        };
+        let selected = message::config(0, &[*select, *subsel]);
+        self.send(Request::SetConfig, &selected, None)?;
+        self.ask_config()
     }
 
     /// The back-end's offer, when all of it is known.

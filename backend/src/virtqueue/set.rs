@@ -21,6 +21,8 @@ pub struct ActiveQueue {
     index: QueueIndex,
     queue: VirtQueue,
     features: u64,
+    /// Nothing more is taken of it.
+    is_closed: bool,
 }
 
 /// The queues of a device, of which some are started. What the driver got wrong about one names it.
@@ -64,6 +66,7 @@ impl QueueSet {
             index,
             queue,
             features,
+            is_closed: false,
         });
         Ok(())
     }
@@ -71,6 +74,13 @@ impl QueueSet {
     /// Stops a queue: nothing of it is mapped any more. True if it was started.
     pub fn stop(&mut self, index: QueueIndex) -> bool {
         self.queues[index.get()].take().is_some()
+    }
+
+    /// Takes nothing more of a queue.
+    pub fn close(&mut self, index: QueueIndex) {
+        if let Some(queue) = &mut self.queues[index.get()] {
+            queue.is_closed = true;
+        }
     }
 
     /// The queue of this number, if it is started.
@@ -99,8 +109,20 @@ impl QueueSet {
     ///
     /// [`DeviceError`] if a ring cannot be read or written.
     pub fn publish(&mut self) -> Result<bool, DeviceError> {
-        self.started()
-            .try_fold(false, |interrupt, queue| Ok(interrupt | queue.publish()?))
+        self.publish_whole(|_| true)
+    }
+
+    /// As [`QueueSet::publish`], of those queues only for which `is_whole` is true.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn publish_whole(
+        &mut self,
+        is_whole: impl Fn(QueueIndex) -> bool,
+    ) -> Result<bool, DeviceError> {
+        let mut whole = self.started().filter(|queue| is_whole(queue.index()));
+        whole.try_fold(false, |interrupt, queue| Ok(interrupt | queue.publish()?))
     }
 
     /// Asks the driver to kick again. True if it made something available meanwhile.
@@ -130,6 +152,9 @@ impl ActiveQueue {
     ///
     /// [`DeviceError`], as the others.
     pub fn available(&self) -> Result<usize, DeviceError> {
+        if self.is_closed {
+            return Ok(0);
+        }
         let available = self.queue.available();
         available.map_err(|error| of(self.index, error))
     }
@@ -140,6 +165,9 @@ impl ActiveQueue {
     ///
     /// As [`ActiveQueue::available`].
     pub fn pop(&mut self) -> Result<Option<Request>, DeviceError> {
+        if self.is_closed {
+            return Ok(None);
+        }
         let popped = self.queue.pop();
         popped.map_err(|error| of(self.index, error))
     }
@@ -170,6 +198,9 @@ impl ActiveQueue {
     ///
     /// As [`ActiveQueue::available`].
     pub fn resume_kicks(&mut self) -> Result<bool, DeviceError> {
+        if self.is_closed {
+            return Ok(false);
+        }
         let resumed = self.queue.resume_kicks();
         resumed.map_err(|error| of(self.index, error))
     }

@@ -231,6 +231,7 @@ impl DeviceKind for BlkKind {
         Ok(Building::Ready(Built {
             device: Box::new(blk),
             control: Some(Box::new(control)),
+            known: None,
         }))
     }
 

@@ -2,7 +2,7 @@
 
 use super::vhost_user::parse_mac;
 use super::{
-    Building, Built, Busy, DeviceKind, NewDevice, Opened, Resources, SyscallRule, Wanted,
+    Building, Built, Busy, DeviceKind, Held, NewDevice, Opened, Resources, SyscallRule, Wanted,
     parse_settings, spec,
 };
 use crate::devices::blk::Uses;
@@ -34,6 +34,9 @@ const CIDS: std::ops::Range<u32> = 3..u32::MAX;
 const POOL: usize = 8 << 20;
 /// The place of the largest packet's size in a network device's configuration space (virtio 1.3, 5.1.4).
 const MTU_PLACE: usize = 10;
+
+/// The smallest size of that.
+const MIN_MTU: u16 = 68;
 
 /// What the interface does for the driver, and the driver for it.
 const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
@@ -87,6 +90,9 @@ impl NetSettings {
             "tap = {tap:?} is no interface's name"
         );
         parse_mac(&self.mac)?;
+        // RFC 791: what any host takes.
+        let mtu = self.mtu.unwrap_or(MIN_MTU);
+        ensure!(mtu >= MIN_MTU, "mtu = {mtu} is less than {MIN_MTU}");
         Ok(self)
     }
 }
@@ -116,10 +122,8 @@ impl DeviceKind for VsockKind {
         let settings = settings(wanted, VsockSettings::check)?;
         let VsockSettings { cid } = settings;
         let device = open_device("/dev/vhost-vsock", "CONFIG_VHOST_VSOCK")?;
-        set_guest_cid(device.as_fd(), cid).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => Busy(format!("another guest has cid = {cid}")).into(),
-            _ => anyhow::Error::new(error).context(format!("taking cid = {cid}")),
-        })?;
+        let set = set_guest_cid(device.as_fd(), cid);
+        set.map_err(|error| taken(wanted, error, &format!("cid = {cid}")))?;
         let detail = format!("vsock by dom0's kernel, cid {cid}");
         Ok(opened(detail, &settings, vec![device]))
     }
@@ -170,10 +174,8 @@ impl DeviceKind for NetKind {
         );
         let device = open_device("/dev/vhost-net", "CONFIG_VHOST_NET")?;
         let tap = open_device("/dev/net/tun", "CONFIG_TUN")?;
-        attach_tap(tap.as_fd(), name).map_err(|error| match error.kind() {
-            io::ErrorKind::ResourceBusy => Busy(format!("somebody else has {name}")).into(),
-            _ => anyhow::Error::new(error).context(format!("taking the interface {name}")),
-        })?;
+        let attached = attach_tap(tap.as_fd(), name);
+        attached.map_err(|error| taken(wanted, error, &format!("tap = {name}")))?;
         let detail = format!("net by dom0's kernel, {name}");
         Ok(opened(detail, &settings, vec![device, tap]))
     }
@@ -199,6 +201,19 @@ fn settings<T: serde::de::DeserializeOwned>(
     match wanted.kept.clone() {
         Some(kept) => Ok(serde_json::from_value(kept)?),
         None => check(wanted.settings()?.context("it has no settings")?),
+    }
+}
+
+/// Why `what` could not be taken for the device.
+fn taken(wanted: &Wanted<'_>, error: io::Error, what: &str) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy if wanted.served => {
+            Held(format!("its earlier worker has {what} still")).into()
+        }
+        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy => {
+            Busy(format!("somebody else has {what}")).into()
+        }
+        _ => anyhow::Error::new(error).context(format!("taking {what}")),
     }
 }
 
@@ -250,6 +265,7 @@ fn build(
     Ok(Building::Ready(Built {
         device: Box::new(Frontend::of_kernel(setup, kernel)?),
         control: None,
+        known: None,
     }))
 }
 
@@ -270,7 +286,8 @@ mod tests {
         check(&VsockKind, "cid = 3").unwrap();
         check(&NetKind, "tap = \"vif3.0\"\nmac = \"00:16:3e:00:00:01\"").unwrap();
         let mac = "mac = \"00:16:3e:00:00:01\"\n";
-        let cases: [(&dyn DeviceKind, String, &str); 7] = [
+        let cases: [(&dyn DeviceKind, String, &str); 8] = [
+            (&NetKind, format!("{mac}tap = \"vif\"\nmtu = 0"), "mtu = 0"),
             (&VsockKind, "cid = 2".to_owned(), "cid = 2 is not from 3"),
             (&VsockKind, "cid = 4294967295".to_owned(), "is not from 3"),
             (&VsockKind, "cid = 3\nmtu = 5".to_owned(), "mtu"),
@@ -283,7 +300,7 @@ mod tests {
             ),
             (
                 &NetKind,
-                format!("{mac}tap = \"vif012345678901\""),
+                format!("{mac}tap = \"vif0123456789012\""),
                 "no interface's name",
             ),
         ];

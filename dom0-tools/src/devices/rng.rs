@@ -61,6 +61,7 @@ impl DeviceKind for RngKind {
         Ok(Building::Ready(Built {
             device: Box::new(OneByOne::new(Rng::new(serde_json::from_value(new.spec)?)?)),
             control: None,
+            known: None,
         }))
     }
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, DeviceRecords};
 use anyhow::{Context, Result, bail};
-use offer_record::{OFFER_BYTES, decoded, record, store};
+use offer_record::{Kept, decoded, encoded};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
@@ -23,10 +23,10 @@ use std::path::Path;
 use std::time::Instant;
 use virtio_bindings::virtio_ids as ids;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
+use xen_virtio_backend::DeviceType;
 use xen_virtio_backend::vhost_user::{
     Arrival, CLASSES, Class, Frontend, Link, MAX_QUEUES, Offer, SessionError, Setup,
 };
-use xen_virtio_backend::{DeviceType, StateCell};
 
 /// Bytes of a file system's tag (virtio 1.3, 5.11.4), behind which is the number of its request queues.
 const TAG_BYTES: usize = 36;
@@ -68,6 +68,7 @@ pub(super) const KINDS: &[VhostUserKind] = &[
     kind("net", ids::VIRTIO_ID_NET, "CONFIG_VIRTIO_NET", 4096),
     kind("blk", ids::VIRTIO_ID_BLOCK, "CONFIG_VIRTIO_BLK", 8192),
     kind("rng", ids::VIRTIO_ID_RNG, "CONFIG_HW_RANDOM_VIRTIO", 256),
+    kind("input", ids::VIRTIO_ID_INPUT, "CONFIG_VIRTIO_INPUT", 256),
     kind("scsi", ids::VIRTIO_ID_SCSI, "CONFIG_SCSI_VIRTIO", 4096),
     kind(
         "vsock",
@@ -91,6 +92,24 @@ pub(super) const KINDS: &[VhostUserKind] = &[
 #[derive(Serialize, Deserialize)]
 struct Spec {
     settings: Settings,
+    /// What its back-ends had in an earlier life of its guest's, if there is none now.
+    offer: Option<Vec<u8>>,
+}
+
+/// What is known of a device, for the next life of its guest's.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    settings: Settings,
+    /// What its back-ends have.
+    offer: Vec<u8>,
+}
+
+impl Known {
+    /// What the back-ends of a device had that was this one.
+    fn offer(known: Option<Value>, settings: &Settings) -> Option<Vec<u8>> {
+        let known: Self = serde_json::from_value(known?).ok()?;
+        (known.settings == *settings).then_some(known.offer)
+    }
 }
 
 impl DeviceKind for VhostUserKind {
@@ -119,7 +138,7 @@ impl DeviceKind for VhostUserKind {
 
     fn state_bytes(&self) -> usize {
         let queues = [self.class.queue_size; MAX_QUEUES as usize];
-        guest_state::device_bytes(&[StateCell::bytes(OFFER_BYTES)], &queues)
+        guest_state::device_bytes(&Kept::bytes(self.class), &queues)
     }
 
     fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
@@ -135,10 +154,11 @@ impl DeviceKind for VhostUserKind {
         if let Some(program) = &program {
             program.keep_running()?;
         }
+        let known = Known::offer(wanted.known.clone(), &settings);
         let connection = match connect_to(&settings.socket) {
             Ok(socket) => Some(socket),
-            // What the guest has had waits for it.
-            Err(_) if wanted.served => None,
+            // What the guest has had, or had before it was restarted, waits for it.
+            Err(_) if wanted.served || known.is_some() => None,
             Err(error) => {
                 let socket = settings.socket.display();
                 let what = match program {
@@ -156,6 +176,7 @@ impl DeviceKind for VhostUserKind {
             detail: format!("{} by {}", self.name, settings.socket.display()),
             spec: spec(&Spec {
                 settings: settings.clone(),
+                offer: known.filter(|_| connection.is_none()),
             }),
             descriptors: connection.into_iter().collect(),
             backing: None,
@@ -169,7 +190,7 @@ impl DeviceKind for VhostUserKind {
     }
 
     fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {
-        let Spec { settings } = serde_json::from_value(new.spec)?;
+        let Spec { settings, offer } = serde_json::from_value(new.spec)?;
         let socket = new.descriptors.into_iter().next();
         let setup = Template {
             kind: self.name,
@@ -178,13 +199,14 @@ impl DeviceKind for VhostUserKind {
             pool: settings.pool_kib(self) as usize * 1024,
             settings,
         };
-        let record = record(new.records)?;
-        if let Some(offer) = decoded(&record.load()?) {
-            let (device, link) = setup.device(offer, record)?;
+        let kept = Kept::new(new.records, self.class)?;
+        if let Some(offer) = kept.offer()?.or_else(|| decoded(&offer?)) {
+            let known = setup.known(&offer);
+            let (device, link) = setup.device(&offer, kept)?;
             if let Some(socket) = socket {
                 link.put(socket);
             }
-            return Ok(built(device, link).into());
+            return Ok(built(device, link, known).into());
         }
         let socket = socket.context("no connection came with the device")?;
         let arrival = Arrival::new(socket, self.class).map_err(of_back_end)?;
@@ -252,7 +274,14 @@ struct Template {
 }
 
 impl Template {
-    fn device(&self, offer: Offer, record: StateCell) -> Result<(Frontend, Link)> {
+    fn known(&self, offer: &Offer) -> Value {
+        spec(&Known {
+            settings: self.settings.clone(),
+            offer: encoded(offer),
+        })
+    }
+
+    fn device(&self, offer: &Offer, mut kept: Kept) -> Result<(Frontend, Link)> {
         let (mut config, mut features) = (Vec::new(), 0);
         if self.kind == "fs" {
             match &self.settings.tag {
@@ -290,23 +319,18 @@ impl Template {
             features,
         };
         let link = Link::default();
-        let known = offer.clone();
-        let keep = move |config: &[u8]| {
-            let changed = Offer {
-                config: config.to_vec(),
-                ..known.clone()
-            };
-            store(&record, &changed);
-        };
-        let device = Frontend::new(setup, &offer, link.clone(), Box::new(keep))?;
+        kept.store(offer);
+        let written = kept.written()?;
+        let device = Frontend::new(setup, offer, &written, link.clone(), Box::new(kept))?;
         Ok((device, link))
     }
 }
 
-fn built(device: Frontend, link: Link) -> Built {
+fn built(device: Frontend, link: Link, known: Value) -> Built {
     Built {
         device: Box::new(device),
         control: Some(Box::new(LinkControl { link })),
+        known: Some(known),
     }
 }
 
@@ -342,10 +366,10 @@ impl Arriving for Arriver {
         let offer = offer
             .context("the back-end has not said what it has")?
             .clone();
-        let record = record(records)?;
-        store(&record, &offer);
-        let (device, link) = self.setup.device(offer, record)?;
-        Ok(built(device.with(self.arrival)?, link))
+        let kept = Kept::new(records, self.setup.class)?;
+        let known = self.setup.known(&offer);
+        let (device, link) = self.setup.device(&offer, kept)?;
+        Ok(built(device.with(self.arrival)?, link, known))
     }
 }
 

@@ -171,7 +171,10 @@ mod tests {
         conversation.send(&ToWorker::Report, &[]).unwrap();
         conversation.send(&ToWorker::Stop, &[]).unwrap();
         assert!(!conversation.has_ended());
-        let answer = FromWorker::Attached { key: KEY };
+        let answer = FromWorker::Attached {
+            key: KEY,
+            known: None,
+        };
         worker.send(&answer, &[]).unwrap();
         assert!(!conversation.has_ended());
         worker.send(&answer, &[]).unwrap();

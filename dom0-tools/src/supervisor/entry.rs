@@ -27,6 +27,8 @@ pub(super) struct DeviceEntry {
     pub(super) status: Status,
     /// The guest has had it, from this worker or an earlier one.
     pub(super) served: bool,
+    /// It could not be opened since an earlier worker has it.
+    pub(super) is_held: bool,
     /// Its toolstack does not give up a guest that has not got it: libxl does for disks.
     is_waited_for: bool,
     /// The error that was logged last.
@@ -81,6 +83,7 @@ impl DeviceEntry {
             detail: String::new(),
             status: Status::New,
             served,
+            is_held: false,
             is_waited_for: key.form != EntryForm::Disk,
             logged: String::new(),
             found: now,
@@ -184,9 +187,9 @@ impl DeviceEntry {
         is_news
     }
 
-    /// Whether the guest has had it, and waits for it to be opened again.
+    /// Whether the guest has had it, and waits for it to be opened again, which the end of an earlier worker would not change.
     pub(super) fn is_missed(&self) -> bool {
-        self.served && matches!(self.status, Status::Failed(_) | Status::Busy(_))
+        self.served && !self.is_held && matches!(self.status, Status::Failed(_) | Status::Busy(_))
     }
 
     /// How long after its failure it is tried again, if it is.
@@ -250,6 +253,7 @@ impl OpenedDevice {
             },
             served: known.served,
             kept,
+            known: context.known.of(guest.uuid(), key),
         };
         let service = wanted.service();
         let kind = devices::kind(entry.kind.device_type(), service)?;

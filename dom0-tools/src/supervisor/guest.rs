@@ -4,6 +4,7 @@ mod effects;
 
 use super::back_ends::BackEnds;
 use super::entry::{DeviceEntry, OpenedDevice, Status};
+use super::known_devices::KnownDevices;
 use super::lifecycle::{Event, Lifecycle};
 use super::orphan_workers;
 use super::state_files::StateFiles;
@@ -63,6 +64,7 @@ pub(super) struct WorkerContext<'a> {
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
     pub(super) back_ends: &'a mut BackEnds,
+    pub(super) known: &'a mut KnownDevices,
     pub(super) launcher: &'a dyn Launcher,
     pub(super) registry: &'a Registry,
     pub(super) next_token: &'a mut usize,
@@ -313,8 +315,8 @@ impl Guest {
         }
     }
 
-    /// What the worker says next, or what became of it. `None` when there is nothing more of that now.
-    pub(super) fn next_event(&mut self) -> Option<Event> {
+    /// What the worker says next, or what became of it; what it says of devices is noted in `known`. `None` when there is nothing more of that now.
+    pub(super) fn next_event(&mut self, known: &mut KnownDevices) -> Option<Event> {
         if let Some(died) = self.reap() {
             return Some(died);
         }
@@ -334,7 +336,12 @@ impl Guest {
                 FromWorker::AttachFailed { key, error, busy } => {
                     Event::NotAttached { key, busy, error }
                 }
-                FromWorker::Attached { key } => Event::Attached { key },
+                FromWorker::Attached { key, known: is } => {
+                    if let Some(is) = is {
+                        known.note(self.identity.uuid(), key, is);
+                    }
+                    Event::Attached { key }
+                }
                 FromWorker::Detached { key } => Event::GaveUp { key },
                 FromWorker::Serving => continue,
                 FromWorker::Report { server, devices } => {

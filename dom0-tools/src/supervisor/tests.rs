@@ -250,7 +250,13 @@ impl Dom0 {
         let serve = self.next(index);
         assert!(matches!(serve, ToWorker::Serve), "{serve:?}");
         for (key, _) in expected {
-            self.says(index, &FromWorker::Attached { key: *key });
+            self.says(
+                index,
+                &FromWorker::Attached {
+                    key: *key,
+                    known: None,
+                },
+            );
         }
         self.says(index, &FromWorker::Serving);
     }
@@ -335,7 +341,13 @@ fn a_source_of_entropy_needs_no_configuration_and_keeps_nothing() {
     let device = dom0.hands(0, rng, false);
     assert_eq!((device.device_type, device.backing), (4, None));
     assert!(matches!(dom0.next(0), ToWorker::Serve));
-    dom0.says(0, &FromWorker::Attached { key: rng });
+    dom0.says(
+        0,
+        &FromWorker::Attached {
+            key: rng,
+            known: None,
+        },
+    );
     dom0.says(0, &FromWorker::Serving);
     let (guests, mut context) = dom0.supervisor.parts();
     let resized = guests.get_mut(&3).unwrap().resize("virtio/0", &mut context);
@@ -366,7 +378,13 @@ fn a_guest_has_the_devices_of_its_file_as_long_as_it_lives() {
     dom0.store.introduce(3, "ivi", "a");
     dom0.begins(0, 3, &[(rng, false)]);
     dom0.hands(0, disk, false);
-    dom0.says(0, &FromWorker::Attached { key: disk });
+    dom0.says(
+        0,
+        &FromWorker::Attached {
+            key: disk,
+            known: None,
+        },
+    );
     for key in [rng, disk] {
         dom0.until("its state to be told", |dom0| {
             (dom0.state(3, key)? == "2").then_some(())
@@ -448,7 +466,13 @@ fn an_entry_that_is_made_again_with_its_disk_outlives_its_worker() {
     dom0.hands(0, XVDA, false);
     let _lock = dom0.lock("a.img");
     dom0.says(0, &FromWorker::Detached { key: XVDA });
-    dom0.says(0, &FromWorker::Attached { key: XVDA });
+    dom0.says(
+        0,
+        &FromWorker::Attached {
+            key: XVDA,
+            known: None,
+        },
+    );
     dom0.rest();
     dom0.kill(0);
     dom0.begins(1, 3, &[(XVDA, true)]);
@@ -463,7 +487,13 @@ fn an_entry_that_is_made_again_is_not_given_up_for_the_one_before() {
     assert!(matches!(dom0.next(0), ToWorker::Detach { key: XVDA }));
     dom0.add_disk(3, XVDA, "b.img", 1);
     dom0.hands(0, XVDA, false);
-    dom0.says(0, &FromWorker::Attached { key: XVDA });
+    dom0.says(
+        0,
+        &FromWorker::Attached {
+            key: XVDA,
+            known: None,
+        },
+    );
     dom0.rest();
     dom0.kill(0);
     dom0.begins(1, 3, &[(XVDA, true)]);
@@ -517,7 +547,13 @@ fn an_entry_that_is_removed_and_made_again_stays_open() {
     dom0.says(0, &FromWorker::Detached { key: XVDA });
     dom0.rest();
     assert_eq!(dom0.state(3, XVDA).as_deref(), Some("1"));
-    dom0.says(0, &FromWorker::Attached { key: XVDA });
+    dom0.says(
+        0,
+        &FromWorker::Attached {
+            key: XVDA,
+            known: None,
+        },
+    );
     dom0.until("libxl to be told", |dom0| {
         (dom0.state(3, XVDA)? == "2").then_some(())
     });
@@ -598,7 +634,13 @@ fn a_busy_disk_is_tried_again_and_the_other_served() {
     );
     dom0.says(0, &FromWorker::Serving);
     dom0.hands(0, XVDA, false);
-    dom0.says(0, &FromWorker::Attached { key: XVDA });
+    dom0.says(
+        0,
+        &FromWorker::Attached {
+            key: XVDA,
+            known: None,
+        },
+    );
     dom0.until("libxl to be told", |dom0| {
         (dom0.state(3, XVDA)? == "2").then_some(())
     });
@@ -657,7 +699,13 @@ fn a_service_that_starts_among_running_guests_takes_all_of_them_over() {
     dom0.serving();
     dom0.add_disk(3, XVDB, "b.img", 1);
     dom0.hands(0, XVDB, false);
-    dom0.says(0, &FromWorker::Attached { key: XVDB });
+    dom0.says(
+        0,
+        &FromWorker::Attached {
+            key: XVDB,
+            known: None,
+        },
+    );
     dom0.until("libxl to be told", |dom0| {
         (dom0.state(3, XVDB)? == "2").then_some(())
     });

@@ -1,4 +1,4 @@
-# The vhost-device back-ends from the crate registry, unmodified, serve one guest: noise, an i2c bus, lines, a sensor, a SCSI disk, sound.
+# The vhost-device back-ends from the crate registry, unmodified, serve one guest: noise, an i2c bus, lines, a sensor, a SCSI disk, sound, keys.
 mount_back_ends
 start_daemon
 fds=$(daemon_fds)
@@ -13,7 +13,14 @@ chip=$(cat $sim/bank0/chip_name)
 lines=/sys/devices/platform/$(cat $sim/dev_name)/$chip
 pull() { echo "pull-$2" >"$lines/sim_gpio$1/pull"; }
 has_value() { [ "$(cat "$lines/sim_gpio$1/value")" = "$2" ]; }
-kinds=(rng i2c gpio scmi scsi sound)
+kinds=(rng i2c gpio scmi scsi sound input)
+# A keyboard, whose key is pressed by a line.
+mkfifo /tmp/keys
+guest-io type </tmp/keys >/tmp/typed &
+exec {keys}>/tmp/keys
+wait_for 5 "a keyboard" grep -q 'is there' /tmp/typed
+keyboard=$(grep -l 'a wheel!' /sys/class/input/event*/device/name)
+keyboard=/dev/input/$(basename "${keyboard%/device/name}")
 start_back_ends() {
     back_ends=()
     rm -f /run/peripheral.*
@@ -24,11 +31,12 @@ start_back_ends() {
     start scmi --socket-path /run/peripheral.scmi --device fake,name=fake
     start scsi --socket-path /run/peripheral.scsi /tmp/scsi.img
     start sound --socket /run/peripheral.sound --backend null
+    start input --socket-path /run/peripheral.input --event-list "$keyboard"
 }
 socket_of() {
     case $1 in
         # A socket for each guest that it could have.
-        rng | i2c | gpio) echo "/run/peripheral.${1}0" ;;
+        rng | i2c | gpio | input) echo "/run/peripheral.${1}0" ;;
         *) echo "/run/peripheral.$1" ;;
     esac
 }
@@ -63,12 +71,17 @@ for grants in true false; do
     note "$(said $grants 'guest: sound card [0-9]')"
     said $grants 'guest: played' >/dev/null
     note "$(said $grants 'guest: opened and closed 20 times')"
+    said $grants 'input: waits' >/dev/null
+    for key in 1 2; do echo >&$keys; done
+    note "$(said $grants 'guest: input .*')"
+    [[ $(said $grants 'input: 6 seen') == *': 1:30:1 2:0:-3 1:30:0 1:30:1 2:0:-3 1:30:0' ]] || fail "other events than were made: $(said $grants 'input: 6 seen')"
     is_well $grants
     for ((index = 0; index < ${#kinds[@]}; index++)); do sees_only_ours "${back_ends[index]}"; done
     xen-virtioctl list
     destroy $grants
     kill "${back_ends[@]}" 2>/dev/null || true
 done
+exec {keys}>&-
 echo 0 >$sim/live
 rmdir $sim/bank0/line* $sim/bank0 $sim
 busybox rmmod i2c-stub

@@ -1,4 +1,4 @@
-# The kernel's vhost-net, on memory of ours: a guest reaches dom0 over a tap by TCP and UDP; the worker dies.
+# The kernel's vhost-net, on memory of ours: a guest reaches dom0 over a tap by TCP and UDP; the worker and the service die.
 mount_back_ends
 start_daemon
 fds=$(daemon_fds)
@@ -7,6 +7,7 @@ ip link set lo up
 ip tuntap add dev tap7 mode tap
 ip addr add 10.9.0.2/24 dev tap7
 ip link set tap7 up
+has_worker() { local now; now=$(pids_of "$(domid $name)") && [ "$now" != "$worker" ]; }
 for grants in true false; do
     [ $grants = true ] || whole || continue
     name=n$grants
@@ -23,8 +24,11 @@ grant-usage = $grants")"
     answers=$!
     create_by_file $name
     note "grants $grants: $(said $name 'stream: received 64 MiB as sent' 60)"
-    # The connection that is under way goes on by the next worker.
-    kill -KILL "$(pids_of "$(domid $name)")"
+    # The connection that is under way goes on by the next worker, and by one of the next service's.
+    worker=$(pids_of "$(domid $name)")
+    kill -KILL "$worker"
+    wait_for 10 "the next worker" has_worker
+    kill -KILL $DAEMON && restart_daemon
     note "$(said $name 'stream: sent 64 MiB' 60)"
     wait $receiver || fail "what the guest has sent has not arrived"
     note "dom0: $(tail -n1 /tmp/received)"

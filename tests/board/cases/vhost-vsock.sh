@@ -33,7 +33,7 @@ for grants in true false; do
     if [ $grants = true ]; then
         vsock_guest other true
         xl create -q -p /tmp/other.cfg
-        logged() { grep -q "guest other.*another guest has cid = 42" $DAEMON_LOG; }
+        logged() { grep -q "guest other.*somebody else has cid = 42" $DAEMON_LOG; }
         wait_for 10 "a word on the number that another guest has" logged
         destroy other
     fi

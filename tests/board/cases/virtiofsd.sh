@@ -7,14 +7,14 @@ socket=/run/fs.sock
 virtiofsd() {
     back_end virtiofsd /usr/libexec/virtiofsd --socket-path $socket --shared-dir /run/share --sandbox none --xattr --log-level warn
 }
-# fs_guest NAME GRANTS [KERNEL_OPTIONS [SETTINGS]]
+# fs_guest NAME GRANTS [KERNEL_OPTIONS [SETTINGS [XL_LINE]]]
 fs_guest() {
     guest "$1" fs "$(by_file "$1" <<<"[[device]]
 type = 'fs'
 socket = '$socket'
 tag = 'share'
 grant-usage = $2
-${4:-}")"
+${4:-}")" ${5:+"$5"}
     sed -i "s/GUEST=fs/& FILES=$files MIB=$mib ${3:-}/" "/tmp/$1.cfg"
     create_by_file "$1"
 }
@@ -51,8 +51,10 @@ socket=/run/sockets/fs.sock libraries=/back-ends/usr/lib/aarch64-linux-gnu
 rm -rf /run/share && mkdir /run/share && chown 1000:1000 /run/share
 files=5 mib=8
 fs_guest kept true GO_ON=yes "user = '1000'
-exec = ['$libraries/ld-linux-aarch64.so.1', '--library-path', '$libraries', '/back-ends/usr/libexec/virtiofsd',
-    '--socket-path={socket}', '--shared-dir=/run/share', '--xattr', '--log-level=warn']"
+exec = ['/bin/sh', '-c', '[ ! -e /tmp/slow ] || sleep 3; exec \$0 \$@', '$libraries/ld-linux-aarch64.so.1', '--library-path',
+    '$libraries', '/back-ends/usr/libexec/virtiofsd', '--socket-path={socket}', '--shared-dir=/run/share', '--xattr',
+    '--log-level=warn']
+" "on_reboot = 'restart'"
 program() { pgrep -U 1000 | head -n 1; }
 # goes_on WHAT: the guest uses the folder on, which it may have to mount anew.
 goes_on() {
@@ -73,6 +75,13 @@ kill -KILL "$(program)"
 goes_on "virtiofsd's death"
 kill -KILL "$(pids_of "$(domid kept)")"
 goes_on "the worker's death"
+# xl restarts the guest without waiting, and its back-end, which ends with it, takes its time.
+touch /tmp/slow /run/share/reboot
+said kept 'guest: reboots' >/dev/null
+is_second() { [ "$(count_said kept 'guest: fs on Linux')" = 2 ]; }
+wait_for 30 "the guest to come again" is_second
+goes_on "a reboot"
+rm /tmp/slow
 grep -q 'kept.*virtio_file/0: .* has ended .*; it is started again' $DAEMON_LOG || fail "the log does not say that the program has ended"
 is_well kept
 destroy kept

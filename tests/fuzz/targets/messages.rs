@@ -6,7 +6,9 @@ use std::cell::OnceCell;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use xen_virtio_backend::vhost_user::{Arrival, CLASSES, Class, Frontend, Link, Offer, Setup};
+use xen_virtio_backend::vhost_user::{
+    Arrival, CLASSES, Class, Frontend, Link, NotKept, Offer, Setup,
+};
 use xen_virtio_backend::{Device, DeviceError, QueueIndex, QueueJournal, QueueLayout, QueueStart};
 use xen_virtio_fuzz::Numbers;
 use xen_virtio_guest_io::{Buffer, Driver, RawQueue};
@@ -206,8 +208,8 @@ fn device(class: &'static Class, answers: u8) -> (Frontend, Link, BackEnd) {
         queues: class.queues,
         config: Vec::new(),
     });
-    let keep = Box::new(|_: &[u8]| {});
-    let device = Frontend::new(setup, &known, link.clone(), keep).expect("memory");
+    let keep = Box::new(NotKept);
+    let device = Frontend::new(setup, &known, &[], link.clone(), keep).expect("memory");
     match offer {
         Some(_) => (device.with(arrival).expect("descriptors"), link, back_end),
         None => (device, link, back_end),

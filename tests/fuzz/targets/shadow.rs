@@ -17,6 +17,7 @@ use xen_virtio_tests::driver;
 const RULES: Rules = Rules {
     loss: &[Loss::Repeat],
     overstate: false,
+    alike: true,
 };
 
 const SIZE: u16 = 8;
@@ -102,7 +103,10 @@ impl Relaying<'_> {
 
     /// As a device does with what its back-end got wrong.
     fn take_out(&mut self) -> Result<(), DeviceError> {
-        match self.relay.take_out(&mut self.queues, &mut self.access) {
+        match self
+            .relay
+            .take_out(&mut self.queues, &mut self.access, true)
+        {
             Ok(_) => {}
             Err(RelayError::Device(error)) => return Err(error),
             Err(RelayError::Backend { .. }) => self.is_lost = true,

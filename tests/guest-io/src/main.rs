@@ -9,6 +9,9 @@ mod edges;
 mod endure;
 mod grants;
 mod hung;
+// Makes a device of uinput.
+#[allow(unsafe_code)]
+mod input;
 mod registers;
 // Hands memory to the kernel for as long as a transfer takes.
 #[allow(unsafe_code)]
@@ -27,7 +30,8 @@ const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io ver
                      | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME | guest-io hung BASE \
                      | guest-io chi-square SOURCE BYTES | guest-io zero DEVICE BYTES | guest-io endure BASE \
                      | guest-io xattr FILE NAME [VALUE] | guest-io send ADDRESS MIB | guest-io receive ADDRESS \
-                     | guest-io ask ADDRESS | guest-io answer PORT | guest-io edges CHIP LINE COUNT";
+                     | guest-io ask ADDRESS | guest-io answer PORT | guest-io edges CHIP LINE COUNT \
+                     | guest-io type | guest-io events DEVICE COUNT";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -68,6 +72,10 @@ fn main() -> Result<()> {
             line.parse().context(USAGE)?,
             count.parse().context(USAGE)?,
         ),
+        ["type"] => input::type_lines(),
+        ["events", device, count] => {
+            input::wait_for(Path::new(device), count.parse().context(USAGE)?)
+        }
         ["hung", base] => hung::run(&Driver::new(BoardDevice::open(address(base)?)?)),
         ["zero", device, count] => zero::run(Path::new(device), count.parse().context(USAGE)?),
         ["chi-square", source, count] => {

@@ -5,13 +5,13 @@ use super::{Relay, RelayError};
 use crate::device::DeviceError;
 use crate::engine::{copy, first_fault};
 use crate::tuning::MAX_COPIES;
-use crate::virtqueue::QueueSet;
+use crate::virtqueue::{QueueIndex, QueueSet};
 use std::time::Instant;
 use xen_virtio_guest_mapping::GuestAccess;
 
 impl Relay {
     /// Gives the guest what the back-end has used: as much of it as takes not too many copies. True if there was any. The
-    /// driver sees it after [`QueueSet::publish`].
+    /// driver sees it after [`QueueSet::publish`]. With `holds` it may wait for more.
     ///
     /// # Errors
     ///
@@ -20,17 +20,36 @@ impl Relay {
         &mut self,
         queues: &mut QueueSet,
         access: &mut dyn GuestAccess,
+        holds: bool,
     ) -> Result<bool, RelayError> {
         if self.out_shortage.holds() {
             return Ok(false);
         }
-        let gathered = match self.is_lost {
-            true => Ok(()),
-            false => self.gather(),
+        // What belongs together is gathered at once, and no more until the driver is shown it.
+        let gathers = !self.is_lost && (self.used.is_empty() || self.rules.alike);
+        let gathered = match gathers {
+            true => self.gather(),
+            false => Ok(()),
         };
+        let expected = self.expected();
+        let holds = holds && self.rules.alike;
+        if holds
+            && !self.is_lost
+            && gathered.is_ok()
+            && self.holding.holds(self.used.len(), expected)
+        {
+            return Ok(false);
+        }
         let delivered = self.deliver(queues, access);
         gathered?;
         Ok(delivered?)
+    }
+
+    /// Whether all that was gathered of a queue has been given to the guest: a packet may be in several buffers, of which a
+    /// driver is shown all or none.
+    pub fn is_whole(&self, index: QueueIndex) -> bool {
+        let mut used = self.used.iter();
+        used.all(|(queue, _)| *queue != index.get())
     }
 
     /// Takes what the back-end has used off the shadow rings: also off those behind one that cannot be read.
@@ -46,6 +65,7 @@ impl Relay {
                         let relaying = queue.requests[usize::from(head)].take();
                         let mut relaying = relaying.expect("the ring knows what the back-end has");
                         relaying.written = written;
+                        queue.expected -= usize::from(!relaying.plan.receives);
                         self.used.push((index, relaying));
                     }
                     Err(fault) => {

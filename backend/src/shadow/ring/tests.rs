@@ -193,7 +193,7 @@ fn a_ring_that_is_written_all_over_is_refused_or_right() {
             seen.push(used.head);
         }
         assert!(seen.len() <= heads.len());
-        queue.ring.want_calls(&queue.region.memory());
+        queue.ring.want_calls(0, &queue.region.memory());
         queue.ring.publish(&queue.region.memory());
     }
 }

@@ -20,6 +20,10 @@ impl Device for Frontend {
         if !self.config.write(offset, data) {
             return;
         }
+        self.keep.drivers(self.config.written());
+        if self.config.to_tell().is_none() {
+            return;
+        }
         if let Some(session) = &mut self.session
             && session.is_usable()
             && let Err(error) = session.write_config(offset, data)
@@ -51,12 +55,12 @@ impl Device for Frontend {
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let mut step = Step::default();
         let mut worked = self.converse()?;
-        match self.relay.take_out(&mut self.queues, access) {
+        match self.relay.take_out(&mut self.queues, access, true) {
             Ok(out) => worked |= out,
             Err(error) => {
                 // What other queues have is shown before the driver is told to reset.
                 let failed = self.of_relay(error);
-                let published = self.queues.publish();
+                let published = self.publish();
                 failed?;
                 step.interrupt |= published?;
                 worked = true;
@@ -71,16 +75,28 @@ impl Device for Frontend {
             }
         });
         worked |= taken?;
-        step.interrupt |= self.queues.publish()?;
+        step.interrupt |= self.publish()?;
         step.config_changed = std::mem::take(&mut self.config_changed);
-        if worked {
-            step.activity = Activity::Working;
-        }
+        step.activity = match worked {
+            true => Activity::Working,
+            false if self.relay.expected() > 0 => Activity::Waiting,
+            false => Activity::Idle,
+        };
         Ok(step)
     }
 
-    fn prepare_sleep(&mut self, _access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
+    fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let mut step = Step::default();
+        // What was held back.
+        match self.relay.take_out(&mut self.queues, access, false) {
+            Ok(false) => {}
+            Ok(true) => {
+                step.interrupt = self.publish()?;
+                step.activity = Activity::Working;
+                return Ok(step);
+            }
+            Err(error) => self.of_relay(error)?,
+        }
         // Whoever looks for events has taken those that have told of it so far.
         self.looks = true;
         let conversed = self.converse()?;
@@ -102,6 +118,10 @@ impl Device for Frontend {
 
     fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
         add(self.events.as_fd(), Interest::Readable);
+    }
+
+    fn close_queue(&mut self, index: QueueIndex) {
+        self.queues.close(index);
     }
 
     fn stop_queue(&mut self, index: QueueIndex) {
@@ -136,7 +156,9 @@ impl Device for Frontend {
 
     fn reset(&mut self) {
         self.features = 0;
+        self.stuck = 0;
         self.config.forget_written();
+        self.keep.drivers(&[]);
     }
 
     fn warning(&self) -> Option<String> {

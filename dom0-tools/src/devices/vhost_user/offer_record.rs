@@ -1,32 +1,89 @@
-//! What the back-ends of a device are known to have, beyond its worker.
+//! What of a device outlives its worker: what its back-ends are known to have, and what its driver has written.
 
 use crate::guest_state::DeviceRecords;
 use anyhow::Result;
 use xen_virtio_backend::StateCell;
-use xen_virtio_backend::vhost_user::{MAX_CONFIG, MAX_QUEUES, Offer};
+use xen_virtio_backend::vhost_user::{Class, Keep, MAX_QUEUES, Offer};
 
-/// The record of a device: what its back-ends are known to have, see [`encoded`].
+/// The records of a device: what its back-ends are known to have, see [`encoded`], and what its driver has written to the
+/// configuration space.
 const OFFER: u16 = 0;
-/// Bytes of that: features, queues, and the configuration space.
-pub(super) const OFFER_BYTES: usize = 8 + 2 + MAX_CONFIG;
+const WRITTEN: u16 = 1;
+/// Bytes of what a driver may write.
+const WRITTEN_BYTES: usize = 8;
 
-pub(super) fn record(records: &DeviceRecords<'_>) -> Result<StateCell> {
-    let area = records.own(OFFER, StateCell::bytes(OFFER_BYTES))?;
-    Ok(StateCell::new(area))
+/// Bytes of what a back-end has: features, queues, and what is known of the configuration space.
+const fn offer_bytes(class: &Class) -> usize {
+    8 + 2 + class.known_bytes()
 }
 
-pub(super) fn store(record: &StateCell, offer: &Offer) {
-    let stored = record.store(&encoded(offer));
-    stored.expect("room for the longest configuration space");
+/// What is kept of a device.
+#[derive(Clone)]
+pub(super) struct Kept {
+    offer: StateCell,
+    written: StateCell,
+    /// What was stored last as the offer, or is known of it.
+    known: Offer,
 }
 
-fn encoded(offer: &Offer) -> Vec<u8> {
+impl Kept {
+    /// Bytes of the records of a device of `class`.
+    pub(super) const fn bytes(class: &Class) -> [usize; 2] {
+        [
+            StateCell::bytes(offer_bytes(class)),
+            StateCell::bytes(WRITTEN_BYTES),
+        ]
+    }
+
+    pub(super) fn new(records: &DeviceRecords<'_>, class: &Class) -> Result<Self> {
+        let [offer, written] = Self::bytes(class);
+        Ok(Self {
+            offer: StateCell::new(records.own(OFFER, offer)?),
+            written: StateCell::new(records.own(WRITTEN, written)?),
+            known: Offer::default(),
+        })
+    }
+
+    /// What the back-ends are known to have, if that is known.
+    pub(super) fn offer(&self) -> Result<Option<Offer>> {
+        Ok(decoded(&self.offer.load()?))
+    }
+
+    pub(super) fn written(&self) -> Result<Vec<u8>> {
+        Ok(self.written.load()?)
+    }
+
+    pub(super) fn store(&mut self, offer: &Offer) {
+        self.known = offer.clone();
+        self.put(offer);
+    }
+
+    fn put(&self, offer: &Offer) {
+        let stored = self.offer.store(&encoded(offer));
+        stored.expect("room for the longest configuration space");
+    }
+}
+
+impl Keep for Kept {
+    fn back_ends(&self, config: &[u8]) {
+        self.put(&Offer {
+            config: config.to_vec(),
+            ..self.known.clone()
+        });
+    }
+
+    fn drivers(&self, written: &[u8]) {
+        let stored = self.written.store(written);
+        stored.expect("room for what a driver may write");
+    }
+}
+
+pub(super) fn encoded(offer: &Offer) -> Vec<u8> {
     let Offer {
         features,
         queues,
         config,
     } = offer;
-    let config = &config[..config.len().min(MAX_CONFIG)];
     [&features.to_le_bytes()[..], &queues.to_le_bytes(), config].concat()
 }
 
@@ -46,22 +103,36 @@ pub(super) fn decoded(bytes: &[u8]) -> Option<Offer> {
 mod tests {
     use super::*;
     use xen_virtio_backend::StateArea;
+    use xen_virtio_backend::vhost_user::CLASSES;
 
     #[test]
-    fn what_a_back_end_has_is_kept() {
-        let area = StateArea::private(StateCell::bytes(OFFER_BYTES)).unwrap();
-        let record = StateCell::new(area);
-        assert_eq!(decoded(&record.load().unwrap()), None);
-        for len in [0, 1, 60, MAX_CONFIG] {
-            let offer = Offer {
+    fn what_a_back_end_has_and_a_driver_writes_is_kept() {
+        for class in CLASSES {
+            let [offer, written] = Kept::bytes(class).map(|bytes| {
+                let area = StateArea::private(bytes).unwrap();
+                StateCell::new(area)
+            });
+            let mut kept = Kept {
+                offer,
+                written,
+                known: Offer::default(),
+            };
+            assert_eq!(kept.offer().unwrap(), None);
+            assert!(class.writable.len() <= WRITTEN_BYTES);
+            let mut offer = Offer {
                 features: 1 << 63 | 5,
                 queues: MAX_QUEUES,
-                config: (0..len)
-                    .map(|byte| u8::try_from(byte % 251).unwrap())
-                    .collect(),
+                config: vec![7; class.known_bytes()],
             };
-            store(&record, &offer);
-            assert_eq!(decoded(&record.load().unwrap()), Some(offer));
+            kept.store(&offer);
+            assert_eq!(kept.offer().unwrap(), Some(offer.clone()));
+            offer.config.fill(8);
+            kept.back_ends(&offer.config);
+            assert_eq!(kept.offer().unwrap(), Some(offer));
+            kept.drivers(&[1, 2]);
+            assert_eq!(kept.written().unwrap(), [1, 2]);
+            kept.drivers(&[]);
+            assert!(kept.written().unwrap().is_empty());
         }
     }
 }

@@ -126,6 +126,8 @@ impl Guest {
         let Some(known) = entries.get_mut(&key) else {
             return Event::Gone { key };
         };
+        // What was opened for it and never handed over would be in its own way.
+        self.opened.remove(&key);
         let guest = (&self.identity, self.name.as_str());
         // A guest of which we serve no device gets no state file: it would count as served.
         let opened = OpenedDevice::open(guest, key, known, context).and_then(|mut device| {
@@ -133,6 +135,7 @@ impl Guest {
             device.state_bytes = context.files.reserve(&self.identity, devices)?;
             Ok(device)
         });
+        known.is_held = opened.as_ref().is_err_and(devices::is_held);
         match opened {
             Ok(device) => {
                 self.opened.insert(key, device);
