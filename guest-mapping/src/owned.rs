@@ -57,7 +57,10 @@ struct Region {
     guest: u64,
     len: u64,
     vmm: u64,
+    /// Of the file, from its beginning: a file of huge pages is mapped at no other place of a page.
     mapping: MmapRegion<()>,
+    /// Where the region begins in it.
+    start: usize,
 }
 
 impl Region {
@@ -80,12 +83,15 @@ impl Region {
             let file = bytes;
             return Err(TableError::ShortFile { guest, end, file });
         }
-        let size = usize::try_from(len).map_err(|_| TableError::PastTheEnd { guest, len })?;
-        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), size);
+        let fits =
+            |number| usize::try_from(number).map_err(|_| TableError::PastTheEnd { guest, len });
+        let (start, end) = (fits(offset)?, fits(end)?);
+        let mapping = MmapRegion::from_file(FileOffset::new(file, 0), end);
         Ok(Self {
             guest,
             len,
             vmm,
+            start,
             mapping: mapping.map_err(|error| failed(io::Error::other(error)))?,
         })
     }
@@ -99,9 +105,8 @@ impl Region {
         let offset = address.checked_sub(self.guest)?;
         let left = self.len.checked_sub(offset).filter(|left| *left > 0)?;
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(len);
-        self.mapping
-            .get_slice(usize::try_from(offset).ok()?, len)
-            .ok()
+        let place = self.start + usize::try_from(offset).ok()?;
+        self.mapping.get_slice(place, len).ok()
     }
 }
 
@@ -233,7 +238,7 @@ struct OwnedPages(Rc<Region>);
 
 impl MappedPages for OwnedPages {
     fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
-        let slice = self.0.mapping.get_slice(offset, len);
+        let slice = self.0.mapping.get_slice(self.0.start + offset, len);
         slice.expect("map_ring found it in the region")
     }
 }

@@ -187,17 +187,24 @@ impl Vmm {
         u16::from_le_bytes(self.read(USED + 2))
     }
 
-    /// Has `sent` echoed from `address` of the guest's memory: whether it has come back, or the device has failed.
-    fn echo(&mut self, sent: &[u8; 4], address: u64) -> bool {
+    /// Describes a request to echo `sent` from `address` of the guest's memory.
+    fn describe(&self, sent: &[u8; 4], address: u64) {
         self.write(DATA, sent);
         self.write(DATA + 0x100, &[0; 4]);
         self.descriptor(0, address, 4, NEXT, 1);
         self.descriptor(1, GUEST + DATA + 0x100, 4, WRITE, 0);
+    }
+
+    /// Offers what is described.
+    fn offer(&mut self) {
         let slot = u64::from(self.offered % SIZE);
         self.write(AVAILABLE + 4 + 2 * slot, &[0, 0]);
         self.offered += 1;
         self.write(AVAILABLE + 2, &self.offered.to_le_bytes());
-        self.kick.write(1).unwrap();
+    }
+
+    /// Whether what was offered comes back as `sent`; not, if the device fails.
+    fn is_answered(&self, sent: &[u8; 4]) -> bool {
         let end = Instant::now() + Duration::from_secs(10);
         while self.used() != self.offered {
             if self.error.read().is_ok() {
@@ -208,6 +215,13 @@ impl Vmm {
         }
         assert!(self.call.read().is_ok(), "the guest was not told");
         self.read(DATA + 0x100) == *sent
+    }
+
+    fn echo(&mut self, sent: &[u8; 4], address: u64) -> bool {
+        self.describe(sent, address);
+        self.offer();
+        self.kick.write(1).unwrap();
+        self.is_answered(sent)
     }
 }
 
@@ -237,6 +251,70 @@ fn a_queue_goes_on_where_it_was_stopped() {
     let mut vmm = Vmm::connect(directory.path());
     vmm.start(0);
     assert!(vmm.echo(b"next", GUEST + DATA));
+}
+
+/// As QEMU's disk: what has been completed before there was anybody to tell is told then.
+#[test]
+fn a_call_that_comes_late_is_called() {
+    let directory = TempDir::new().unwrap();
+    echo_at(directory.path());
+    let mut vmm = Vmm::connect(directory.path());
+    vmm.start(0);
+    vmm.frontend.get_vring_base(0).unwrap();
+    vmm.describe(b"late", GUEST + DATA);
+    vmm.offer();
+    vmm.frontend.set_vring_kick(0, &vmm.kick).unwrap();
+    vmm.frontend.set_vring_enable(0, true).unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while vmm.used() != 1 {
+        assert!(Instant::now() < end, "no answer");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(vmm.call.read().is_err());
+    vmm.frontend.set_vring_call(0, &vmm.call).unwrap();
+    assert!(vmm.call.read().is_ok());
+}
+
+#[test]
+fn a_queue_that_is_disabled_is_not_served() {
+    let directory = TempDir::new().unwrap();
+    echo_at(directory.path());
+    let mut vmm = Vmm::connect(directory.path());
+    vmm.start(0);
+    assert!(vmm.echo(b"well", GUEST + DATA));
+    vmm.frontend.set_vring_enable(0, false).unwrap();
+    vmm.describe(b"late", GUEST + DATA);
+    vmm.offer();
+    vmm.kick.write(1).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(vmm.used(), 1);
+    vmm.frontend.set_vring_enable(0, true).unwrap();
+    assert!(vmm.is_answered(b"late"));
+}
+
+/// A reset of the guest's reaches a VMM as the end of its queues, and the next driver is served by the same connection.
+#[test]
+fn a_device_that_has_failed_gives_its_queue_back() {
+    let directory = TempDir::new().unwrap();
+    echo_at(directory.path());
+    let mut vmm = Vmm::connect(directory.path());
+    vmm.start(0);
+    assert!(vmm.echo(b"well", GUEST + DATA));
+    // A chain that loops.
+    vmm.descriptor(0, GUEST + DATA, 4, NEXT, 0);
+    vmm.offer();
+    vmm.kick.write(1).unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while vmm.error.read().is_err() {
+        assert!(Instant::now() < end, "it has not failed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(vmm.frontend.get_vring_base(0).unwrap(), 1);
+    for ring in [AVAILABLE, USED] {
+        vmm.write(ring, &[0; 4]);
+    }
+    vmm.start(0);
+    assert!(vmm.echo(b"well", GUEST + DATA));
 }
 
 #[test]

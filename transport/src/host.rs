@@ -260,6 +260,11 @@ impl Host {
         }
     }
 
+    /// See [`Device::close_queue`].
+    pub(crate) fn close_queue(&mut self, index: QueueIndex) {
+        self.device.close_queue(index);
+    }
+
     fn stop_queue(&mut self, index: QueueIndex) {
         self.unstarted.retain(|other| other.index != index);
         if self.unstarted.is_empty() {

@@ -11,8 +11,12 @@ use served::Served;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 use xen_virtio_backend::Device;
+
+/// How long to wait for what the system lacks.
+const SHORTAGE_WAIT: Duration = Duration::from_millis(100);
 
 /// Why a device is not served any more.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,11 @@ pub fn serve(device: Box<dyn Device>, listener: &UnixListener) -> Result<(), Ser
         let (socket, _) = match listener.accept() {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // Nothing tells of a descriptor that is to be had again.
+            Err(error) if is_shortage(&error) => {
+                std::thread::sleep(SHORTAGE_WAIT);
+                continue;
+            }
             Err(error) => return Err(ServeError::Socket(error)),
         };
         tracing::info!("a VMM is there");
@@ -64,6 +73,15 @@ fn converse(served: &Arc<Mutex<Requests>>, socket: UnixStream) -> Result<(), Pro
             }
         }
     }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS];
+    let aborted = error.kind() == io::ErrorKind::ConnectionAborted;
+    aborted
+        || error
+            .raw_os_error()
+            .is_some_and(|errno| shortages.contains(&errno))
 }
 
 fn lock(served: &Mutex<Requests>) -> MutexGuard<'_, Requests> {

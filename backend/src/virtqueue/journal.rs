@@ -97,13 +97,13 @@ impl QueueJournal {
         })
     }
 
-    /// The next element of both rings of a queue of `size` entries, if nothing of it is with the device and all that was done is
-    /// published; the rings count modulo 2^16.
-    pub fn settled(&self, size: u16) -> Option<u16> {
+    /// The next used element of a queue of `size` entries, modulo 2^16, and whether it is that of the available ring too: nothing
+    /// is with the device, and all that was done is published. Nothing, if the journal is damaged.
+    pub fn positions(&self, size: u16) -> Option<(u16, bool)> {
         let positions = self.recover(size).ok()?;
         let is_settled = positions.taken.is_empty() && !positions.unpublished;
         let next = u16::try_from(positions.used & 0xffff).expect("16 bits");
-        is_settled.then_some(next)
+        Some((next, is_settled))
     }
 
     /// Whether the request at `head` is with the device.

@@ -78,9 +78,10 @@ impl Events {
         }
     }
 
-    /// Watches the kicks of queue `number`.
+    /// Watches the kicks of queue `number`. They are told by the writes, and never read: the VMM has the descriptor too, and could
+    /// have us wait for what it has read first.
     pub(super) fn add_kick(&self, kick: BorrowedFd<'_>, number: u32) -> io::Result<()> {
-        self.add(kick, number.into(), EventFlags::IN)
+        self.add(kick, number.into(), EventFlags::IN | EventFlags::ET)
     }
 
     fn add(&self, source: BorrowedFd<'_>, data: u64, flags: EventFlags) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! What a VMM asks for, as the protocol's messages have it.
 
 use super::served::Served;
-use super::vring::Areas;
+use super::vring::{Areas, not_waiting, tell};
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -73,6 +73,12 @@ fn refused(what: String) -> Error {
     Error::ReqHandlerError(io::Error::other(what))
 }
 
+fn unending(index: u32) -> Error {
+    refused(format!(
+        "queue {index} has requests that do not end, and cannot be stopped"
+    ))
+}
+
 fn of_system(error: io::Error) -> Error {
     Error::ReqHandlerError(error)
 }
@@ -93,6 +99,9 @@ impl VhostUserBackendReqHandlerMut for Requests {
 
     fn reset_device(&mut self) -> Result<()> {
         self.reset();
+        for vring in &mut self.vrings {
+            vring.is_enabled = false;
+        }
         Ok(())
     }
 
@@ -191,11 +200,7 @@ impl VhostUserBackendReqHandlerMut for Requests {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let queue = self.queue(index)?;
         let next = self.stop(queue).map_err(of_system)?;
-        let next = next.ok_or_else(|| {
-            refused(format!(
-                "queue {index} has requests that do not end, and cannot be stopped"
-            ))
-        })?;
+        let next = next.ok_or_else(|| unending(index))?;
         Ok(VhostUserVringState::new(index, next.into()))
     }
 
@@ -209,13 +214,19 @@ impl VhostUserBackendReqHandlerMut for Requests {
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.queue(index.into())?;
-        self.vrings[index.get()].call = fd;
+        let call = not_waiting(fd).map_err(of_system)?;
+        let vring = &mut self.vrings[index.get()];
+        vring.call = call;
+        // What was completed while there was nobody to tell.
+        if vring.is_started {
+            tell(vring.call.as_ref());
+        }
         Ok(())
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.queue(index.into())?;
-        self.vrings[index.get()].error = fd;
+        self.vrings[index.get()].error = not_waiting(fd).map_err(of_system)?;
         Ok(())
     }
 
@@ -234,9 +245,16 @@ impl VhostUserBackendReqHandlerMut for Requests {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        let index = self.queue(index)?;
-        self.vrings[index.get()].is_enabled = enable;
-        self.start(index).map_err(of_system)
+        let queue = self.queue(index)?;
+        self.vrings[queue.get()].is_enabled = enable;
+        match enable {
+            true => self.start(queue).map_err(of_system),
+            false => self
+                .pause(queue)
+                .map_err(of_system)?
+                .map(drop)
+                .ok_or_else(|| unending(index)),
+        }
     }
 
     fn get_config(

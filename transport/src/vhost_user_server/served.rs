@@ -13,6 +13,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK,
 };
+use xen_virtio_backend::tuning::SHORTEST_SLEEP;
 use xen_virtio_backend::{Activity, Device, QueueIndex, QueueJournal, StateArea};
 use xen_virtio_guest_mapping::owned::OwnedMemory;
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
@@ -182,9 +183,18 @@ impl Served {
         Ok(())
     }
 
+    /// Stops a queue as [`Served::pause`] does, and forgets how it was kicked: the VMM says that anew when it starts it again.
+    pub(super) fn stop(&mut self, index: QueueIndex) -> io::Result<Option<u16>> {
+        let next = self.pause(index)?;
+        if next.is_some() {
+            self.forget(index);
+        }
+        Ok(next)
+    }
+
     /// Stops a queue when all that was taken of it has ended; the element with which both rings would go on. Nothing if it has
     /// not ended in time.
-    pub(super) fn stop(&mut self, index: QueueIndex) -> io::Result<Option<u16>> {
+    pub(super) fn pause(&mut self, index: QueueIndex) -> io::Result<Option<u16>> {
         let Vring {
             is_started,
             base,
@@ -194,6 +204,7 @@ impl Served {
         if !is_started {
             return Ok(Some(base));
         }
+        self.host.close_queue(index);
         self.events.listen(false)?;
         let next = self.end_requests(index, size);
         self.events.listen(true)?;
@@ -202,8 +213,12 @@ impl Served {
         };
         let effect = self.host.state.set_queue_ready(index, 0);
         self.perform(effect);
-        self.forget(index);
-        self.vrings[index.get()].base = next;
+        let vring = &mut self.vrings[index.get()];
+        vring.is_started = false;
+        vring.base = next;
+        if let Some(kick) = &vring.kick {
+            self.events.remove(kick.as_fd());
+        }
         Ok(Some(next))
     }
 
@@ -211,29 +226,38 @@ impl Served {
         let until = Instant::now() + ENDING;
         loop {
             self.work();
-            if let Some(next) = self.journal(index).settled(size) {
+            let positions = self.journal(index).positions(size);
+            // Of a device that has failed nothing ends any more.
+            if let Some((next, is_settled)) = positions
+                && (is_settled || self.host.state.needs_reset())
+            {
                 return Ok(Some(next));
             }
-            // Of a device that has failed nothing ends, and its driver resets it.
-            if self.host.state.needs_reset() || Instant::now() >= until {
+            if Instant::now() >= until {
                 return Ok(None);
             }
-            let again = self.host.try_again_at().map_or(until, |at| at.min(until));
-            self.events.wait(Some(again))?;
+            self.events.wait(Some(self.look_at(until)))?;
         }
+    }
+
+    /// When to look again, at `until` at the latest.
+    fn look_at(&self, until: Instant) -> Instant {
+        let again = self.host.try_again_at();
+        let soon = Instant::now() + SHORTEST_SLEEP;
+        again.map_or(until, |at| at.max(soon).min(until))
     }
 
     /// Does what there is to do, and waits for more; whether the VMM has said something.
     pub(super) fn go_on(&mut self) -> io::Result<bool> {
         let until = match self.work() {
             Activity::Working => Some(Instant::now()),
-            Activity::Waiting | Activity::Idle => self.host.try_again_at(),
+            Activity::Waiting | Activity::Idle => {
+                let soon = Instant::now() + SHORTEST_SLEEP;
+                self.host.try_again_at().map(|at| at.max(soon))
+            }
         };
         let ready = self.events.wait(until)?;
         for number in ready.kicks {
-            if let Some(index) = self.index(number) {
-                self.vrings[index.get()].take_kicks();
-            }
             let effect = self.host.state.notify(number);
             self.perform(effect);
         }

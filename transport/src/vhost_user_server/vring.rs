@@ -1,7 +1,9 @@
 //! What a VMM has said of a queue.
 
-use rustix::io::{read, write};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::write;
 use std::fs::File;
+use std::io;
 use vm_memory::GuestAddress;
 
 /// A queue's rings, where the guest has them.
@@ -31,15 +33,18 @@ impl Vring {
         let is_complete = self.is_enabled && !self.is_started && self.kick.is_some();
         self.areas.filter(|_| is_complete)
     }
+}
 
-    /// Takes the kicks that there were.
-    pub(super) fn take_kicks(&self) {
-        let mut count = [0; 8];
-        if let Some(kick) = &self.kick {
-            // Somebody else may have read it; then it has nothing, and does not wait.
-            let _ = read(kick, &mut count);
-        }
+/// `event`, whose writes do not wait, whoever else writes there.
+///
+/// # Errors
+///
+/// The system's.
+pub(super) fn not_waiting(event: Option<File>) -> io::Result<Option<File>> {
+    if let Some(event) = &event {
+        fcntl_setfl(event, fcntl_getfl(event)? | OFlags::NONBLOCK)?;
     }
+    Ok(event)
 }
 
 /// Tells whoever waits at `event`, if there is somebody.
