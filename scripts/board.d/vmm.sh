@@ -1,0 +1,114 @@
+# A guest of QEMU, with Debian's own kernel, whose disk and entropy are devices of ours at vhost-user sockets.
+# shellcheck shell=bash
+
+VMM_SUITE=trixie
+# What the guest loads, in this order, of what its kernel does not have built in.
+VMM_MODULES=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk rng-core virtio-rng)
+
+vmm_dir() { cached vmm "$(key_of "$TOP/scripts/board.d/vmm.sh")" build_vmm vmlinuz; }
+build_vmm() {
+    local dir=$1 package module file
+    say "Fetching Debian's kernel for a guest of QEMU"
+    package=$(private_apt $VMM_SUITE apt-cache depends linux-image-arm64:arm64 | sed -n 's/^ *Depends: \(linux-image[^:]*\).*/\1/p' | head -n1)
+    [ -n "$package" ] || { undelivered "Debian $VMM_SUITE's kernel for arm64"; return 1; }
+    fetch_package $VMM_SUITE "$package:arm64" "$dir/deb" || return 1
+    dpkg-deb -x "$dir"/deb/linux-image*.deb "$dir/root"
+    mkdir "$dir/modules"
+    for module in "${VMM_MODULES[@]}"; do
+        file=$(find "$dir/root" -name "$module.ko*" | head -n1)
+        case $file in
+            '') ;;
+            *.xz) xz -dc "$file" >"$dir/modules/$module.ko" ;;
+            *) cp "$file" "$dir/modules/" ;;
+        esac
+    done
+    cp "$dir"/root/boot/vmlinuz-* "$dir/vmlinuz"
+    rm -rf "$dir/deb" "$dir/root"
+}
+
+# vmm_initramfs OUT: the guests' own, with what loads Debian's modules.
+vmm_initramfs() {
+    local overlay=$WORK/vmm-overlay
+    mkdir -p "$overlay"/{bin,guest,modules}
+    cp "$(guest_io)" "$overlay/bin/guest-io"
+    cp "$BOARD/guest/vmm" "$overlay/guest/"
+    cp "$(vmm_dir)"/modules/*.ko "$overlay/modules/"
+    printf '%s\n' "${VMM_MODULES[@]}" >"$overlay/modules/order"
+    { cat "$(dom0_dir)/guest.cpio.gz"; (cd "$overlay" && find . | cpio --quiet -o -H newc | gzip -1); } >"$1"
+}
+
+# vmm_serve NAME DEVICE: a device of ours at $WORK/NAME.sock, by the program for this machine; its number is appended to SERVING.
+vmm_serve() {
+    "$CARGO_TARGET_DIR/debug/xen-virtiod" serve-vhost-user "$WORK/$1.sock" "$2" >"$WORK/$1.log" 2>&1 &
+    SERVING+=($!)
+    local tries
+    for ((tries = 0; tries < 100; tries++)); do
+        [ ! -S "$WORK/$1.sock" ] || return 0
+        sleep 0.1
+    done
+    die "no device at $WORK/$1.sock: $(cat "$WORK/$1.log")"
+}
+
+# vmm_monitor COMMAND: has QEMU do it.
+vmm_monitor() {
+    python3 - "$WORK/monitor" "$1" <<'PYTHON'
+import socket, sys
+monitor = socket.socket(socket.AF_UNIX)
+monitor.connect(sys.argv[1])
+monitor.settimeout(10)
+said = b""
+while not said.endswith(b"(qemu) "):
+    said += monitor.recv(4096)
+monitor.sendall(sys.argv[2].encode() + b"\n")
+said = b""
+while not said.endswith(b"(qemu) "):
+    said += monitor.recv(4096)
+PYTHON
+}
+
+vmm_has_said() { tr -d '\r' <"$WORK/vmm.log" | grep -aqE "$1"; }
+# vmm_said PATTERN SECONDS: waits until the guest's console has a line that matches.
+vmm_said() {
+    local limit=$((SECONDS + $2))
+    until vmm_has_said "$1"; do
+        [ $SECONDS -lt $limit ] && ! vmm_has_said 'guest: FAIL|Kernel panic' && kill -0 "$QEMU" 2>/dev/null ||
+            { tail -n 30 "$WORK/vmm.log" "$WORK"/{blk,rng}.log; die "the guest of QEMU did not say '$1'"; }
+        sleep 0.2
+    done
+}
+
+board_vmm() {
+    local SERVING=() QEMU pause
+    board_packages
+    choose_xen || exit $NO_XEN
+    vmm_dir >/dev/null
+    vmm_initramfs "$WORK/initramfs"
+    need_rust
+    cargo build --quiet --locked --manifest-path "$TOP/Cargo.toml" --bin xen-virtiod
+    truncate -s 64M "$WORK/vmm.img"
+    vmm_serve blk "blk, path=$WORK/vmm.img"
+    vmm_serve rng rng
+    trap 'kill "${SERVING[@]}" ${QEMU:-} 2>/dev/null || true; remove_scratch' EXIT
+    say "A guest of QEMU with Debian's kernel uses our disk and entropy over vhost-user"
+    : >"$WORK/vmm.log"
+    qemu-system-aarch64 -machine virt,gic-version=3,memory-backend=memory -cpu cortex-a57 -smp 2 -m 512 -accel tcg,thread=multi \
+        -object memory-backend-memfd,id=memory,size=512M,share=on -nodefaults -display none -no-reboot \
+        -serial file:"$WORK/vmm.log" -monitor unix:"$WORK/monitor",server=on,wait=off \
+        -kernel "$(vmm_dir)/vmlinuz" -initrd "$WORK/initramfs" -append 'console=ttyAMA0 quiet GUEST=vmm rdinit=/init' \
+        -chardev socket,id=blk,path="$WORK/blk.sock" -device vhost-user-blk-pci,chardev=blk,num-queues=2 \
+        -chardev socket,id=rng,path="$WORK/rng.sock" -device vhost-user-rng-pci,chardev=rng,indirect_desc=off \
+        >"$WORK/qemu.log" 2>&1 &
+    QEMU=$!
+    vmm_said 'verifying:' 120
+    # Each gives the queues back, and starts them where they were.
+    for pause in 1 2 3 4 5; do
+        vmm_monitor stop
+        sleep 0.2
+        vmm_monitor cont
+        sleep 0.5
+    done
+    vmm_said 'guest: done' 120
+    tr -d '\r' <"$WORK/vmm.log" | grep -aE '^(guest:|verified|chi-square)' | sed 's/^/  /'
+    ! grep -E 'WARN|ERROR' "$WORK"/{blk,rng}.log || die "the devices complain"
+    echo "vmm: a guest of $(qemu-system-aarch64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/QEMU \1/p'), paused $pause times: ok"
+}
