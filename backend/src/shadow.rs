@@ -7,12 +7,14 @@
 
 mod loss;
 mod pools;
+mod record;
 mod region;
 mod relay;
 mod relaying;
 mod ring;
 
 pub use loss::{Answer, Loss, Rules};
+pub use record::ShadowRecord;
 pub use region::{Region, RingPlaces};
 pub use relay::{Relay, RelayError};
 pub use ring::BackendFault;

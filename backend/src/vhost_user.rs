@@ -19,7 +19,7 @@ pub use connection::ConnectionError;
 pub use conversation::Offer;
 pub(crate) use conversation::{Conversation, Driver, Ended, Heard};
 pub(crate) use doorbell::Doorbell;
-pub use frontend::{Frontend, Keep, Link, NotKept, Setup};
+pub use frontend::{Frontend, Keep, Lasting, Link, Setup};
 pub use message::MessageError;
 pub use session::SessionError;
 pub(crate) use session::of_system;

@@ -210,6 +210,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) kept: Option<Value>,
     /// What it was [known](Built::known) to be in an earlier life of its guest's.
     pub(crate) known: Option<Value>,
+    /// What the last worker had of its back-end, if that is there still.
+    pub(crate) inherited: Option<Inherited>,
+}
+
+/// What a worker that has died had of a device's back-end.
+pub(crate) struct Inherited {
+    pub(crate) socket: OwnedFd,
+    /// The memory that both have.
+    pub(crate) memory: OwnedFd,
 }
 
 impl Wanted<'_> {
@@ -363,6 +372,11 @@ pub(crate) trait Control {
     ///
     /// If it is none of the device's.
     fn change(&self, change: &Value, descriptors: Vec<OwnedFd>) -> Result<()>;
+
+    /// What the supervisor is to keep for the guest's next worker, if that is another descriptor since the last look.
+    fn shared(&self) -> Option<OwnedFd> {
+        None
+    }
 
     /// The driver has been told of the last change, or the next worker tells it once more.
     fn told(&self) {}

@@ -107,6 +107,11 @@ pub enum FromWorker {
         /// Somebody else has what it needs, who may let go of it soon.
         busy: bool,
     },
+    /// What the next worker needs to go on with the device's back-end. Descriptor: the memory that both have. It is nobody's answer:
+    /// there may be one for each connection that the worker was given.
+    Shares {
+        key: EntryKey,
+    },
     /// The guest is served from now on, whether the supervisor lives or not.
     Serving,
     Detached {

@@ -51,6 +51,7 @@ pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
         served: false,
         kept: None,
         known: None,
+        inherited: None,
     };
     let opened = kind.open(&wanted, &mut Uses::default())?;
     // Nothing goes on from what is kept here.

@@ -381,7 +381,7 @@ impl Supervisor {
             let Some(guest) = guests.get_mut(&domid) else {
                 break;
             };
-            let Some(event) = guest.next_event(context.known) else {
+            let Some(event) = guest.next_event(&mut context) else {
                 owes_report = guest.owes_report(token);
                 break;
             };

@@ -178,6 +178,7 @@ impl Worker {
             self.event_loop.serve(due.chain(timeout).min())?;
             self.see_off();
             self.welcome()?;
+            self.share();
             if !self.supervised && checked.elapsed() >= ORPHAN_CHECK {
                 if !self.event_loop.hypervisor().is_alive() {
                     return Ok(());
@@ -265,6 +266,18 @@ impl Worker {
                 self.lose_supervisor();
                 return Ok(false);
             }
+        }
+    }
+
+    /// Hands the supervisor what the next worker goes on from.
+    fn share(&mut self) {
+        for (key, control) in &self.controls {
+            let Some(shared) = control.shared() else {
+                continue;
+            };
+            let message = FromWorker::Shares { key: *key };
+            // A supervisor that is gone has given it up.
+            let _ = self.channel.send(&message, &[shared.as_fd()]);
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Link, NotKept, Setup};
+use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Lasting, Link, Setup};
 use xen_virtio_backend::{
     Device, DeviceError, Identity, Interest, QueueError, QueueIndex, QueueStart, RequestCounters,
     Step,
@@ -44,8 +44,9 @@ impl Reconnecting {
             features: 0,
         };
         let link = Link::default();
-        let frontend = Frontend::new(setup, &offer, &[], link.clone(), Box::new(NotKept))
-            .map_err(io::Error::other)?;
+        let lasting = Lasting::nothing(offer.queues, class.queue_size)?;
+        let frontend =
+            Frontend::new(setup, &offer, link.clone(), lasting).map_err(io::Error::other)?;
         Ok(Self {
             frontend: frontend.with(arrival).map_err(io::Error::other)?,
             link,

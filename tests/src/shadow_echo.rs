@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
-use xen_virtio_backend::shadow::{Loss, Region, Relay, RelayError, Rules};
+use xen_virtio_backend::shadow::{Loss, Region, Relay, RelayError, Rules, ShadowRecord};
 use xen_virtio_backend::{
     Activity, Device, DeviceError, DeviceType, Identity, QueueError, QueueIndex, QueueSet,
     QueueStart, RequestCounters, Step, Unfinished,
@@ -128,6 +128,10 @@ impl BackEnd {
     }
 }
 
+fn records() -> io::Result<Vec<ShadowRecord>> {
+    SIZES.into_iter().map(ShadowRecord::private).collect()
+}
+
 impl ShadowEcho {
     /// # Errors
     ///
@@ -140,7 +144,7 @@ impl ShadowEcho {
                 queue_sizes: SIZES.into(),
             },
             queues: QueueSet::new(SIZES.len()),
-            relay: Relay::new(&SIZES, POOL, BASE, RULES)?,
+            relay: Relay::new(&SIZES, POOL, BASE, RULES, records()?)?,
             back_end: None,
             kicked: false,
             is_started: false,

@@ -20,6 +20,11 @@ pub(crate) struct PageRun {
 }
 
 impl PageRun {
+    /// A run of a memory that nobody hands out any more.
+    pub(crate) fn left(first: usize, pages: usize) -> Self {
+        Self { first, pages }
+    }
+
     /// The byte of the memory at which the run begins.
     pub(crate) fn start(&self) -> usize {
         self.first * PAGE_SIZE

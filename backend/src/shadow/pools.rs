@@ -115,6 +115,7 @@ impl Pools {
 mod tests {
     use super::super::ring::Part;
     use super::*;
+    use smallvec::SmallVec;
 
     fn plan(pages: usize) -> Plan {
         let bytes = pages * PAGE_SIZE;
@@ -141,6 +142,7 @@ mod tests {
                 is_shared,
                 order: 0,
                 written: 0,
+                descriptors: SmallVec::new(),
             }),
             Taken::NotNow => None,
             Taken::Never { room } => panic!("{room} pages at most"),

@@ -1,11 +1,13 @@
 //! The memory that a back-end maps.
 
 use rustix::fs::{
-    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
+    ftruncate, memfd_create,
 };
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use xen_virtio_guest_mapping::PAGE_SIZE;
 
@@ -25,18 +27,26 @@ pub struct RingPlaces {
 /// Shadow rings, and behind them a pool for data, in a memfd whose size nobody can change.
 pub struct Region {
     memory: MmapRegion<()>,
+    /// Its file's number.
+    name: u64,
     rings: Vec<RingPlaces>,
     pool: Range<usize>,
 }
 
-impl Region {
-    /// A region of zeros with queues of `sizes` entries, and a pool of `pool` bytes. Pages of the pool that nobody touches take no
-    /// memory.
-    ///
-    /// # Errors
-    ///
-    /// If the system has not the memory.
-    pub fn new(sizes: &[u16], pool: usize) -> io::Result<Self> {
+/// What nobody changes of its file.
+const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
+
+/// What is where in a region.
+struct Layout {
+    rings: Vec<RingPlaces>,
+    pool: Range<usize>,
+    bytes: usize,
+}
+
+impl Layout {
+    fn of(sizes: &[u16], pool: usize) -> Self {
         let mut end = 0;
         let mut place = |bytes: usize| {
             let start = end;
@@ -55,20 +65,58 @@ impl Region {
             });
         }
         let start = place(pool);
-        let bytes = end.next_multiple_of(ALIGNMENT);
+        Self {
+            rings,
+            pool: start..start + pool.next_multiple_of(PAGE_SIZE),
+            bytes: end.next_multiple_of(ALIGNMENT),
+        }
+    }
+}
+
+impl Region {
+    /// A region of zeros with queues of `sizes` entries, and a pool of `pool` bytes. Pages of the pool that nobody touches take no
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn new(sizes: &[u16], pool: usize) -> io::Result<Self> {
+        let layout = Layout::of(sizes, pool);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("xen-virtio-shadow", flags)?;
-        ftruncate(&file, bytes as u64)?;
+        ftruncate(&file, layout.bytes as u64)?;
         // An access for which there is no memory kills who makes it: of the rings we have it now.
-        fallocate(&file, FallocateFlags::empty(), 0, start as u64)?;
+        fallocate(&file, FallocateFlags::empty(), 0, layout.pool.start as u64)?;
         // A back-end that shrank it would kill whoever reads it next.
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        fcntl_add_seals(&file, SEALS)?;
+        Self::map(file, layout)
+    }
+
+    /// The region of such queues and pool that an earlier process has made in `file`.
+    ///
+    /// # Errors
+    ///
+    /// If it is none.
+    pub fn left(file: OwnedFd, sizes: &[u16], pool: usize) -> io::Result<Self> {
+        let layout = Layout::of(sizes, pool);
+        let is_sealed = fcntl_get_seals(&file)?.contains(SEALS);
+        let has_all = u64::try_from(fstat(&file)?.st_size) == Ok(layout.bytes as u64);
+        match is_sealed && has_all {
+            true => Self::map(file, layout),
+            false => Err(io::Error::other("the memory that was left is another one")),
+        }
+    }
+
+    fn map(file: OwnedFd, layout: Layout) -> io::Result<Self> {
+        let Layout { rings, pool, bytes } = layout;
+        let name = fstat(&file)?.st_ino;
         let memory = MmapRegion::from_file(FileOffset::new(File::from(file), 0), bytes)
             .map_err(io::Error::other)?;
         Ok(Self {
             memory,
+            name,
             rings,
-            pool: start..start + pool.next_multiple_of(PAGE_SIZE),
+            pool,
         })
     }
 
@@ -86,6 +134,11 @@ impl Region {
     pub fn file(&self) -> &File {
         let file = self.memory.file_offset().expect("it is of a file");
         file.file()
+    }
+
+    /// What tells it from others that there are.
+    pub(super) fn name(&self) -> u64 {
+        self.name
     }
 
     /// Bytes, a multiple of 2 MiB.

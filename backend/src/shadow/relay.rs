@@ -4,20 +4,22 @@ mod outgoing;
 
 use super::loss::Rules;
 use super::pools::{Pools, Taken};
+use super::record::{Finished, Left, ShadowRecord};
 use super::region::Region;
 use super::relaying::{Plan, Relaying};
 use super::ring::{BackendFault, ShadowRing};
 use crate::device::{DeviceError, DeviceFailure, RequestCounters};
-use crate::engine::{copy, first_fault};
+use crate::engine::{PageRun, copy, first_fault};
 use crate::log_limit::LogLimit;
 use crate::shortage::Shortage;
 use crate::tuning::{BATCH, HELD_STEPS, MAX_COPIES, SHORTEST_SLEEP};
 use crate::virtqueue::{QueueIndex, QueueSet, Request};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::time::Instant;
-use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess};
+use xen_virtio_guest_mapping::{CopyFault, CopyOp, GuestAccess, PAGE_SIZE};
 
 /// Why a device cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,8 @@ pub struct Relay {
     left_behind: Vec<(usize, Relaying)>,
     /// The back-end is gone, and no other one is there yet.
     is_lost: bool,
+    records: Vec<ShadowRecord>,
+    inherited: Option<Inherited>,
     offered: u64,
     /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
     most_copies: usize,
@@ -100,18 +104,69 @@ impl Holding {
     }
 }
 
+/// What an earlier process's back-end has, or had.
+struct Inherited {
+    region: Region,
+    /// By queue, until it is known what the back-end has used; then that.
+    left: Vec<Left>,
+    finished: Option<Vec<Finished>>,
+    /// What the back-end has used, and the guest does not have yet.
+    restored: Vec<(usize, Relaying)>,
+}
+
+/// A request that was used, whose buffers begin at page `page` of a region with this pool. One that the guest has changed since has
+/// what there is room for now, or nothing.
+fn restored(
+    request: Request,
+    plan: Plan,
+    page: usize,
+    written: u32,
+    pool: &Range<usize>,
+) -> Relaying {
+    let start = page * PAGE_SIZE;
+    let is_there = pool.start <= start && start + plan.bytes <= pool.end;
+    let room = u32::try_from(request.writable.len()).expect("what a request has room for");
+    let (page, pages, written) = match is_there {
+        true => (page, plan.pages(), written.min(room)),
+        false => (pool.start / PAGE_SIZE, 0, 0),
+    };
+    Relaying {
+        request,
+        // Without buffers there is nothing to copy.
+        plan: if is_there {
+            plan
+        } else {
+            Plan::of(&Request::new(0))
+        },
+        run: PageRun::left(page, pages),
+        is_shared: false,
+        order: 0,
+        written,
+        descriptors: SmallVec::new(),
+    }
+}
+
 /// A request that is copied in, and its copies.
 type Incoming = (usize, Relaying, Range<usize>);
 
 impl Relay {
-    /// Queues of at most `sizes` entries, with `pool` bytes for data, whose region a back-end knows by the address `base`.
+    /// Queues of at most `sizes` entries, with `pool` bytes for data, whose region a back-end knows by the address `base`, and of
+    /// which `records` are kept.
     ///
     /// # Errors
     ///
     /// If the system has not the memory.
-    pub fn new(sizes: &[u16], pool: usize, base: u64, rules: Rules) -> io::Result<Self> {
+    pub fn new(
+        sizes: &[u16],
+        pool: usize,
+        base: u64,
+        rules: Rules,
+        records: Vec<ShadowRecord>,
+    ) -> io::Result<Self> {
         let region = Region::new(sizes, pool)?;
         Ok(Self {
+            records,
+            inherited: None,
             pools: Pools::new(&region),
             queues: sizes.iter().map(|_| None).collect(),
             region,
@@ -170,12 +225,17 @@ impl Relay {
         assert!(self.is_settled(index), "the back-end has let go of it");
         let index = index.get();
         self.event_idx = event_idx;
-        self.queues[index] = Some(Relayed {
+        self.records[index].begin(self.region.name());
+        self.queues[index] = Some(self.relayed(index));
+    }
+
+    fn relayed(&self, index: usize) -> Relayed {
+        Relayed {
             ring: self.ring(index),
             requests: (0..self.region.rings()[index].size).map(|_| None).collect(),
             expected: 0,
             waiting: VecDeque::new(),
-        });
+        }
     }
 
     fn ring(&self, index: usize) -> ShadowRing {
@@ -195,6 +255,9 @@ impl Relay {
         }
         for (_, relaying) in self.used.extract_if(.., |(queue, _)| *queue == index) {
             drop(self.pools.give_back(index, relaying));
+        }
+        if let Some(inherited) = &mut self.inherited {
+            inherited.restored.retain(|(queue, _)| *queue != index);
         }
         self.pools.forget(index);
         if self.used.is_empty() {
@@ -219,8 +282,10 @@ impl Relay {
     /// Whether a back-end that has stopped serving a queue, and says that it would go on at element `next` of the available
     /// ring, has given back all that it had taken: nothing else is written to its buffers.
     pub fn has_all_back(&self, index: QueueIndex, next: u16) -> bool {
-        let places = &self.region.rings()[index.get()];
-        ShadowRing::used_index(places, &self.region.memory()) == next
+        let inherited = self.inherited.as_ref();
+        let region = inherited.map_or(&self.region, |inherited| &inherited.region);
+        let places = &region.rings()[index.get()];
+        places.used_index(&region.memory()) == next
     }
 
     /// How many requests the back-end is to answer soon.
@@ -230,6 +295,32 @@ impl Relay {
             .flatten()
             .map(|queue| queue.expected)
             .sum()
+    }
+
+    /// The back-end of an earlier process is there still, with what it has had in `region`: what becomes of that is known when it
+    /// has let go of all queues, [`Relay::take_over`]. False if that region is not the one that the records are of.
+    pub fn inherit(&mut self, region: Region) -> bool {
+        let rings = region.rings().iter().zip(&self.records);
+        let left = rings.map(|(places, record)| Left::of(record, places.size, region.name()));
+        let left: Option<Vec<_>> = left.collect();
+        self.inherited = left.map(|left| Inherited {
+            region,
+            left,
+            finished: None,
+            restored: Vec::new(),
+        });
+        self.is_lost = self.inherited.is_some();
+        self.is_lost
+    }
+
+    /// The back-end of an earlier process has let go of all queues: what it has used is the guest's, and the rest it has not seen.
+    pub fn take_over(&mut self) {
+        if let Some(inherited) = &mut self.inherited {
+            let left = std::mem::take(&mut inherited.left).into_iter();
+            let finished = left.zip(inherited.region.rings());
+            let finished = finished.map(|(left, places)| left.finished(&inherited.region, places));
+            inherited.finished = Some(finished.collect());
+        }
     }
 
     /// Whether the queue is relayed.
@@ -251,6 +342,9 @@ impl Relay {
     /// The back-end is gone. What it has used is the guest's; what else it had waits for the next one, or has failed.
     pub fn lose(&mut self) {
         if self.is_lost {
+            // What was not taken over by now is lost too.
+            self.inherited
+                .take_if(|inherited| inherited.finished.is_none());
             return;
         }
         // What it says last may be anything.
@@ -281,7 +375,7 @@ impl Relay {
     /// If the system has not the memory; nothing has changed then.
     pub fn resume(&mut self, event_idx: bool) -> io::Result<bool> {
         self.lose();
-        if !self.used.is_empty() {
+        if !self.used.is_empty() || self.inherited.is_some() {
             return Ok(false);
         }
         self.region = self.region.another()?;
@@ -290,6 +384,7 @@ impl Relay {
         self.left_behind.clear();
         for index in 0..self.queues.len() {
             let ring = self.ring(index);
+            self.records[index].begin(self.region.name());
             if let Some(queue) = &mut self.queues[index] {
                 queue.ring = ring;
                 queue.expected = 0;
@@ -364,6 +459,7 @@ impl Relay {
                 let start = relaying.run.start();
                 let memory = self.region.memory();
                 let head = queue.ring.offer(&relaying.plan.descriptors, start, &memory);
+                self.records[index].offer(head, relaying.request.head(), start);
                 queue.expected += usize::from(!relaying.plan.receives);
                 queue.requests[usize::from(head)] = Some(relaying);
             }
@@ -421,6 +517,7 @@ impl Relay {
                         is_shared,
                         order: self.offered,
                         written: 0,
+                        descriptors: SmallVec::new(),
                     };
                     self.offered += 1;
                     let first = self.copies.len();
@@ -471,11 +568,84 @@ impl Relay {
     ) -> Result<(), DeviceError> {
         self.counters.done += 1;
         let written = relaying.written as usize;
+        let mut relaying = relaying;
+        let descriptors = std::mem::take(&mut relaying.descriptors);
         let (request, _) = self.pools.give_back(index, relaying);
-        match queues.get(index) {
-            Some(queue) => queue.complete(request.finish(written)),
-            None => Ok(()),
+        if let Some(queue) = queues.get(index) {
+            queue.complete(request.finish(written))?;
         }
+        if !descriptors.is_empty()
+            && let Some(queue) = &mut self.queues[index]
+        {
+            queue.ring.give_back(descriptors);
+            self.records[index].deliver();
+        }
+        Ok(())
+    }
+
+    /// Gives the guest what the back-end of an earlier process has used, and has what that process had taken besides wait for the
+    /// next one. True if there was anything.
+    pub(super) fn restore(
+        &mut self,
+        queues: &mut QueueSet,
+        access: &mut dyn GuestAccess,
+    ) -> Result<bool, DeviceError> {
+        let is_known = |inherited: &Inherited| inherited.finished.is_some();
+        if !self.inherited.as_ref().is_some_and(is_known) {
+            return Ok(false);
+        }
+        for index in 0..self.queues.len() {
+            if self.queues[index].is_none() && queues.get(index).is_some() {
+                self.queues[index] = Some(self.relayed(index));
+            }
+        }
+        let Some(inherited) = &mut self.inherited else {
+            return Ok(false);
+        };
+        let finished = inherited.finished.iter_mut().flatten();
+        for (index, finished) in finished.enumerate() {
+            let (Some(from), Some(queue)) = (queues.get(index), &mut self.queues[index]) else {
+                continue;
+            };
+            // Those come first, and are popped once.
+            while let Some(request) = from.pop()? {
+                let plan = Plan::of(&request);
+                let is_repeated = request.is_repeated();
+                match finished.remove(&request.head()) {
+                    Some((page, written)) if is_repeated => {
+                        let pool = inherited.region.pool();
+                        let relaying = restored(request, plan, page, written, &pool);
+                        inherited.restored.push((index, relaying));
+                    }
+                    Some(_) | None => queue.waiting.push_back((request.untouched(), plan)),
+                }
+                if !is_repeated {
+                    break;
+                }
+            }
+        }
+        while let Some((_, relaying)) = inherited.restored.last() {
+            self.copies.clear();
+            relaying.plan_out(&mut self.copies);
+            if let Err(fault) = copy(access, &inherited.region.memory(), &mut self.copies) {
+                let doing = "writing the guest's memory";
+                self.out_shortage.note(doing, &fault, Instant::now());
+                return Ok(true);
+            }
+            let Some((index, relaying)) = inherited.restored.pop() else {
+                break;
+            };
+            let failed = first_fault(&self.copies).is_some();
+            let written = if failed { 0 } else { relaying.written as usize };
+            self.counters.done += 1;
+            self.counters.failed += u64::from(failed);
+            if let Some(queue) = queues.get(index) {
+                queue.complete(relaying.request.finish(written))?;
+            }
+        }
+        self.out_shortage.end();
+        self.inherited = None;
+        Ok(true)
     }
 
     /// Asks back-end and driver to tell of the next thing that they do. True if one of them has done something meanwhile.

@@ -96,6 +96,8 @@ pub(super) struct Relaying {
     pub(super) order: u64,
     /// What the back-end says that it has written.
     pub(super) written: u32,
+    /// Its descriptors in the shadow ring, once the back-end has used it.
+    pub(super) descriptors: SmallVec<[u16; 4]>,
 }
 
 impl Relaying {

@@ -38,6 +38,23 @@ impl Part {
     }
 }
 
+impl RingPlaces {
+    /// How many requests the back-end says that it has used, modulo 2^16.
+    pub(super) fn used_index(&self, memory: &VolatileSlice<'_>) -> u16 {
+        load(memory, self.used + 2)
+    }
+
+    /// Element `index` of the used ring, modulo its size: `le32 id`, `le32 len`. It is read once, whatever the back-end writes
+    /// there meanwhile.
+    pub(super) fn used_element(&self, index: u16, memory: &VolatileSlice<'_>) -> [u32; 2] {
+        let slot = usize::from(index % self.size);
+        let element: [u32; 2] = memory
+            .read_obj(self.used + 4 + 8 * slot)
+            .expect("in the region");
+        element.map(u32::from_le)
+    }
+}
+
 /// The driver's side of a queue in the region.
 pub(super) struct ShadowRing {
     places: RingPlaces,
@@ -57,10 +74,12 @@ pub(super) struct ShadowRing {
 }
 
 /// A request that the back-end has used, and the bytes that it wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Used {
     pub(super) head: u16,
     pub(super) written: u32,
+    /// Its descriptors, which are nobody else's until [`ShadowRing::give_back`].
+    pub(super) descriptors: SmallVec<[u16; 4]>,
 }
 
 impl ShadowRing {
@@ -91,11 +110,6 @@ impl ShadowRing {
             next_used: Wrapping(0),
             places: places.clone(),
         }
-    }
-
-    /// How many requests the back-end says that it has used, of a queue at `places` of `memory`, modulo 2^16.
-    pub(super) fn used_index(places: &RingPlaces, memory: &VolatileSlice<'_>) -> u16 {
-        load(memory, places.used + 2)
     }
 
     /// Descriptors that no request has.
@@ -189,12 +203,7 @@ impl ShadowRing {
             let in_flight = self.in_flight;
             return Err(BackendFault::UsedIndex { ahead, in_flight });
         }
-        let slot = usize::from(self.next_used.0 % self.places.size);
-        // `le32 id`, `le32 len`: read once, whatever the back-end writes there meanwhile.
-        let element: [u32; 2] = memory
-            .read_obj(self.places.used + 4 + 8 * slot)
-            .expect("in the region");
-        let [id, len] = element.map(u32::from_le);
+        let [id, len] = self.places.used_element(self.next_used.0, memory);
         let chain = usize::try_from(id).ok();
         let chain = chain.and_then(|head| self.chains.get_mut(head));
         let room = match &chain {
@@ -207,10 +216,18 @@ impl ShadowRing {
         let len = len.min(room);
         let (descriptors, _) = chain.and_then(Option::take).expect("it is there");
         let head = descriptors[0];
-        self.free.extend(descriptors);
         self.in_flight -= 1;
         self.next_used += 1;
-        Ok(Some(Used { head, written: len }))
+        Ok(Some(Used {
+            head,
+            written: len,
+            descriptors,
+        }))
+    }
+
+    /// The guest has a request that the back-end has used: its descriptors are free.
+    pub(super) fn give_back(&mut self, descriptors: SmallVec<[u16; 4]>) {
+        self.free.extend(descriptors);
     }
 
     /// Asks the back-end to tell of the next request that it uses, behind `skip` others. True if it has used so many meanwhile.

@@ -22,6 +22,8 @@ pub struct Offer {
 pub(crate) enum Heard {
     /// The back-end can be used.
     Offer(Offer),
+    /// All that an earlier process had asked is answered: what that had it serve it is to let go of.
+    TakenOver,
     /// It serves all queues that it was told to.
     Serving,
     /// It has let go of a queue, and would have gone on with element `next` of its available ring.

@@ -12,9 +12,10 @@ use super::session::{Session, SessionError, of_system};
 use crate::device::{Device, DeviceError, DeviceFailure, Identity};
 use crate::error_line::with_sources;
 use crate::log_limit::LogLimit;
-use crate::shadow::{Relay, RelayError};
+use crate::shadow::{Region, Relay, RelayError, ShadowRecord};
 use crate::vhost_kernel::{Kernel, KernelSession};
 use crate::virtqueue::{QueueIndex, QueueSet};
+use rustix::net::{Shutdown, shutdown};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -44,12 +45,44 @@ const AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Default)]
 pub struct Link {
     socket: Rc<Cell<Option<OwnedFd>>>,
+    memory: Rc<Cell<Option<OwnedFd>>>,
 }
 
 impl Link {
     /// The device's next [`Device::update`] begins with the back-end at the other end of `socket`.
     pub fn put(&self, socket: OwnedFd) {
         self.socket.set(Some(socket));
+    }
+
+    /// The memory that the device shares with its back-end, if that is another one since the last look: by it, and by the
+    /// connection, [`Frontend::inherit`] goes on.
+    pub fn take_memory(&self) -> Option<OwnedFd> {
+        self.memory.take()
+    }
+}
+
+/// What of a device goes beyond this process.
+pub struct Lasting {
+    /// What the driver has written of the configuration space, to an earlier process.
+    pub written: Vec<u8>,
+    /// By queue, of [`MAX_QUEUES`](super::MAX_QUEUES) or as many as there are.
+    pub records: Vec<ShadowRecord>,
+    pub keep: Box<dyn Keep>,
+}
+
+impl Lasting {
+    /// Nothing does, of a device with `queues` queues of `size` entries.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn nothing(queues: u16, size: u16) -> io::Result<Self> {
+        let records = (0..queues).map(|_| ShadowRecord::private(size));
+        Ok(Self {
+            written: Vec::new(),
+            records: records.collect::<io::Result<_>>()?,
+            keep: Box::new(NotKept),
+        })
     }
 }
 
@@ -63,7 +96,7 @@ pub trait Keep {
 }
 
 /// Nothing goes on from it.
-pub struct NotKept;
+struct NotKept;
 
 impl Keep for NotKept {
     fn back_ends(&self, _config: &[u8]) {}
@@ -90,6 +123,10 @@ pub struct Frontend {
     setup: Setup,
     config: ConfigSpace,
     queues: QueueSet,
+    /// What its back-ends had at first.
+    offer: Offer,
+    /// The next process is told of the memory that this session's back-end knows.
+    shares: bool,
     /// Dropped before the relay, in whose region it may write.
     session: Option<Box<dyn Conversation>>,
     relay: Relay,
@@ -130,8 +167,8 @@ enum Told {
 }
 
 impl Frontend {
-    /// A device whose back-ends have what `offer` says, and are brought by `link`. Of its configuration space the driver has
-    /// written `written`, to an earlier process; what becomes of it is kept by `keep`.
+    /// A device whose back-ends have what `offer` says, and are brought by `link`; it goes on from what is `lasting`, but for
+    /// the back-end of an earlier process: [`Frontend::inherit`].
     ///
     /// # Errors
     ///
@@ -139,17 +176,22 @@ impl Frontend {
     pub fn new(
         setup: Setup,
         offer: &Offer,
-        written: &[u8],
         link: Link,
-        keep: Box<dyn Keep>,
+        lasting: Lasting,
     ) -> Result<Self, SessionError> {
+        let Lasting {
+            written,
+            mut records,
+            keep,
+        } = lasting;
         let class = setup.class;
         let count = usize::from(offer.queues);
         let sizes = vec![setup.queue_size; count];
-        let relay = Relay::new(&sizes, setup.pool, BASE, class.rules).map_err(of_system)?;
+        records.truncate(count);
+        let relay = Relay::new(&sizes, setup.pool, BASE, class.rules, records);
         let features = offer.features & TYPE_FEATURES & !class.without_features;
         let own = setup.config.clone();
-        let mut config = ConfigSpace::new(class, own, written);
+        let mut config = ConfigSpace::new(class, own, &written);
         config.take(&offer.config);
         Ok(Self {
             identity: Identity {
@@ -161,7 +203,9 @@ impl Frontend {
             config,
             queues: QueueSet::new(count),
             session: None,
-            relay,
+            relay: relay.map_err(of_system)?,
+            offer: offer.clone(),
+            shares: false,
             link,
             again: None,
             keep,
@@ -200,10 +244,26 @@ impl Frontend {
     /// [`SessionError`] if it does not.
     pub fn of_kernel(setup: Setup, kernel: Kernel) -> Result<Self, SessionError> {
         let session = KernelSession::begin(kernel, setup.class).map_err(|(error, _)| error)?;
-        let (link, keep) = (Link::default(), Box::new(NotKept));
-        let mut this = Self::new(setup, session.offer(), &[], link, keep)?;
+        let class = setup.class;
+        let lasting = Lasting::nothing(class.queues, class.queue_size).map_err(of_system)?;
+        let mut this = Self::new(setup, session.offer(), Link::default(), lasting)?;
         this.go_on_with(Ok(Box::new(session)));
         Ok(this)
+    }
+
+    /// Goes on with the back-end of an earlier process, at the other end of `socket`, which has `memory`. What comes of that is
+    /// seen later; if it is nothing, the next back-end is waited for.
+    pub fn inherit(&mut self, socket: OwnedFd, memory: OwnedFd) {
+        let sizes = &self.identity.queue_sizes;
+        let region = Region::left(memory, sizes, self.setup.pool);
+        let is_ours = region.is_ok_and(|region| self.relay.inherit(region));
+        if !is_ours {
+            // Begins with it as with any other: it has closed this by then.
+            let _ = shutdown(&socket, Shutdown::Both);
+            return;
+        }
+        let session = Session::take_over(socket, self.setup.class, self.offer.clone());
+        self.go_on_with(session.map(|session| Box::new(session) as _));
     }
 
     /// Whether it has a connection, whatever comes of that.
@@ -237,6 +297,7 @@ impl Frontend {
     /// Goes on with a session that has begun, in place of none.
     fn go_on_with(&mut self, begun: Result<Box<dyn Conversation>, SessionError>) {
         self.connections += 1;
+        self.shares = false;
         let watched = begun.and_then(|session| {
             let watched = self.events.watch(&*session);
             // What cannot be watched is ended as what was.
@@ -335,6 +396,10 @@ impl Frontend {
             heard_any = true;
             match heard {
                 Heard::Offer(offer) => self.welcome(&offer)?,
+                Heard::TakenOver => {
+                    self.absence = None;
+                    self.tell_to_stop()?;
+                }
                 Heard::Serving => {
                     self.is_serving = true;
                     // Some back-ends lose a kick that came while a queue was being enabled.
@@ -386,8 +451,21 @@ impl Frontend {
         self.told[queue] = Told::Nothing;
         if self.told.iter().all(|told| matches!(told, Told::Nothing)) {
             self.is_serving = false;
+            self.relay.take_over();
             if let Some(session) = &mut self.session {
                 session.reset()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the back-end let go of all queues, whichever it serves.
+    fn tell_to_stop(&mut self) -> Result<(), SessionError> {
+        if let Some(session) = &mut self.session {
+            self.events.watch(&**session)?;
+            for queue in 0..self.told.len() {
+                session.stop(queue)?;
+                self.told[queue] = Told::Stop;
             }
         }
         Ok(())
@@ -406,15 +484,15 @@ impl Frontend {
         if !session.is_usable() {
             return Ok(false);
         }
+        // The next driver's features are told when nothing of the last one's is served.
+        if self.told.iter().any(|told| matches!(told, Told::Stop)) {
+            return Ok(false);
+        }
         // What it has used is the guest's first.
         let event_idx = session.offer().features & 1 << VIRTIO_RING_F_EVENT_IDX != 0
             && !self.setup.class.without_event_idx;
         if self.relay.is_lost() && !self.relay.resume(event_idx).map_err(of_system)? {
             self.looks = true;
-            return Ok(false);
-        }
-        // The next driver's features are told when nothing of the last one's is served.
-        if self.told.iter().any(|told| matches!(told, Told::Stop)) {
             return Ok(false);
         }
         let mut begins = self.told.iter().all(|told| matches!(told, Told::Nothing));
@@ -444,6 +522,10 @@ impl Frontend {
                     of_back_end: accepted,
                 };
                 session.prepare(driver, self.relay.region(), BASE)?;
+                if !std::mem::replace(&mut self.shares, true) {
+                    let memory = self.relay.region().file().try_clone()?;
+                    self.link.memory.set(Some(memory.into()));
+                }
             }
             if !self.relay.relays(index) {
                 self.relay.start(index, event_idx);

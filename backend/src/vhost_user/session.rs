@@ -21,6 +21,9 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 /// How long a back-end may take to answer, before another one is waited for.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
+/// Answers that a process can be owed when it dies: those for a start of all queues, and some.
+const MOST_NOT_OURS: usize = 16 * MAX_QUEUES as usize;
+
 /// Messages of its own that are taken of a back-end at once.
 const TOGETHER: usize = 16;
 
@@ -35,6 +38,8 @@ enum Owed {
     Obedience(Request, &'static str),
     /// All that was sent before has been taken up.
     Serving,
+    /// All that an earlier process has sent has been answered.
+    TakenOver,
     LetGo(usize),
 }
 
@@ -42,7 +47,10 @@ impl Owed {
     fn request(self) -> (Request, &'static str) {
         match self {
             Self::Features | Self::Serving => (Request::GetFeatures, "GET_FEATURES"),
-            Self::ProtocolFeatures => (Request::GetProtocolFeatures, "GET_PROTOCOL_FEATURES"),
+            // No process asks for it but to begin with.
+            Self::ProtocolFeatures | Self::TakenOver => {
+                (Request::GetProtocolFeatures, "GET_PROTOCOL_FEATURES")
+            }
             Self::QueueNum => (Request::GetQueueNum, "GET_QUEUE_NUM"),
             Self::Config => (Request::GetConfig, "GET_CONFIG"),
             Self::Obedience(request, name) => (request, name),
@@ -61,6 +69,8 @@ pub(super) struct Session {
     protocol: u64,
     offer: Offer,
     is_usable: bool,
+    /// Answers to an earlier process, which are not ours to judge, may come before the first one to us: at most so many.
+    not_ours: usize,
     /// It may have a socket to ask for something by.
     may_ask: bool,
     /// The memory table was sent.
@@ -85,7 +95,33 @@ impl Session {
         class: &'static Class,
         may_ask: bool,
     ) -> Result<Self, SessionError> {
+        let mut this = Self::new(socket, class, may_ask);
+        this.send(Request::SetOwner, &[], None)?;
+        this.ask(Owed::Features, &[])?;
+        Ok(this)
+    }
+
+    /// Goes on with a back-end that an earlier process has had, and that has what `offer` says. [`Heard::TakenOver`] follows.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub(super) fn take_over(
+        socket: OwnedFd,
+        class: &'static Class,
+        offer: Offer,
+    ) -> Result<Self, SessionError> {
         let mut this = Self {
+            offer,
+            not_ours: MOST_NOT_OURS,
+            ..Self::new(socket, class, true)
+        };
+        this.ask(Owed::TakenOver, &[])?;
+        Ok(this)
+    }
+
+    fn new(socket: OwnedFd, class: &'static Class, may_ask: bool) -> Self {
+        Self {
             connection: Connection::new(socket),
             class,
             owed: VecDeque::new(),
@@ -93,16 +129,14 @@ impl Session {
             protocol: 0,
             offer: Offer::default(),
             is_usable: false,
+            not_ours: 0,
             may_ask,
             knows_memory: false,
             selections: Selections::default(),
             to_select: VecDeque::new(),
             requests: None,
             has_more: false,
-        };
-        this.send(Request::SetOwner, &[], None)?;
-        this.ask(Owed::Features, &[])?;
-        Ok(this)
+        }
     }
 
     fn send(
@@ -201,6 +235,10 @@ impl Session {
         };
         let (request, name) = owed.request();
         if !message.answers(request) {
+            if owed == Owed::TakenOver && message.is_reply && self.not_ours > 0 {
+                self.not_ours -= 1;
+                return Ok(None);
+            }
             return Err(unasked);
         }
         self.owed.pop_front();
@@ -228,6 +266,14 @@ impl Session {
                 };
                 self.agree(offered & protocol::KNOWN & !unwanted)?;
                 return Ok(self.is_met());
+            }
+            Owed::TakenOver => {
+                let offered = message.number().ok_or(odd)?;
+                self.not_ours = 0;
+                self.protocol = offered & protocol::KNOWN;
+                self.have_requests()?;
+                self.is_usable = true;
+                return Ok(Some(Heard::TakenOver));
             }
             Owed::QueueNum => {
                 let queues = message.number().ok_or(odd)?;
@@ -285,20 +331,27 @@ impl Session {
         if agreed & protocol::MQ != 0 {
             self.ask(Owed::QueueNum, &[])?;
         }
-        if agreed & protocol::BACKEND_REQ != 0 {
-            let flags = SocketFlags::CLOEXEC;
-            let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
-            let (ours, theirs) = pair.map_err(|error| ConnectionError::Socket(error.into()))?;
-            let command = (Request::SetBackendReqFd, "SET_BACKEND_REQ_FD");
-            self.command(command, &[], Some(theirs.as_fd()))?;
-            self.requests = Some(Connection::new(ours));
-        }
+        self.have_requests()?;
         if self.reads_config() && self.class.selects {
             self.to_select = Selections::first();
             self.select()?;
         } else if self.reads_config() {
             self.ask_config()?;
         }
+        Ok(())
+    }
+
+    /// Has a socket for what the back-end says of itself, if it may.
+    fn have_requests(&mut self) -> Result<(), SessionError> {
+        if self.protocol & protocol::BACKEND_REQ == 0 {
+            return Ok(());
+        }
+        let flags = SocketFlags::CLOEXEC;
+        let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let (ours, theirs) = pair.map_err(|error| ConnectionError::Socket(error.into()))?;
+        let command = (Request::SetBackendReqFd, "SET_BACKEND_REQ_FD");
+        self.command(command, &[], Some(theirs.as_fd()))?;
+        self.requests = Some(Connection::new(ours));
         Ok(())
     }
 

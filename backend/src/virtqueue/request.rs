@@ -105,6 +105,19 @@ impl Request {
         }
     }
 
+    /// What the driver knows it by.
+    pub(crate) fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// No process had taken it, as it has turned out.
+    pub(crate) fn untouched(self) -> Self {
+        Self {
+            is_repeated: false,
+            ..self
+        }
+    }
+
     /// Whether an earlier process had taken it, and may have carried out some or all of it.
     pub fn is_repeated(&self) -> bool {
         self.is_repeated

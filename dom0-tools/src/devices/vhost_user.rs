@@ -4,8 +4,8 @@ mod offer_record;
 mod settings;
 
 use super::{
-    Arriving, BackEnd, Building, Built, Busy, Control, DeviceKind, NewDevice, Opened, Resources,
-    SyscallRule, Wanted, blk, parse_settings, spec,
+    Arriving, BackEnd, Building, Built, Busy, Control, DeviceKind, Inherited, NewDevice, Opened,
+    Resources, SyscallRule, Wanted, blk, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, DeviceRecords};
@@ -94,6 +94,8 @@ struct Spec {
     settings: Settings,
     /// What its back-ends had in an earlier life of its guest's, if there is none now.
     offer: Option<Vec<u8>>,
+    /// The connection is one that an earlier worker had; the memory that it shared goes beside.
+    is_inherited: bool,
 }
 
 /// What is known of a device, for the next life of its guest's.
@@ -155,6 +157,21 @@ impl DeviceKind for VhostUserKind {
             program.keep_running()?;
         }
         let known = Known::offer(wanted.known.clone(), &settings);
+        if let Some(Inherited { socket, memory }) = &wanted.inherited {
+            return Ok(Opened {
+                detail: format!("{} by {}", self.name, settings.socket.display()),
+                spec: spec(&Spec {
+                    settings: settings.clone(),
+                    offer: None,
+                    is_inherited: true,
+                }),
+                descriptors: vec![socket.try_clone()?, memory.try_clone()?],
+                backing: None,
+                // It has that still.
+                back_end: None,
+                kept: Some(spec(&settings)),
+            });
+        }
         let connection = match connect_to(&settings.socket) {
             Ok(socket) => Some(socket),
             // What the guest has had, or had before it was restarted, waits for it.
@@ -177,6 +194,7 @@ impl DeviceKind for VhostUserKind {
             spec: spec(&Spec {
                 settings: settings.clone(),
                 offer: known.filter(|_| connection.is_none()),
+                is_inherited: false,
             }),
             descriptors: connection.into_iter().collect(),
             backing: None,
@@ -190,8 +208,13 @@ impl DeviceKind for VhostUserKind {
     }
 
     fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {
-        let Spec { settings, offer } = serde_json::from_value(new.spec)?;
-        let socket = new.descriptors.into_iter().next();
+        let Spec {
+            settings,
+            offer,
+            is_inherited,
+        } = serde_json::from_value(new.spec)?;
+        let mut descriptors = new.descriptors.into_iter();
+        let (socket, memory) = (descriptors.next(), descriptors.next());
         let setup = Template {
             kind: self.name,
             class: self.class,
@@ -202,9 +225,11 @@ impl DeviceKind for VhostUserKind {
         let kept = Kept::new(new.records, self.class)?;
         if let Some(offer) = kept.offer()?.or_else(|| decoded(&offer?)) {
             let known = setup.known(&offer);
-            let (device, link) = setup.device(&offer, kept)?;
-            if let Some(socket) = socket {
-                link.put(socket);
+            let (mut device, link) = setup.device(&offer, kept)?;
+            match (socket, memory) {
+                (Some(socket), Some(memory)) if is_inherited => device.inherit(socket, memory),
+                (Some(socket), _) => link.put(socket),
+                (None, _) => {}
             }
             return Ok(built(device, link, known).into());
         }
@@ -320,8 +345,8 @@ impl Template {
         };
         let link = Link::default();
         kept.store(offer);
-        let written = kept.written()?;
-        let device = Frontend::new(setup, offer, &written, link.clone(), Box::new(kept))?;
+        let lasting = kept.lasting(self.class)?;
+        let device = Frontend::new(setup, offer, link.clone(), lasting)?;
         Ok((device, link))
     }
 }
@@ -383,5 +408,9 @@ impl Control for LinkControl {
         let socket = descriptors.into_iter().next();
         self.link.put(socket.context("no connection came")?);
         Ok(())
+    }
+
+    fn shared(&self) -> Option<OwnedFd> {
+        self.link.take_memory()
     }
 }

@@ -3,7 +3,7 @@
 //! The supervisor connects, since no worker can, and keeps a duplicate of the connection, of which it reads nothing: the kernel
 //! tells by it when one of both ends has closed it.
 
-use crate::devices::{BackEnd, connect_to};
+use crate::devices::{BackEnd, Inherited, connect_to};
 use crate::program::Program;
 use crate::toolstack::libxl::EntryKey;
 use mio::unix::SourceFd;
@@ -51,6 +51,8 @@ enum State {
     /// Since then.
     There {
         socket: OwnedFd,
+        /// The memory that the device shares with it, once that is known.
+        memory: Option<OwnedFd>,
         token: Token,
         since: Instant,
     },
@@ -120,6 +122,26 @@ impl BackEnds {
     pub(super) fn cut(&mut self, device: Device, registry: &Registry) {
         if let Some(link) = self.links.get_mut(&device) {
             link.cut(registry);
+        }
+    }
+
+    /// The device shares `shared` with its back-end.
+    pub(super) fn share(&mut self, device: Device, shared: OwnedFd) {
+        let link = self.links.get_mut(&device);
+        if let Some(State::There { memory, .. }) = link.map(|link| &mut link.state) {
+            *memory = Some(shared);
+        }
+    }
+
+    /// What a worker that has died had of the device's back-end, which is there still as far as is known. It is handed on once: what
+    /// a worker that dies in taking it over has asked, nobody can tell from what the next one asks.
+    pub(super) fn inherited(&mut self, device: Device) -> Option<Inherited> {
+        match &mut self.links.get_mut(&device)?.state {
+            State::There { socket, memory, .. } => Some(Inherited {
+                memory: memory.take()?,
+                socket: socket.try_clone().ok()?,
+            }),
+            State::Away { .. } => None,
         }
     }
 
@@ -213,6 +235,7 @@ impl Link {
         self.state = match registered {
             Ok(()) => State::There {
                 socket,
+                memory: None,
                 token,
                 since: Instant::now(),
             },

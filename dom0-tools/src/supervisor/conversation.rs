@@ -4,7 +4,7 @@
 use crate::ipc::{Channel, FromWorker, ToWorker};
 use crate::text::without_controls;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Characters of a worker's own words that are worth reading.
 const MAX_TEXT: usize = 500;
@@ -14,6 +14,8 @@ pub(super) struct Conversation {
     channel: Channel,
     /// Questions that have not been answered.
     unanswered: usize,
+    /// Connections that the worker has been given, and has not said of what it shares by them.
+    unshared: usize,
     is_serving: bool,
 }
 
@@ -22,6 +24,7 @@ impl Conversation {
         Self {
             channel,
             unanswered: 0,
+            unshared: 0,
             is_serving: false,
         }
     }
@@ -37,24 +40,30 @@ impl Conversation {
     pub(super) fn send(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.channel.send(message, fds)?;
         self.unanswered += usize::from(message.is_question());
+        let gives = matches!(message, ToWorker::Attach(_) | ToWorker::Change { .. });
+        self.unshared += usize::from(gives && !fds.is_empty());
         Ok(())
     }
 
-    /// The next message, if there is one.
+    /// The next message, if there is one, and the descriptor of one that has it.
     ///
     /// # Errors
     ///
     /// `UnexpectedEof` once the worker has ended, `InvalidData` for what it was not asked for.
-    pub(super) fn receive(&mut self) -> io::Result<Option<FromWorker>> {
-        let Some((message, _)) = self.channel.receive()? else {
+    pub(super) fn receive(&mut self) -> io::Result<Option<(FromWorker, Option<OwnedFd>)>> {
+        let Some((message, fds)) = self.channel.receive()? else {
             return Ok(None);
         };
-        if !matches!(message, FromWorker::Failed { .. }) {
-            let unanswered = self.unanswered.checked_sub(1);
-            self.unanswered = unanswered.ok_or(io::ErrorKind::InvalidData)?;
+        let left = match message {
+            FromWorker::Failed { .. } => None,
+            FromWorker::Shares { .. } => Some(&mut self.unshared),
+            _ => Some(&mut self.unanswered),
+        };
+        if let Some(left) = left {
+            *left = left.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
         }
         self.is_serving |= matches!(message, FromWorker::Serving);
-        Ok(Some(readable(message)))
+        Ok(Some((readable(message), fds.into_iter().next())))
     }
 
     /// Whether the worker has let go of the connection, or has nothing more to say. Messages that are still in
@@ -63,7 +72,7 @@ impl Conversation {
         loop {
             match self.receive() {
                 // Its answers are as many as our questions, and this is the last word of others.
-                Ok(Some(FromWorker::Failed { .. })) | Err(_) => return true,
+                Ok(Some((FromWorker::Failed { .. }, _))) | Err(_) => return true,
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
             }
@@ -160,9 +169,30 @@ mod tests {
         let error = "no memory".to_owned();
         worker.send(&FromWorker::Failed { error }, &[]).unwrap();
         let message = conversation.receive().unwrap();
-        assert!(matches!(message, Some(FromWorker::Failed { .. })));
+        assert!(matches!(message, Some((FromWorker::Failed { .. }, None))));
         drop(worker);
         assert!(conversation.has_ended());
+    }
+
+    /// As often as it was given a connection, it may hand over a memory.
+    #[test]
+    fn what_a_worker_shares_is_one_thing_a_connection() {
+        let (mut conversation, worker) = conversation();
+        let memory = std::fs::File::open("/dev/zero").unwrap();
+        let change = ToWorker::Change {
+            key: KEY,
+            change: serde_json::Value::Null,
+        };
+        conversation.send(&change, &[memory.as_fd()]).unwrap();
+        conversation.send(&change, &[]).unwrap();
+        let shares = FromWorker::Shares { key: KEY };
+        for _ in 0..2 {
+            worker.send(&shares, &[memory.as_fd()]).unwrap();
+        }
+        let shared = conversation.receive().unwrap();
+        assert!(matches!(shared, Some((FromWorker::Shares { .. }, Some(_)))));
+        let error = conversation.receive().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
@@ -213,7 +243,7 @@ mod tests {
             .send(&FromWorker::Failed { error: lie }, &[])
             .unwrap();
         for _ in 0..3 {
-            let text = match conversation.receive().unwrap() {
+            let text = match conversation.receive().unwrap().map(|(message, _)| message) {
                 Some(FromWorker::Report { mut devices, .. }) => {
                     let device = devices.remove(0).1;
                     [device.traps_by_register, device.metrics]

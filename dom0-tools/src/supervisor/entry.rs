@@ -254,6 +254,7 @@ impl OpenedDevice {
             served: known.served,
             kept,
             known: context.known.of(guest.uuid(), key),
+            inherited: context.back_ends.inherited((guest.domid, key)),
         };
         let service = wanted.service();
         let kind = devices::kind(entry.kind.device_type(), service)?;

@@ -315,13 +315,13 @@ impl Guest {
         }
     }
 
-    /// What the worker says next, or what became of it; what it says of devices is noted in `known`. `None` when there is nothing more of that now.
-    pub(super) fn next_event(&mut self, known: &mut KnownDevices) -> Option<Event> {
+    /// What the worker says next, or what became of it; what it says of devices is noted. `None` when there is nothing more of that now.
+    pub(super) fn next_event(&mut self, context: &mut WorkerContext<'_>) -> Option<Event> {
         if let Some(died) = self.reap() {
             return Some(died);
         }
         loop {
-            let message = match self.worker.as_mut()?.conversation.receive() {
+            let (message, descriptor) = match self.worker.as_mut()?.conversation.receive() {
                 Ok(message) => message?,
                 Err(error) => {
                     let why = match error.kind() {
@@ -338,12 +338,18 @@ impl Guest {
                 }
                 FromWorker::Attached { key, known: is } => {
                     if let Some(is) = is {
-                        known.note(self.identity.uuid(), key, is);
+                        context.known.note(self.identity.uuid(), key, is);
                     }
                     Event::Attached { key }
                 }
                 FromWorker::Detached { key } => Event::GaveUp { key },
                 FromWorker::Serving => continue,
+                FromWorker::Shares { key } => {
+                    if let Some(shared) = descriptor {
+                        context.back_ends.share((self.domid(), key), shared);
+                    }
+                    continue;
+                }
                 FromWorker::Report { server, devices } => {
                     self.take_report(server, &devices);
                     continue;

@@ -73,8 +73,12 @@ goes_on "the service's death"
 [ "$(keeper)" = "$first" ] || fail "the program's keeper has not outlived the service: $first, $(keeper)"
 kill -KILL "$(program)"
 goes_on "virtiofsd's death"
+# Its worker's it does not notice: the next one has the same connection, and the guest the same mount.
+fails=$(count_said kept 'guest: fails') served=$(program)
 kill -KILL "$(pids_of "$(domid kept)")"
 goes_on "the worker's death"
+[ "$(count_said kept 'guest: fails')" = "$fails" ] || fail "the guest has noticed its worker's death"
+[ "$(program)" = "$served" ] || fail "virtiofsd has ended with a worker"
 # xl restarts the guest without waiting, and its back-end, which ends with it, takes its time.
 touch /tmp/slow /run/share/reboot
 said kept 'guest: reboots' >/dev/null

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use xen_virtio_backend::vhost_user::{
-    Arrival, CLASSES, Class, Frontend, Link, NotKept, Offer, Setup,
+    Arrival, CLASSES, Class, Frontend, Lasting, Link, Offer, Setup,
 };
 use xen_virtio_backend::{Device, DeviceError, QueueIndex, QueueJournal, QueueLayout, QueueStart};
 use xen_virtio_fuzz::Numbers;
@@ -208,8 +208,8 @@ fn device(class: &'static Class, answers: u8) -> (Frontend, Link, BackEnd) {
         queues: class.queues,
         config: Vec::new(),
     });
-    let keep = Box::new(NotKept);
-    let device = Frontend::new(setup, &known, &[], link.clone(), keep).expect("memory");
+    let lasting = Lasting::nothing(known.queues, SIZE).expect("memory");
+    let device = Frontend::new(setup, &known, link.clone(), lasting).expect("memory");
     match offer {
         Some(_) => (device.with(arrival).expect("descriptors"), link, back_end),
         None => (device, link, back_end),

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::cell::OnceCell;
 use vm_memory::Bytes;
-use xen_virtio_backend::shadow::{Loss, Relay, RelayError, Rules};
+use xen_virtio_backend::shadow::{Loss, Relay, RelayError, Rules, ShadowRecord};
 use xen_virtio_backend::{
     DeviceError, QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart, Unfinished,
 };
@@ -165,11 +165,12 @@ fuzz_target!(|input: &[u8]| {
     GUEST.with(|cell| {
         let guest = cell.get_or_init(guest);
         let mut numbers = Numbers(input);
+        let records = vec![ShadowRecord::private(SIZE).expect("memory")];
         let mut relaying = Relaying {
             access: guest.guest.memory().access(AddressMode::Grants),
             guest,
             queues: QueueSet::new(1),
-            relay: Relay::new(&[SIZE], POOL, BASE, RULES).expect("memory"),
+            relay: Relay::new(&[SIZE], POOL, BASE, RULES, records).expect("memory"),
             is_lost: false,
         };
         let event_idx = numbers.byte() & 1 != 0;

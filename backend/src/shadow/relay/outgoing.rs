@@ -25,6 +25,9 @@ impl Relay {
         if self.out_shortage.holds() {
             return Ok(false);
         }
+        if self.restore(queues, access)? {
+            return Ok(true);
+        }
         // What belongs together is gathered at once, and no more until the driver is shown it.
         let gathers = !self.is_lost && (self.used.is_empty() || self.rules.alike);
         let gathered = match gathers {
@@ -61,10 +64,15 @@ impl Relay {
             loop {
                 match queue.ring.next_used(&memory) {
                     Ok(None) => break,
-                    Ok(Some(Used { head, written })) => {
+                    Ok(Some(Used {
+                        head,
+                        written,
+                        descriptors,
+                    })) => {
                         let relaying = queue.requests[usize::from(head)].take();
                         let mut relaying = relaying.expect("the ring knows what the back-end has");
                         relaying.written = written;
+                        relaying.descriptors = descriptors;
                         queue.expected -= usize::from(!relaying.plan.receives);
                         self.used.push((index, relaying));
                     }

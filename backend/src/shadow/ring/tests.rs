@@ -40,8 +40,13 @@ impl Queue {
         memory.write_obj(index.to_le(), used + 2).unwrap();
     }
 
-    fn next(&mut self) -> Result<Option<Used>, BackendFault> {
-        self.ring.next_used(&self.region.memory())
+    /// What is used next, of which the guest is given what there is: its head, and the bytes that were written.
+    fn next(&mut self) -> Result<Option<(u16, u32)>, BackendFault> {
+        let used = self.ring.next_used(&self.region.memory())?;
+        Ok(used.map(|used| {
+            self.ring.give_back(used.descriptors);
+            (used.head, used.written)
+        }))
     }
 }
 
@@ -58,7 +63,7 @@ fn an_overstated_length_is_the_room() {
     };
     assert_eq!(queue.next(), Err(fault));
     queue.ring.overstate = true;
-    assert_eq!(queue.next(), Ok(Some(Used { head, written: 8 })));
+    assert_eq!(queue.next(), Ok(Some((head, 8))));
 }
 
 #[test]
@@ -69,7 +74,7 @@ fn a_request_comes_back_once_and_its_descriptors_with_it() {
     assert_eq!(queue.next(), Ok(None));
     // In another order than they were offered.
     queue.uses(0, heads[1].into(), 8, 1);
-    let used = |head, written| Ok(Some(Used { head, written }));
+    let used = |head, written| Ok(Some((head, written)));
     assert_eq!(queue.next(), used(heads[1], 8));
     assert_eq!(queue.ring.room(), 2);
     queue.uses(1, heads[0].into(), 0, 2);
@@ -189,8 +194,8 @@ fn a_ring_that_is_written_all_over_is_refused_or_right() {
         rings.copy_from(&vec![byte; rings.len()]);
         let mut seen = Vec::new();
         while let Ok(Some(used)) = queue.next() {
-            assert!(heads.contains(&used.head) && used.written <= 8);
-            seen.push(used.head);
+            assert!(heads.contains(&used.0) && used.1 <= 8);
+            seen.push(used.0);
         }
         assert!(seen.len() <= heads.len());
         queue.ring.want_calls(0, &queue.region.memory());

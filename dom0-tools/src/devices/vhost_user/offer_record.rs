@@ -2,13 +2,16 @@
 
 use crate::guest_state::DeviceRecords;
 use anyhow::Result;
-use xen_virtio_backend::StateCell;
-use xen_virtio_backend::vhost_user::{Class, Keep, MAX_QUEUES, Offer};
+use xen_virtio_backend::shadow::ShadowRecord;
+use xen_virtio_backend::vhost_user::{Class, Keep, Lasting, MAX_QUEUES, Offer};
+use xen_virtio_backend::{StateArea, StateCell};
 
 /// The records of a device: what its back-ends are known to have, see [`encoded`], and what its driver has written to the
 /// configuration space.
 const OFFER: u16 = 0;
 const WRITTEN: u16 = 1;
+/// … and what is with its back-end.
+const SHADOWS: u16 = 2;
 /// Bytes of what a driver may write.
 const WRITTEN_BYTES: usize = 8;
 
@@ -22,35 +25,48 @@ const fn offer_bytes(class: &Class) -> usize {
 pub(super) struct Kept {
     offer: StateCell,
     written: StateCell,
+    shadows: StateArea,
     /// What was stored last as the offer, or is known of it.
     known: Offer,
 }
 
 impl Kept {
     /// Bytes of the records of a device of `class`.
-    pub(super) const fn bytes(class: &Class) -> [usize; 2] {
+    pub(super) const fn bytes(class: &Class) -> [usize; 3] {
         [
             StateCell::bytes(offer_bytes(class)),
             StateCell::bytes(WRITTEN_BYTES),
+            MAX_QUEUES as usize * ShadowRecord::bytes(class.queue_size),
         ]
     }
 
     pub(super) fn new(records: &DeviceRecords<'_>, class: &Class) -> Result<Self> {
-        let [offer, written] = Self::bytes(class);
+        let [offer, written, shadows] = Self::bytes(class);
         Ok(Self {
             offer: StateCell::new(records.own(OFFER, offer)?),
             written: StateCell::new(records.own(WRITTEN, written)?),
+            shadows: records.own(SHADOWS, shadows)?,
             known: Offer::default(),
+        })
+    }
+
+    /// What of a device of `class` goes beyond this process.
+    pub(super) fn lasting(self, class: &Class) -> Result<Lasting> {
+        let bytes = ShadowRecord::bytes(class.queue_size);
+        let record = |queue: u16| {
+            let area = self.shadows.part(usize::from(queue) * bytes, bytes);
+            ShadowRecord::new(area)
+        };
+        Ok(Lasting {
+            written: self.written.load()?,
+            records: (0..MAX_QUEUES).map(record).collect(),
+            keep: Box::new(self),
         })
     }
 
     /// What the back-ends are known to have, if that is known.
     pub(super) fn offer(&self) -> Result<Option<Offer>> {
         Ok(decoded(&self.offer.load()?))
-    }
-
-    pub(super) fn written(&self) -> Result<Vec<u8>> {
-        Ok(self.written.load()?)
     }
 
     pub(super) fn store(&mut self, offer: &Offer) {
@@ -102,19 +118,18 @@ pub(super) fn decoded(bytes: &[u8]) -> Option<Offer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xen_virtio_backend::StateArea;
     use xen_virtio_backend::vhost_user::CLASSES;
 
     #[test]
     fn what_a_back_end_has_and_a_driver_writes_is_kept() {
         for class in CLASSES {
-            let [offer, written] = Kept::bytes(class).map(|bytes| {
-                let area = StateArea::private(bytes).unwrap();
-                StateCell::new(area)
-            });
+            let areas = Kept::bytes(class).map(|bytes| StateArea::private(bytes).unwrap());
+            let [offer, written, shadows] = areas;
+            let [offer, written] = [offer, written].map(StateCell::new);
             let mut kept = Kept {
                 offer,
                 written,
+                shadows,
                 known: Offer::default(),
             };
             assert_eq!(kept.offer().unwrap(), None);
@@ -130,9 +145,11 @@ mod tests {
             kept.back_ends(&offer.config);
             assert_eq!(kept.offer().unwrap(), Some(offer));
             kept.drivers(&[1, 2]);
-            assert_eq!(kept.written().unwrap(), [1, 2]);
+            let lasting = kept.clone().lasting(class).unwrap();
+            assert_eq!(lasting.written, [1, 2]);
+            assert_eq!(lasting.records.len(), usize::from(MAX_QUEUES));
             kept.drivers(&[]);
-            assert!(kept.written().unwrap().is_empty());
+            assert!(kept.lasting(class).unwrap().written.is_empty());
         }
     }
 }
