@@ -1,6 +1,7 @@
 //! A device that gives requests back what they bring, and does none of them twice.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_backend::{
     DeviceType, Failure, Identity, QueueIndex, Request, Scratch, Serve, Unfinished,
@@ -11,9 +12,15 @@ use xen_virtio_guest_mapping::GuestAccess;
 pub struct Echo {
     identity: Identity,
     scratch: Scratch,
+    seen: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Echo {
+    /// What it has been brought so far.
+    pub fn seen(&self) -> Arc<Mutex<Vec<Vec<u8>>>> {
+        Arc::clone(&self.seen)
+    }
+
     /// # Errors
     ///
     /// If the system has not the memory.
@@ -25,6 +32,7 @@ impl Echo {
                 queue_sizes: vec![64],
             },
             scratch: Scratch::new()?,
+            seen: Arc::default(),
         })
     }
 }
@@ -48,6 +56,10 @@ impl Serve for Echo {
             return Err(Failure::Guest);
         }
         let bytes = self.scratch.read(&request.readable, access)?.to_vec();
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(bytes.clone());
         Ok(self.scratch.write(&bytes, &request.writable, access)?)
     }
 }

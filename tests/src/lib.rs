@@ -11,7 +11,7 @@ mod workload;
 pub use echo::Echo;
 pub use mortal::{MakeDevice, allow_descriptors, drive_over_deaths, wait_for_all};
 pub use platform::{Staged, allocate, disk_device, disk_of, drive, driver, numbered_disk};
-pub use reconnecting::Reconnecting;
+pub use reconnecting::{Look, Reconnecting, arrive};
 pub use shadow_echo::{Framing, SAYS_NOTHING, ShadowEcho};
 pub use workload::{Operation, WORKLOADS, Workload};
 pub use xen_virtio_guest_io::*;

@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
-use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Lasting, Link, Setup};
+use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Lasting, Link, Offer, Setup};
 use xen_virtio_backend::{
     Device, DeviceError, Identity, Interest, QueueError, QueueIndex, QueueStart, RequestCounters,
     Step,
@@ -15,27 +15,24 @@ use xen_virtio_guest_mapping::GuestAccess;
 /// How often a back-end is looked for.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A device whose back-ends are looked for at `socket`, as the supervisor would.
+/// What is done for a device before each of its steps, as a supervisor would.
+pub type Look = Box<dyn FnMut(&mut Frontend, &Link)>;
+
+/// A device whose back-ends are looked for.
 pub struct Reconnecting {
     frontend: Frontend,
     link: Link,
-    socket: PathBuf,
+    look: Look,
 }
 
 impl Reconnecting {
-    /// A device of `class`, once its first back-end has said what it has.
+    /// A device of `class`, once its first back-end at `socket` has said what it has; the next ones are looked for there.
     ///
     /// # Errors
     ///
     /// If there is none for ten seconds, or it is of no use.
     pub fn new(socket: &Path, class: &'static Class) -> io::Result<Self> {
-        let connection = OwnedFd::from(connect(socket)?);
-        let mut arrival = Arrival::new(connection, class).map_err(io::Error::other)?;
-        let offer = loop {
-            if let Some(offer) = arrival.step().map_err(io::Error::other)? {
-                break offer.clone();
-            }
-        };
+        let (arrival, offer) = arrive(socket, class)?;
         let setup = Setup {
             class,
             queue_size: 64,
@@ -45,21 +42,47 @@ impl Reconnecting {
         };
         let link = Link::default();
         let lasting = Lasting::nothing(offer.queues, class.queue_size)?;
-        let frontend =
-            Frontend::new(setup, &offer, link.clone(), lasting).map_err(io::Error::other)?;
-        Ok(Self {
-            frontend: frontend.with(arrival).map_err(io::Error::other)?,
+        let frontend = Frontend::new(setup, &offer, link.clone(), lasting);
+        let frontend = frontend.and_then(|frontend| frontend.with(arrival));
+        let socket = socket.to_owned();
+        let look = move |frontend: &mut Frontend, link: &Link| {
+            if !frontend.is_connected()
+                && let Ok(connection) = UnixStream::connect(&socket)
+            {
+                link.put(connection.into());
+                frontend.update();
+            }
+        };
+        let frontend = frontend.map_err(io::Error::other)?;
+        Ok(Self::looking(frontend, link, Box::new(look)))
+    }
+
+    /// A device that is connected by `look`.
+    pub fn looking(frontend: Frontend, link: Link, look: Look) -> Self {
+        Self {
+            frontend,
             link,
-            socket: socket.to_owned(),
-        })
+            look,
+        }
     }
 
     fn look(&mut self) {
-        if !self.frontend.is_connected()
-            && let Ok(connection) = UnixStream::connect(&self.socket)
-        {
-            self.link.put(connection.into());
-            self.frontend.update();
+        (self.look)(&mut self.frontend, &self.link);
+    }
+}
+
+/// A back-end of a device of `class`, once it has said what it has.
+///
+/// # Errors
+///
+/// As [`Reconnecting::new`].
+pub fn arrive(socket: &Path, class: &'static Class) -> io::Result<(Arrival, Offer)> {
+    let connection = OwnedFd::from(connect(socket)?);
+    let mut arrival = Arrival::new(connection, class).map_err(io::Error::other)?;
+    loop {
+        if let Some(offer) = arrival.step().map_err(io::Error::other)? {
+            let offer = offer.clone();
+            return Ok((arrival, offer));
         }
     }
 }

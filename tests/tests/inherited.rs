@@ -3,25 +3,19 @@
 
 use rustix::net::{Shutdown, shutdown};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use xen_virtio_backend::shadow::{Answer, Loss, Rules, ShadowRecord};
-use xen_virtio_backend::vhost_user::{
-    Arrival, CLASSES, Class, Frontend, Lasting, Link, Offer, Setup,
-};
-use xen_virtio_backend::{
-    Device, DeviceError, DeviceType, Failure, Identity, Interest, OneByOne, QueueError, QueueIndex,
-    QueueStart, Request, RequestCounters, Scratch, Serve, Step, Unfinished,
-};
-use xen_virtio_guest_mapping::GuestAccess;
+use xen_virtio_backend::vhost_user::{CLASSES, Class, Frontend, Lasting, Link, Offer, Setup};
+use xen_virtio_backend::{Device, DeviceType, OneByOne};
 use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
-    Buffer, MakeDevice, NEXT, Random, WRITE, allow_descriptors, drive_over_deaths, driver,
-    wait_for_all,
+    Buffer, Echo, MakeDevice, NEXT, Random, Reconnecting, WRITE, allow_descriptors, arrive,
+    drive_over_deaths, driver, wait_for_all,
 };
 use xen_virtio_transport::vhost_user_server::serve;
 
@@ -29,7 +23,6 @@ const SIZE: u16 = 32;
 const REQUESTS: u16 = 12;
 /// Requests that are made available at once.
 const TOGETHER: u16 = 4;
-const LOOK: Duration = Duration::from_millis(1);
 
 /// A device no request of which may be carried out twice.
 fn class() -> &'static Class {
@@ -47,34 +40,6 @@ fn class() -> &'static Class {
     }))
 }
 
-/// Gives back what it is brought, and remembers it.
-struct Noting {
-    identity: Identity,
-    scratch: Scratch,
-    seen: Arc<Mutex<Vec<Vec<u8>>>>,
-}
-
-impl Serve for Noting {
-    fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    fn unfinished(&self, _queue: QueueIndex) -> Unfinished {
-        Unfinished::GiveBack
-    }
-
-    fn serve(
-        &mut self,
-        _queue: usize,
-        request: &Request,
-        access: &mut dyn GuestAccess,
-    ) -> Result<usize, Failure> {
-        let bytes = self.scratch.read(&request.readable, access)?.to_vec();
-        self.seen.lock().unwrap().push(bytes.clone());
-        Ok(self.scratch.write(&bytes, &request.writable, access)?)
-    }
-}
-
 /// What outlives the processes: as a supervisor has it.
 #[derive(Default)]
 struct Supervisor {
@@ -84,139 +49,62 @@ struct Supervisor {
     connections: u32,
 }
 
-/// A device whose connections a supervisor keeps.
-struct Supervised {
-    frontend: Frontend,
-    link: Link,
-    path: PathBuf,
+/// A device whose connections and memory a supervisor keeps.
+fn supervised(
+    path: &Path,
+    record: ShadowRecord,
     supervisor: Arc<Mutex<Supervisor>>,
-}
-
-impl Supervised {
-    fn new(path: &Path, record: ShadowRecord, supervisor: Arc<Mutex<Supervisor>>) -> Self {
-        let link = Link::default();
-        let class = class();
-        let setup = Setup {
-            class,
-            queue_size: SIZE,
-            pool: 1 << 18,
-            config: Vec::new(),
-            features: 0,
-        };
-        let lasting = Lasting {
-            records: vec![record],
-            ..Lasting::nothing(1, SIZE).unwrap()
-        };
-        let known = supervisor.lock().unwrap().offer.clone();
-        let offer = known.unwrap_or_else(|| offer(path, class));
-        let mut frontend = Frontend::new(setup, &offer, link.clone(), lasting).unwrap();
-        let inherited = {
-            let mut keeps = supervisor.lock().unwrap();
-            keeps.offer = Some(offer);
-            // Once: what a process that dies in this has asked, nobody can tell from what the next one asks.
-            let memory = keeps.memory.take();
-            let socket = keeps.socket.as_ref();
-            memory.zip(socket.map(|socket| socket.try_clone().unwrap()))
-        };
-        // Whoever dies in this has no lock.
-        if let Some((memory, socket)) = inherited {
-            frontend.inherit(socket, memory);
-        }
-        Self {
-            frontend,
-            link,
-            path: path.to_owned(),
-            supervisor,
-        }
+) -> Reconnecting {
+    let link = Link::default();
+    let class = class();
+    let setup = Setup {
+        class,
+        queue_size: SIZE,
+        pool: 1 << 18,
+        config: Vec::new(),
+        features: 0,
+    };
+    let lasting = Lasting {
+        records: vec![record],
+        ..Lasting::nothing(1, SIZE).unwrap()
+    };
+    let known = supervisor.lock().unwrap().offer.clone();
+    let offer = known.unwrap_or_else(|| arrive(path, class).unwrap().1);
+    let mut frontend = Frontend::new(setup, &offer, link.clone(), lasting).unwrap();
+    let inherited = {
+        let mut keeps = supervisor.lock().unwrap();
+        keeps.offer = Some(offer);
+        // Once: what a process that dies in this has asked, nobody can tell from what the next one asks.
+        let memory = keeps.memory.take();
+        let socket = keeps.socket.as_ref();
+        memory.zip(socket.map(|socket| socket.try_clone().unwrap()))
+    };
+    // Whoever dies in this has no lock.
+    if let Some((memory, socket)) = inherited {
+        frontend.inherit(socket, memory);
     }
-
-    fn look(&mut self) {
-        let mut keeps = self.supervisor.lock().unwrap();
-        if let Some(memory) = self.link.take_memory() {
+    let path = path.to_owned();
+    let look = move |frontend: &mut Frontend, link: &Link| {
+        let mut keeps = supervisor.lock().unwrap();
+        if let Some(memory) = link.take_memory() {
             keeps.memory = Some(memory);
         }
-        if !self.frontend.is_connected() {
-            // A process that is dead has it still, as nothing of it goes on.
-            if let Some(before) = keeps.socket.take() {
-                let _ = shutdown(&before, Shutdown::Both);
-            }
-            let socket = OwnedFd::from(UnixStream::connect(&self.path).unwrap());
-            *keeps = Supervisor {
-                socket: Some(socket.try_clone().unwrap()),
-                memory: None,
-                offer: keeps.offer.clone(),
-                connections: keeps.connections + 1,
-            };
-            self.link.put(socket);
-            drop(keeps);
-            self.frontend.update();
+        if frontend.is_connected() {
+            return;
         }
-    }
-}
-
-/// What the back-end at `path` has.
-fn offer(path: &Path, class: &'static Class) -> Offer {
-    let socket = OwnedFd::from(UnixStream::connect(path).unwrap());
-    let mut arrival = Arrival::new(socket, class).unwrap();
-    loop {
-        if let Some(offer) = arrival.step().unwrap() {
-            return offer.clone();
+        // A process that is dead has it still, as nothing of it goes on.
+        if let Some(before) = keeps.socket.take() {
+            let _ = shutdown(&before, Shutdown::Both);
         }
-    }
-}
-
-impl Device for Supervised {
-    fn identity(&self) -> &Identity {
-        self.frontend.identity()
-    }
-
-    fn start_queue(
-        &mut self,
-        index: QueueIndex,
-        start: QueueStart,
-        access: &mut dyn GuestAccess,
-    ) -> Result<(), QueueError> {
-        self.frontend.start_queue(index, start, access)
-    }
-
-    fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
-        self.look();
-        self.frontend.step(access)
-    }
-
-    fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
-        self.frontend.prepare_sleep(access)
-    }
-
-    fn try_again_at(&self) -> Option<Instant> {
-        let looks = (!self.frontend.is_connected()).then(|| Instant::now() + LOOK);
-        looks.into_iter().chain(self.frontend.try_again_at()).min()
-    }
-
-    fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
-        self.frontend.sources(add);
-    }
-
-    fn close_queue(&mut self, index: QueueIndex) {
-        self.frontend.close_queue(index);
-    }
-
-    fn stop_queue(&mut self, index: QueueIndex) {
-        self.frontend.stop_queue(index);
-    }
-
-    fn settle(&mut self) -> bool {
-        self.look();
-        self.frontend.settle()
-    }
-
-    fn reset(&mut self) {
-        self.frontend.reset();
-    }
-
-    fn counters(&self) -> RequestCounters {
-        self.frontend.counters()
-    }
+        let socket = OwnedFd::from(UnixStream::connect(&path).unwrap());
+        keeps.socket = Some(socket.try_clone().unwrap());
+        keeps.memory = None;
+        keeps.connections += 1;
+        drop(keeps);
+        link.put(socket);
+        frontend.update();
+    };
+    Reconnecting::looking(frontend, link, Box::new(look))
 }
 
 fn payload(number: u16) -> Vec<u8> {
@@ -261,27 +149,20 @@ fn drive(guest: &SimGuest) -> Vec<u16> {
 fn dies_at(deaths: &[u64]) -> (usize, usize, u32) {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("socket");
-    let seen: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
     let listener = UnixListener::bind(&path).unwrap();
-    let noted = Arc::clone(&seen);
+    let (sender, seen) = channel();
     std::thread::spawn(move || {
-        let device = Noting {
-            identity: Identity {
-                device_type: DeviceType(0x3f),
-                features: 1 << 29,
-                queue_sizes: vec![SIZE],
-            },
-            scratch: Scratch::new()?,
-            seen: noted,
-        };
+        let device = Echo::new()?;
+        sender.send(device.seen()).map_err(io::Error::other)?;
         serve(Box::new(OneByOne::new(device)), &listener).map_err(io::Error::other)
     });
+    let seen = seen.recv().unwrap();
     let supervisor: Arc<Mutex<Supervisor>> = Arc::default();
     let keeps = Arc::clone(&supervisor);
     let make: Arc<MakeDevice> = Arc::new(move |records| {
         let area = records.own(0, ShadowRecord::bytes(SIZE)).unwrap();
         let record = ShadowRecord::new(area);
-        Box::new(Supervised::new(&path, record, Arc::clone(&keeps)))
+        Box::new(supervised(&path, record, Arc::clone(&keeps)))
     });
     let empty: Arc<Mutex<Vec<u16>>> = Arc::default();
     let found = Arc::clone(&empty);

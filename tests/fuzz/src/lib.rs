@@ -5,12 +5,14 @@ use std::rc::Rc;
 use vm_memory::MmapRegion;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::blk::{Blk, Disk};
-use xen_virtio_backend::{Activity, DeviceType, StateArea};
+use xen_virtio_backend::{
+    Activity, DeviceType, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea,
+};
 use xen_virtio_dom0_tools::guest_state::{Backing, GuestState, GuestStateError, Name};
 use xen_virtio_dom0_tools::toolstack::libxl::{EntryForm, EntryKey};
-use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
-use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_sim::{SimHypervisor, SimMemory, simulate};
+use xen_virtio_guest_io::{Buffer, Driver, GrantedMemory, Platform, RawQueue};
+use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
+use xen_virtio_sim::{SimGuest, SimHypervisor, SimMemory, simulate};
 use xen_virtio_transport::{DeviceState, MmioDevice, Width};
 
 /// What `xen-sys` would make hypercalls through in a guest of its own. Nothing here calls that; but the linker keeps all of
@@ -32,6 +34,52 @@ pub const BYTES: usize = 64 << 10;
 const DISK_BYTES: u64 = 1 << 16;
 /// More turns than the device takes for what a driver can make available at once.
 const MAX_TURNS: u32 = 100_000;
+
+/// A guest that nobody answers, of which one queue and some buffers are used.
+pub struct QueueGuest {
+    pub guest: SimGuest,
+    pub queue: RawQueue,
+    pub buffers: Vec<Buffer>,
+}
+
+impl QueueGuest {
+    /// One with a queue of `size` entries, and buffers of so many bytes, which the device may write or not.
+    pub fn new(size: u16, buffers: &[(usize, bool)]) -> Self {
+        let (_, guest) = simulate(64).expect("memory");
+        let driver = xen_virtio_tests::driver(&guest, 0);
+        let buffers = buffers.iter();
+        Self {
+            queue: RawQueue::new(&driver, size),
+            buffers: buffers
+                .map(|(len, device_writes)| driver.buffer(*len, *device_writes))
+                .collect(),
+            guest,
+        }
+    }
+
+    /// The only queue, as a driver that has accepted `features` begins with it.
+    pub fn start(&self, size: u16, features: u64) -> QueueStart {
+        for area in [&self.queue.available, &self.queue.used] {
+            area.write(0, &[0; 6 + 8]);
+        }
+        let [descriptors, available, used] = self.queue.addresses().map(GuestAddress);
+        QueueStart {
+            layout: QueueLayout {
+                size,
+                descriptors,
+                available,
+                used,
+            },
+            features,
+            journal: QueueJournal::private().expect("memory"),
+        }
+    }
+
+    /// Its only queue.
+    pub fn index() -> QueueIndex {
+        QueueIndex::new(0, 1).expect("the first queue")
+    }
+}
 
 struct World {
     hypervisor: SimHypervisor,

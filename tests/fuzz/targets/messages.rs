@@ -9,12 +9,10 @@ use std::os::unix::net::UnixStream;
 use xen_virtio_backend::vhost_user::{
     Arrival, CLASSES, Class, Frontend, Lasting, Link, Offer, Setup,
 };
-use xen_virtio_backend::{Device, DeviceError, QueueIndex, QueueJournal, QueueLayout, QueueStart};
-use xen_virtio_fuzz::Numbers;
-use xen_virtio_guest_io::{Buffer, Driver, RawQueue};
-use xen_virtio_guest_mapping::{AddressMode, GuestAccess, GuestAddress};
-use xen_virtio_sim::{SimAccess, SimGuest, simulate};
-use xen_virtio_tests::driver;
+use xen_virtio_backend::{Device, DeviceError};
+use xen_virtio_fuzz::{Numbers, QueueGuest};
+use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
+use xen_virtio_sim::SimAccess;
 
 const SIZE: u16 = 8;
 const POOL: usize = 32 << 12;
@@ -27,25 +25,10 @@ const REPLY: u32 = 1 << 2 | 1;
 const NEED_REPLY: u32 = 1 << 3;
 const HEADER: usize = 12;
 
-/// A guest that nobody answers, of which the memory is used.
-struct Guest {
-    guest: SimGuest,
-    queue: RawQueue,
-    buffers: [Buffer; 2],
-}
+const BUFFERS: [(usize, bool); 2] = [(4096, false), (4096, true)];
 
 thread_local! {
-    static GUEST: OnceCell<Guest> = const { OnceCell::new() };
-}
-
-fn guest() -> Guest {
-    let (_, guest) = simulate(64).expect("memory");
-    let driver: Driver = driver(&guest, 0);
-    Guest {
-        queue: RawQueue::new(&driver, SIZE),
-        buffers: [driver.buffer(4096, false), driver.buffer(4096, true)],
-        guest,
-    }
+    static GUEST: OnceCell<QueueGuest> = const { OnceCell::new() };
 }
 
 /// The back-end's end of a connection.
@@ -120,7 +103,7 @@ impl BackEnd {
 }
 
 struct Serving<'a> {
-    guest: &'a Guest,
+    guest: &'a QueueGuest,
     access: SimAccess,
     device: Frontend,
     link: Link,
@@ -130,36 +113,18 @@ struct Serving<'a> {
 }
 
 impl Serving<'_> {
-    fn index() -> QueueIndex {
-        QueueIndex::new(0, 1).expect("the first queue")
-    }
-
     fn start(&mut self) {
-        let queue = &self.guest.queue;
-        for area in [&queue.available, &queue.used] {
-            area.write(0, &[0; 6 + 8]);
-        }
+        let start = self.guest.start(SIZE, FEATURES);
         self.available = 0;
-        let [descriptors, available, used] = queue.addresses().map(GuestAddress);
-        let start = QueueStart {
-            layout: QueueLayout {
-                size: SIZE,
-                descriptors,
-                available,
-                used,
-            },
-            features: FEATURES,
-            journal: QueueJournal::private().expect("memory"),
-        };
         let access: &mut dyn GuestAccess = &mut self.access;
-        let started = self.device.start_queue(Self::index(), start, access);
+        let started = self.device.start_queue(QueueGuest::index(), start, access);
         started.expect("a good queue");
         self.is_started = true;
     }
 
     fn stop(&mut self) {
         if std::mem::take(&mut self.is_started) {
-            self.device.stop_queue(Self::index());
+            self.device.stop_queue(QueueGuest::index());
             self.device.reset();
         }
         self.device.settle();
@@ -168,7 +133,9 @@ impl Serving<'_> {
     /// The guest offers a request, of which it changes nothing.
     fn offer(&mut self) {
         let queue = &self.guest.queue;
-        let [readable, writable] = &self.guest.buffers;
+        let [readable, writable] = &self.guest.buffers[..] else {
+            unreachable!("two of them")
+        };
         queue.set_descriptor(0, readable.address(), 16, 1, 1);
         queue.set_descriptor(1, writable.address(), 600, 2, 0);
         let slot = usize::from(self.available % SIZE);
@@ -218,7 +185,7 @@ fn device(class: &'static Class, answers: u8) -> (Frontend, Link, BackEnd) {
 
 fuzz_target!(|input: &[u8]| {
     GUEST.with(|cell| {
-        let guest = cell.get_or_init(guest);
+        let guest = cell.get_or_init(|| QueueGuest::new(SIZE, &BUFFERS));
         let mut numbers = Numbers(input);
         let class = &CLASSES[usize::from(numbers.byte()) % CLASSES.len()];
         let (device, link, back_end) = device(class, numbers.byte() % 8);

@@ -5,14 +5,10 @@ use libfuzzer_sys::fuzz_target;
 use std::cell::OnceCell;
 use vm_memory::Bytes;
 use xen_virtio_backend::shadow::{Loss, Relay, RelayError, Rules, ShadowRecord};
-use xen_virtio_backend::{
-    DeviceError, QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart, Unfinished,
-};
-use xen_virtio_fuzz::Numbers;
-use xen_virtio_guest_io::{Buffer, Driver, RawQueue};
-use xen_virtio_guest_mapping::{AddressMode, GuestAccess, GuestAddress};
-use xen_virtio_sim::{Fault, SimAccess, SimGuest, simulate};
-use xen_virtio_tests::driver;
+use xen_virtio_backend::{DeviceError, QueueSet, Unfinished};
+use xen_virtio_fuzz::{Numbers, QueueGuest};
+use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
+use xen_virtio_sim::{Fault, SimAccess};
 
 const RULES: Rules = Rules {
     loss: &[Loss::Repeat],
@@ -25,35 +21,16 @@ const BASE: u64 = 1 << 32;
 const POOL: usize = 16 << 12;
 const EVENT_IDX: u64 = 1 << 29;
 
-/// A guest that nobody answers, of which the memory is used.
-struct Guest {
-    guest: SimGuest,
-    queue: RawQueue,
-    /// Read-only for the device, writable, and of several pages.
-    buffers: [Buffer; 3],
-}
+/// Read-only for the device, writable, and of several pages.
+const BUFFERS: [(usize, bool); 3] = [(4096, false), (4096, true), (8 * 4096, true)];
 
 thread_local! {
-    static GUEST: OnceCell<Guest> = const { OnceCell::new() };
-}
-
-fn guest() -> Guest {
-    let (_, guest) = simulate(64).expect("memory");
-    let driver: Driver = driver(&guest, 0);
-    Guest {
-        queue: RawQueue::new(&driver, SIZE),
-        buffers: [
-            driver.buffer(4096, false),
-            driver.buffer(4096, true),
-            driver.buffer(8 * 4096, true),
-        ],
-        guest,
-    }
+    static GUEST: OnceCell<QueueGuest> = const { OnceCell::new() };
 }
 
 /// What relays.
 struct Relaying<'a> {
-    guest: &'a Guest,
+    guest: &'a QueueGuest,
     access: SimAccess,
     queues: QueueSet,
     relay: Relay,
@@ -62,38 +39,21 @@ struct Relaying<'a> {
 }
 
 impl Relaying<'_> {
-    fn index() -> QueueIndex {
-        QueueIndex::new(0, 1).expect("the first queue")
-    }
-
     fn start(&mut self, event_idx: bool) {
-        let queue = &self.guest.queue;
-        for area in [&queue.available, &queue.used] {
-            area.write(0, &[0; 6 + 8]);
-        }
-        let [descriptors, available, used] = queue.addresses().map(GuestAddress);
-        let start = QueueStart {
-            layout: QueueLayout {
-                size: SIZE,
-                descriptors,
-                available,
-                used,
-            },
-            features: if event_idx { EVENT_IDX } else { 0 },
-            journal: QueueJournal::private().expect("memory"),
-        };
+        let features = if event_idx { EVENT_IDX } else { 0 };
+        let start = self.guest.start(SIZE, features);
         let unfinished = Unfinished::Repeat;
         let started = self
             .queues
-            .start(Self::index(), start, unfinished, &mut self.access);
+            .start(QueueGuest::index(), start, unfinished, &mut self.access);
         started.expect("a good queue");
-        self.relay.start(Self::index(), event_idx);
+        self.relay.start(QueueGuest::index(), event_idx);
     }
 
     fn stop(&mut self) {
-        self.queues.stop(Self::index());
-        self.relay.stop(Self::index());
-        self.relay.settle(Self::index());
+        self.queues.stop(QueueGuest::index());
+        self.relay.stop(QueueGuest::index());
+        self.relay.settle(QueueGuest::index());
     }
 
     fn take_in(&mut self) -> Result<(), DeviceError> {
@@ -163,7 +123,7 @@ impl Relaying<'_> {
 
 fuzz_target!(|input: &[u8]| {
     GUEST.with(|cell| {
-        let guest = cell.get_or_init(guest);
+        let guest = cell.get_or_init(|| QueueGuest::new(SIZE, &BUFFERS));
         let mut numbers = Numbers(input);
         let records = vec![ShadowRecord::private(SIZE).expect("memory")];
         let mut relaying = Relaying {
