@@ -77,8 +77,13 @@ vmm_said() {
     done
 }
 
+# What board_vmm has started, and ends whichever way it ends.
+SERVING=()
+QEMU=
+end_vmm() { kill "${SERVING[@]}" $QEMU 2>/dev/null || true; }
+
 board_vmm() {
-    local SERVING=() QEMU pause
+    local pause
     board_packages
     choose_xen || exit $NO_XEN
     vmm_dir >/dev/null
@@ -86,9 +91,9 @@ board_vmm() {
     need_rust
     cargo build --quiet --locked --manifest-path "$TOP/Cargo.toml" --bin xen-virtiod
     truncate -s 64M "$WORK/vmm.img"
+    trap 'end_vmm; remove_scratch' EXIT
     vmm_serve blk "blk, path=$WORK/vmm.img"
     vmm_serve rng rng
-    trap 'kill "${SERVING[@]}" ${QEMU:-} 2>/dev/null || true; remove_scratch' EXIT
     say "A guest of QEMU with Debian's kernel uses our disk and entropy over vhost-user"
     : >"$WORK/vmm.log"
     qemu-system-aarch64 -machine virt,gic-version=3,memory-backend=memory -cpu cortex-a57 -smp 2 -m 512 -accel tcg,thread=multi \
@@ -101,7 +106,7 @@ board_vmm() {
     QEMU=$!
     vmm_said 'verifying:' 120
     # Each gives the queues back, and starts them where they were.
-    for pause in 1 2 3 4 5; do
+    for pause in 1 2 3; do
         vmm_monitor stop
         sleep 0.2
         vmm_monitor cont

@@ -1,5 +1,6 @@
 # A guest without disk= and virtio= in its xl file: a file of ours gives it a disk and a source of entropy, and a partial
 # device tree tells it where they are. Both outlive their worker and the service.
+# Long: the cases of back-ends have their devices by files too.
 make_disk /tmp/disk.img 64
 start_daemon
 fds=$(daemon_fds)

@@ -1,4 +1,5 @@
 # vhost-device-vsock, unmodified: streams between a guest and Unix sockets of dom0, both ways; it dies, and the guest is told.
+# Long: vhost-vsock has streams, and vhost-device unmodified back-ends.
 mount_back_ends
 start_daemon
 fds=$(daemon_fds)
