@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 pub(crate) use vhost_user::connect_to;
 use xen_virtio_backend::RingStock;
+use xen_virtio_backend::vhost_user::Memory;
 use xen_virtio_backend::{Device, DeviceType};
 
 /// Every kind that we serve.
@@ -374,7 +375,7 @@ pub(crate) trait Control {
     fn change(&self, change: &Value, descriptors: Vec<OwnedFd>) -> Result<()>;
 
     /// What the supervisor is to keep for the guest's next worker, if that is another descriptor since the last look.
-    fn shared(&self) -> Option<OwnedFd> {
+    fn shared(&self) -> Option<Memory> {
         None
     }
 

@@ -111,6 +111,8 @@ pub enum FromWorker {
     /// there may be one for each connection that the worker was given.
     Shares {
         key: EntryKey,
+        /// The name of the connection to that back-end.
+        connection: u64,
     },
     /// The guest is served from now on, whether the supervisor lives or not.
     Serving,

@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::Device;
 use xen_virtio_backend::RingStock;
+use xen_virtio_backend::vhost_user::Memory;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
@@ -272,12 +273,13 @@ impl Worker {
     /// Hands the supervisor what the next worker goes on from.
     fn share(&mut self) {
         for (key, control) in &self.controls {
-            let Some(shared) = control.shared() else {
+            let Some(Memory { file, connection }) = control.shared() else {
                 continue;
             };
-            let message = FromWorker::Shares { key: *key };
+            let key = *key;
+            let message = FromWorker::Shares { key, connection };
             // A supervisor that is gone has given it up.
-            let _ = self.channel.send(&message, &[shared.as_fd()]);
+            let _ = self.channel.send(&message, &[file.as_fd()]);
         }
     }
 

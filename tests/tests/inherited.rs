@@ -87,7 +87,7 @@ fn supervised(
     let look = move |frontend: &mut Frontend, link: &Link| {
         let mut keeps = supervisor.lock().unwrap();
         if let Some(memory) = link.take_memory() {
-            keeps.memory = Some(memory);
+            keeps.memory = Some(memory.file);
         }
         if frontend.is_connected() {
             return;
@@ -133,6 +133,10 @@ fn drive(guest: &SimGuest) -> Vec<u16> {
         }
         driver.notify(0);
         let back = wait_for_all(guest, &queue, first + TOGETHER, &heads);
+        // A device that carries them out in their order gives them back in that.
+        let order = (first..first + TOGETHER).map(|index| queue.used(index).0);
+        let in_order = order.eq(heads.iter().map(|head| u32::from(*head)));
+        assert!(in_order || back.values().any(|written| *written == 0));
         for ((number, _, answer), head) in buffers.iter().zip(heads) {
             match back[&head] {
                 16 => assert_eq!(answer.read(), payload(*number)),

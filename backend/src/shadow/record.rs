@@ -83,9 +83,19 @@ impl ShadowRecord {
     }
 }
 
-/// What a back-end has used that the guest does not have yet: by the guest's head, the first page of the buffers, and the bytes
-/// that were written.
-pub(super) type Finished = BTreeMap<u16, (usize, u32)>;
+/// What a back-end has used that the guest does not have yet, by the guest's head.
+pub(super) type Finished = BTreeMap<u16, Done>;
+
+/// A request that a back-end has used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Done {
+    /// How many were used before it.
+    pub(super) order: u16,
+    /// The first page of its buffers.
+    pub(super) page: usize,
+    /// Bytes, as the back-end says.
+    pub(super) written: u32,
+}
 
 /// A queue as an earlier process has left it.
 pub(super) struct Left {
@@ -103,18 +113,42 @@ impl Left {
         })
     }
 
+    /// A queue of which the back-end has had nothing.
+    pub(super) fn nothing() -> Self {
+        Self {
+            entries: Vec::new(),
+            delivered: 0,
+        }
+    }
+
+    /// Whether the back-end has had anything.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.entries.iter().all(Option::is_none)
+    }
+
     /// What the back-end, which has let go of the queue at `places` of `region`, has used since. What no back-end can have used
     /// is none of it.
     pub(super) fn finished(mut self, region: &Region, places: &RingPlaces) -> Finished {
         let memory = region.memory();
         let used = places.used_index(&memory).wrapping_sub(self.delivered);
         let mut finished = Finished::new();
+        if self.entries.is_empty() {
+            return finished;
+        }
         for step in 0..used.min(places.size) {
-            let [id, len] = places.used_element(self.delivered.wrapping_add(step), &memory);
+            let [id, written] = places.used_element(self.delivered.wrapping_add(step), &memory);
             let head = usize::try_from(id).ok();
             let entry = head.and_then(|head| self.entries.get_mut(head));
             if let Some((guest, page)) = entry.and_then(Option::take) {
-                finished.insert(guest, (page, len));
+                let order = step;
+                finished.insert(
+                    guest,
+                    Done {
+                        order,
+                        page,
+                        written,
+                    },
+                );
             }
         }
         finished
@@ -146,7 +180,12 @@ mod tests {
         }
         memory.write_obj(4u16, places.used + 2).unwrap();
         let finished = left().finished(&region, &places);
-        assert_eq!(finished, Finished::from([(9, (4, 5))]));
+        let done = Done {
+            order: 0,
+            page: 4,
+            written: 5,
+        };
+        assert_eq!(finished, Finished::from([(9, done)]));
         // An index that is anything.
         memory.write_obj(60_000u16, places.used + 2).unwrap();
         assert!(left().finished(&region, &places).len() <= 2);

@@ -4,7 +4,7 @@ mod outgoing;
 
 use super::loss::Rules;
 use super::pools::{Pools, Taken};
-use super::record::{Finished, Left, ShadowRecord};
+use super::record::{Done, Finished, Left, ShadowRecord};
 use super::region::Region;
 use super::relaying::{Plan, Relaying};
 use super::ring::{BackendFault, ShadowRing};
@@ -15,6 +15,7 @@ use crate::shortage::Shortage;
 use crate::tuning::{BATCH, HELD_STEPS, MAX_COPIES, SHORTEST_SLEEP};
 use crate::virtqueue::{QueueIndex, QueueSet, Request};
 use smallvec::SmallVec;
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
@@ -110,20 +111,22 @@ struct Inherited {
     /// By queue, until it is known what the back-end has used; then that.
     left: Vec<Left>,
     finished: Option<Vec<Finished>>,
-    /// What the back-end has used, and the guest does not have yet.
+    /// By queue: what the last process had taken of it is to be popped.
+    is_awaited: Vec<bool>,
+    /// What the back-end has used, and the guest does not have yet; once it is sorted, what is the guest's first is last.
     restored: Vec<(usize, Relaying)>,
+    is_sorted: bool,
 }
 
-/// A request that was used, whose buffers begin at page `page` of a region with this pool. One that the guest has changed since has
+/// A request that was used, in a region with this pool. One that the guest has changed since has
 /// what there is room for now, or nothing.
-fn restored(
-    request: Request,
-    plan: Plan,
-    page: usize,
-    written: u32,
-    pool: &Range<usize>,
-) -> Relaying {
-    let start = page * PAGE_SIZE;
+fn restored(request: Request, plan: Plan, done: Done, pool: &Range<usize>) -> Relaying {
+    let Done {
+        order,
+        page,
+        written,
+    } = done;
+    let start = page.saturating_mul(PAGE_SIZE);
     let is_there = pool.start <= start && start + plan.bytes <= pool.end;
     let room = u32::try_from(request.writable.len()).expect("what a request has room for");
     let (page, pages, written) = match is_there {
@@ -140,7 +143,7 @@ fn restored(
         },
         run: PageRun::left(page, pages),
         is_shared: false,
-        order: 0,
+        order: order.into(),
         written,
         descriptors: SmallVec::new(),
     }
@@ -258,8 +261,11 @@ impl Relay {
         }
         if let Some(inherited) = &mut self.inherited {
             inherited.restored.retain(|(queue, _)| *queue != index);
+            inherited.is_awaited[index] = false;
         }
         self.pools.forget(index);
+        // Who has asked for that sleeps no more, or asks again.
+        self.skips = false;
         if self.used.is_empty() {
             self.out_shortage.forget();
         }
@@ -302,15 +308,25 @@ impl Relay {
     pub fn inherit(&mut self, region: Region) -> bool {
         let rings = region.rings().iter().zip(&self.records);
         let left = rings.map(|(places, record)| Left::of(record, places.size, region.name()));
-        let left: Option<Vec<_>> = left.collect();
-        self.inherited = left.map(|left| Inherited {
+        let left: Vec<_> = left.collect();
+        if left.iter().all(Option::is_none) {
+            return false;
+        }
+        // A queue that the driver does not use is of no region.
+        let left = left
+            .into_iter()
+            .map(|left| left.unwrap_or_else(Left::nothing));
+        let left: Vec<_> = left.collect();
+        self.inherited = Some(Inherited {
             region,
+            is_awaited: left.iter().map(|left| !left.is_nothing()).collect(),
             left,
             finished: None,
             restored: Vec::new(),
+            is_sorted: false,
         });
-        self.is_lost = self.inherited.is_some();
-        self.is_lost
+        self.is_lost = true;
+        true
     }
 
     /// The back-end of an earlier process has let go of all queues: what it has used is the guest's, and the rest it has not seen.
@@ -602,40 +618,61 @@ impl Relay {
         let Some(inherited) = &mut self.inherited else {
             return Ok(false);
         };
+        let mut buffers = 0;
         let finished = inherited.finished.iter_mut().flatten();
         for (index, finished) in finished.enumerate() {
-            let (Some(from), Some(queue)) = (queues.get(index), &mut self.queues[index]) else {
+            if !inherited.is_awaited[index] {
                 continue;
+            }
+            let (Some(from), Some(queue)) = (queues.get(index), &mut self.queues[index]) else {
+                // dom0 could not map it yet.
+                return Ok(false);
             };
-            // Those come first, and are popped once.
-            while let Some(request) = from.pop()? {
-                let plan = Plan::of(&request);
-                let is_repeated = request.is_repeated();
-                match finished.remove(&request.head()) {
-                    Some((page, written)) if is_repeated => {
-                        let pool = inherited.region.pool();
-                        let relaying = restored(request, plan, page, written, &pool);
-                        inherited.restored.push((index, relaying));
-                    }
-                    Some(_) | None => queue.waiting.push_back((request.untouched(), plan)),
+            // What was taken comes first.
+            loop {
+                if buffers >= MAX_COPIES {
+                    return Ok(true);
                 }
-                if !is_repeated {
+                let Some(request) = from.pop()? else { break };
+                let plan = Plan::of(&request);
+                buffers += 1 + plan.parts.len();
+                if !request.is_repeated() {
+                    queue.waiting.push_back((request, plan));
                     break;
                 }
+                match finished.remove(&request.head()) {
+                    Some(done) => {
+                        let pool = inherited.region.pool();
+                        let relaying = restored(request, plan, done, &pool);
+                        inherited.restored.push((index, relaying));
+                    }
+                    None => queue.waiting.push_back((request.untouched(), plan)),
+                }
             }
+            inherited.is_awaited[index] = false;
         }
-        while let Some((_, relaying)) = inherited.restored.last() {
-            self.copies.clear();
-            relaying.plan_out(&mut self.copies);
-            if let Err(fault) = copy(access, &inherited.region.memory(), &mut self.copies) {
-                let doing = "writing the guest's memory";
-                self.out_shortage.note(doing, &fault, Instant::now());
-                return Ok(true);
-            }
-            let Some((index, relaying)) = inherited.restored.pop() else {
-                break;
-            };
-            let failed = first_fault(&self.copies).is_some();
+        if !std::mem::replace(&mut inherited.is_sorted, true) {
+            let order = |(index, relaying): &(usize, Relaying)| Reverse((*index, relaying.order));
+            inherited.restored.sort_unstable_by_key(order);
+        }
+        self.copies.clear();
+        let mut first = inherited.restored.len();
+        while first > 0 && self.copies.len() < self.most_copies {
+            first -= 1;
+            inherited.restored[first].1.plan_out(&mut self.copies);
+        }
+        if let Err(fault) = copy(access, &inherited.region.memory(), &mut self.copies) {
+            self.most_copies = (self.copies.len() / 2).max(1);
+            let doing = "writing the guest's memory";
+            self.out_shortage.note(doing, &fault, Instant::now());
+            return Ok(true);
+        }
+        self.out_shortage.end();
+        self.most_copies = MAX_COPIES;
+        let mut copies = self.copies.iter();
+        for (index, relaying) in inherited.restored.drain(first..).rev() {
+            let count = relaying.copies_out();
+            let failed = copies.by_ref().take(count).any(|copy| copy.result.is_err());
             let written = if failed { 0 } else { relaying.written as usize };
             self.counters.done += 1;
             self.counters.failed += u64::from(failed);
@@ -643,8 +680,9 @@ impl Relay {
                 queue.complete(relaying.request.finish(written))?;
             }
         }
-        self.out_shortage.end();
-        self.inherited = None;
+        if inherited.restored.is_empty() {
+            self.inherited = None;
+        }
         Ok(true)
     }
 
@@ -663,7 +701,8 @@ impl Relay {
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
             // One call for half of what it has, if that is much.
-            let waits = self.rules.alike && self.event_idx && queue.expected >= FEW;
+            let waits =
+                self.rules.alike && self.event_idx && !self.is_lost && queue.expected >= FEW;
             let skip = if waits { queue.expected / 2 } else { 0 };
             more |= !self.is_lost && queue.ring.want_calls(skip, &memory);
             self.skips |= skip > 0;

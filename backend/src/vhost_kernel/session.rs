@@ -151,6 +151,10 @@ impl Conversation for KernelSession {
         add(self.errors.as_fd());
     }
 
+    fn connection(&self) -> Option<u64> {
+        None
+    }
+
     fn end(mut self: Box<Self>) -> Ended {
         // What is not served no more may write to the region: then the device is closed, which ends that.
         match (self.halt_all(), self.kernel.take()) {

@@ -67,6 +67,9 @@ pub(crate) trait Conversation {
     /// Hands to `add` what is readable when the back-end says something.
     fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>));
 
+    /// What tells its connection from others that there are, if it has one.
+    fn connection(&self) -> Option<u64>;
+
     /// Ends the conversation, after which the back-end's share of the device is another one's.
     fn end(self: Box<Self>) -> Ended;
 

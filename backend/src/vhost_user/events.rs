@@ -4,7 +4,7 @@ use super::conversation::Conversation;
 use super::session::{SessionError, of_system};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::io::Errno;
+use rustix::io::{Errno, write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Events that are taken at once.
@@ -68,6 +68,12 @@ impl Events {
         let _ = epoll::delete(&self.epoll, &self.call);
         self.call = call;
         self.add(self.call.as_fd())
+    }
+
+    /// Has them be readable.
+    pub(super) fn wake(&self) {
+        // It holds more than anybody writes.
+        let _ = write(&self.call, &1u64.to_ne_bytes());
     }
 
     pub(super) fn call(&self) -> BorrowedFd<'_> {

@@ -45,7 +45,14 @@ const AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Default)]
 pub struct Link {
     socket: Rc<Cell<Option<OwnedFd>>>,
-    memory: Rc<Cell<Option<OwnedFd>>>,
+    memory: Rc<Cell<Option<Memory>>>,
+}
+
+/// The memory that a device shares with a back-end.
+pub struct Memory {
+    pub file: OwnedFd,
+    /// The [name](super::connection_name) of the connection to it.
+    pub connection: u64,
 }
 
 impl Link {
@@ -56,7 +63,7 @@ impl Link {
 
     /// The memory that the device shares with its back-end, if that is another one since the last look: by it, and by the
     /// connection, [`Frontend::inherit`] goes on.
-    pub fn take_memory(&self) -> Option<OwnedFd> {
+    pub fn take_memory(&self) -> Option<Memory> {
         self.memory.take()
     }
 }
@@ -522,9 +529,13 @@ impl Frontend {
                     of_back_end: accepted,
                 };
                 session.prepare(driver, self.relay.region(), BASE)?;
-                if !std::mem::replace(&mut self.shares, true) {
-                    let memory = self.relay.region().file().try_clone()?;
-                    self.link.memory.set(Some(memory.into()));
+                if let Some(connection) = session.connection()
+                    && !std::mem::replace(&mut self.shares, true)
+                {
+                    let file = self.relay.region().file().try_clone()?.into();
+                    self.link.memory.set(Some(Memory { file, connection }));
+                    // Whoever sleeps next looks for it first.
+                    self.events.wake();
                 }
             }
             if !self.relay.relays(index) {

@@ -4,6 +4,7 @@
 mod conversing;
 mod error;
 
+pub use conversing::connection_name;
 pub use error::SessionError;
 pub(crate) use error::of_system;
 
@@ -272,6 +273,10 @@ impl Session {
                 self.not_ours = 0;
                 self.protocol = offered & protocol::KNOWN;
                 self.have_requests()?;
+                // A change may have been told to the last process.
+                if self.reads_config() && !self.class.selects {
+                    self.ask_config()?;
+                }
                 self.is_usable = true;
                 return Ok(Some(Heard::TakenOver));
             }

@@ -25,7 +25,7 @@ use virtio_bindings::virtio_ids as ids;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
 use xen_virtio_backend::DeviceType;
 use xen_virtio_backend::vhost_user::{
-    Arrival, CLASSES, Class, Frontend, Link, MAX_QUEUES, Offer, SessionError, Setup,
+    Arrival, CLASSES, Class, Frontend, Link, MAX_QUEUES, Memory, Offer, SessionError, Setup,
 };
 
 /// Bytes of a file system's tag (virtio 1.3, 5.11.4), behind which is the number of its request queues.
@@ -410,7 +410,7 @@ impl Control for LinkControl {
         Ok(())
     }
 
-    fn shared(&self) -> Option<OwnedFd> {
+    fn shared(&self) -> Option<Memory> {
         self.link.take_memory()
     }
 }

@@ -8,15 +8,16 @@ use crate::program::Program;
 use crate::toolstack::libxl::EntryKey;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use rustix::fs::inotify;
+use rustix::fs::{SealFlags, fcntl_get_seals, inotify};
 use rustix::net::{Shutdown, shutdown};
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::LogLimit;
+use xen_virtio_backend::vhost_user::connection_name;
 
 /// The first wait for a back-end that has gone, or has made its socket and does not listen yet; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -125,23 +126,44 @@ impl BackEnds {
         }
     }
 
-    /// The device shares `shared` with its back-end.
-    pub(super) fn share(&mut self, device: Device, shared: OwnedFd) {
-        let link = self.links.get_mut(&device);
-        if let Some(State::There { memory, .. }) = link.map(|link| &mut link.state) {
+    /// The device shares `shared` with its back-end by the connection of this name. What is no such memory, or of a connection
+    /// that was before, is not kept.
+    pub(super) fn share(&mut self, device: Device, connection: u64, shared: OwnedFd) {
+        let link = self.links.get_mut(&device).map(|link| &mut link.state);
+        // Who is not asked for it has none to tell: a worker that was taken over may have sent anything.
+        let is_memory =
+            fcntl_get_seals(&shared).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+        if let Some(State::There { memory, socket, .. }) = link
+            && is_memory
+            && connection_name(socket.as_fd()).is_ok_and(|name| name == connection)
+        {
             *memory = Some(shared);
+            return;
+        }
+        close_later(shared);
+    }
+
+    /// What a worker that has died had of the device's back-end, which is there still as far as is known.
+    pub(super) fn inherited(&self, device: Device) -> Option<Inherited> {
+        match &self.links.get(&device)?.state {
+            State::There {
+                socket,
+                memory: Some(memory),
+                ..
+            } => Some(Inherited {
+                socket: socket.try_clone().ok()?,
+                memory: memory.try_clone().ok()?,
+            }),
+            State::There { .. } | State::Away { .. } => None,
         }
     }
 
-    /// What a worker that has died had of the device's back-end, which is there still as far as is known. It is handed on once: what
-    /// a worker that dies in taking it over has asked, nobody can tell from what the next one asks.
-    pub(super) fn inherited(&mut self, device: Device) -> Option<Inherited> {
-        match &mut self.links.get_mut(&device)?.state {
-            State::There { socket, memory, .. } => Some(Inherited {
-                memory: memory.take()?,
-                socket: socket.try_clone().ok()?,
-            }),
-            State::Away { .. } => None,
+    /// A worker has been handed the device with what there was of its back-end. That is handed on once: what a worker that dies in
+    /// taking it over has asked, nobody can tell from what the next one asks.
+    pub(super) fn handed(&mut self, device: Device) {
+        let link = self.links.get_mut(&device).map(|link| &mut link.state);
+        if let Some(State::There { memory, .. }) = link {
+            *memory = None;
         }
     }
 

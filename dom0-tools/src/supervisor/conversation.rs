@@ -185,7 +185,10 @@ mod tests {
         };
         conversation.send(&change, &[memory.as_fd()]).unwrap();
         conversation.send(&change, &[]).unwrap();
-        let shares = FromWorker::Shares { key: KEY };
+        let shares = FromWorker::Shares {
+            key: KEY,
+            connection: 1,
+        };
         for _ in 0..2 {
             worker.send(&shares, &[memory.as_fd()]).unwrap();
         }

@@ -344,9 +344,10 @@ impl Guest {
                 }
                 FromWorker::Detached { key } => Event::GaveUp { key },
                 FromWorker::Serving => continue,
-                FromWorker::Shares { key } => {
+                FromWorker::Shares { key, connection } => {
                     if let Some(shared) = descriptor {
-                        context.back_ends.share((self.domid(), key), shared);
+                        let device = (self.domid(), key);
+                        context.back_ends.share(device, connection, shared);
                     }
                     continue;
                 }

@@ -51,8 +51,10 @@ impl Relay {
     /// Whether all that was gathered of a queue has been given to the guest: a packet may be in several buffers, of which a
     /// driver is shown all or none.
     pub fn is_whole(&self, index: QueueIndex) -> bool {
-        let mut used = self.used.iter();
-        used.all(|(queue, _)| *queue != index.get())
+        let inherited = self.inherited.iter();
+        let restored = inherited.flat_map(|inherited| &inherited.restored);
+        let mut left = self.used.iter().chain(restored);
+        left.all(|(queue, _)| *queue != index.get())
     }
 
     /// Takes what the back-end has used off the shadow rings: also off those behind one that cannot be read.

@@ -5,6 +5,8 @@ use super::super::doorbell::Doorbell;
 use super::super::message::{self, PROTOCOL_FEATURES, Request, protocol};
 use super::{Owed, Session, SessionError, of_system};
 use crate::shadow::{Region, RingPlaces};
+use rustix::fs::fstat;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 use virtio_bindings::virtio_config::{
@@ -34,6 +36,10 @@ impl Conversation for Session {
         if let Some(requests) = &self.requests {
             add(requests.as_fd());
         }
+    }
+
+    fn connection(&self) -> Option<u64> {
+        connection_name(self.connection.as_fd()).ok()
     }
 
     /// It ends for the supervisor too, which closes the socket that it has.
@@ -156,6 +162,15 @@ impl Session {
         let command = (Request::SetStatus, "SET_STATUS");
         self.command(command, &message::number(status.into()), None)
     }
+}
+
+/// What tells a connection from others that there are: the number of its socket, which every descriptor of it has.
+///
+/// # Errors
+///
+/// The system's.
+pub fn connection_name(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(fstat(socket)?.st_ino)
 }
 
 fn number_of(index: usize) -> u32 {

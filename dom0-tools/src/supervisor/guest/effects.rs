@@ -37,7 +37,10 @@ impl Guest {
                     error: format!("{error:#}"),
                 },
             }),
-            Effect::Hand { key, served } => self.hand(key, served),
+            Effect::Hand { key, served } => {
+                context.back_ends.handed((domid, key));
+                self.hand(key, served)
+            }
             Effect::Detach { key } => self.send(&ToWorker::Detach { key }),
             Effect::Serve => self.send(&ToWorker::Serve),
             Effect::Kill { why } => {
