@@ -1,4 +1,5 @@
 # A guest that grants nothing lives on its disk, by its frames' numbers.
+# Long: death and two-guests have frames too.
 start_daemon
 fds=$(daemon_fds)
 make_disk /tmp/disk.img 64
