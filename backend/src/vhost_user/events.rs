@@ -15,15 +15,22 @@ pub(super) struct Events {
     /// Written by the back-end when it has used something. It is never read: the back-end has it too, and could have us wait
     /// for what it has read first.
     call: OwnedFd,
+    /// Written by us, and nobody else's.
+    wake: OwnedFd,
+}
+
+fn event() -> Result<OwnedFd, SessionError> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    event.map_err(|errno| of_system(errno.into()))
 }
 
 impl Events {
     pub(super) fn new() -> Result<Self, SessionError> {
-        let call = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let call = call.map_err(|errno| of_system(errno.into()))?;
+        let (call, wake) = (event()?, event()?);
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(|errno| of_system(errno.into()))?;
-        let this = Self { epoll, call };
+        let this = Self { epoll, call, wake };
         this.add(this.call.as_fd())?;
+        this.add(this.wake.as_fd())?;
         Ok(this)
     }
 
@@ -62,8 +69,7 @@ impl Events {
 
     /// A new descriptor for calls: whoever had the last one does not tell of the next.
     pub(super) fn renew_call(&mut self) -> Result<(), SessionError> {
-        let call = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let call = call.map_err(|errno| of_system(errno.into()))?;
+        let call = event()?;
         // A descriptor that others have too stays in the set until it is taken out.
         let _ = epoll::delete(&self.epoll, &self.call);
         self.call = call;
@@ -73,7 +79,7 @@ impl Events {
     /// Has them be readable.
     pub(super) fn wake(&self) {
         // It holds more than anybody writes.
-        let _ = write(&self.call, &1u64.to_ne_bytes());
+        let _ = write(&self.wake, &1u64.to_ne_bytes());
     }
 
     pub(super) fn call(&self) -> BorrowedFd<'_> {
@@ -90,9 +96,11 @@ impl Events {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        let call = data_of(self.call.as_fd());
+        let ours = [&self.call, &self.wake].map(|event| data_of(event.as_fd()));
         match epoll::wait(&self.epoll, &mut events, Some(&now)) {
-            Ok(count) => Ok(events[..count].iter().any(|event| event.data.u64() != call)),
+            Ok(count) => Ok(events[..count]
+                .iter()
+                .any(|event| !ours.contains(&event.data.u64()))),
             Err(Errno::INTR) => Ok(true),
             Err(errno) => Err(of_system(errno.into())),
         }

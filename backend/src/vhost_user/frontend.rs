@@ -1,6 +1,9 @@
 //! The device.
 
 mod device;
+mod lasting;
+
+pub use lasting::{Keep, Lasting, Link, Memory};
 
 use super::arrival::Arrival;
 use super::class::Class;
@@ -12,14 +15,12 @@ use super::session::{Session, SessionError, of_system};
 use crate::device::{Device, DeviceError, DeviceFailure, Identity};
 use crate::error_line::with_sources;
 use crate::log_limit::LogLimit;
-use crate::shadow::{Region, Relay, RelayError, ShadowRecord};
+use crate::shadow::{Region, Relay, RelayError};
 use crate::vhost_kernel::{Kernel, KernelSession};
 use crate::virtqueue::{QueueIndex, QueueSet};
 use rustix::net::{Shutdown, shutdown};
-use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
@@ -40,75 +41,6 @@ const MOST_STUCK: u32 = 3;
 
 /// How long after it was given up the kernel is begun with again.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// Where the next connection to the device's back-end is put.
-#[derive(Clone, Default)]
-pub struct Link {
-    socket: Rc<Cell<Option<OwnedFd>>>,
-    memory: Rc<Cell<Option<Memory>>>,
-}
-
-/// The memory that a device shares with a back-end.
-pub struct Memory {
-    pub file: OwnedFd,
-    /// The [name](super::connection_name) of the connection to it.
-    pub connection: u64,
-}
-
-impl Link {
-    /// The device's next [`Device::update`] begins with the back-end at the other end of `socket`.
-    pub fn put(&self, socket: OwnedFd) {
-        self.socket.set(Some(socket));
-    }
-
-    /// The memory that the device shares with its back-end, if that is another one since the last look: by it, and by the
-    /// connection, [`Frontend::inherit`] goes on.
-    pub fn take_memory(&self) -> Option<Memory> {
-        self.memory.take()
-    }
-}
-
-/// What of a device goes beyond this process.
-pub struct Lasting {
-    /// What the driver has written of the configuration space, to an earlier process.
-    pub written: Vec<u8>,
-    /// By queue, of [`MAX_QUEUES`](super::MAX_QUEUES) or as many as there are.
-    pub records: Vec<ShadowRecord>,
-    pub keep: Box<dyn Keep>,
-}
-
-impl Lasting {
-    /// Nothing does, of a device with `queues` queues of `size` entries.
-    ///
-    /// # Errors
-    ///
-    /// If the system has not the memory.
-    pub fn nothing(queues: u16, size: u16) -> io::Result<Self> {
-        let records = (0..queues).map(|_| ShadowRecord::private(size));
-        Ok(Self {
-            written: Vec::new(),
-            records: records.collect::<io::Result<_>>()?,
-            keep: Box::new(NotKept),
-        })
-    }
-}
-
-/// Keeps what a driver reads as its configuration space beyond this process.
-pub trait Keep {
-    /// What the back-end says of it has become this.
-    fn back_ends(&self, config: &[u8]);
-
-    /// What the driver has written of it; nothing after a reset.
-    fn drivers(&self, written: &[u8]);
-}
-
-/// Nothing goes on from it.
-struct NotKept;
-
-impl Keep for NotKept {
-    fn back_ends(&self, _config: &[u8]) {}
-    fn drivers(&self, _written: &[u8]) {}
-}
 
 /// What a device is made of.
 #[derive(Clone, Debug)]
