@@ -23,7 +23,7 @@ stop_daemon
 
 polling 1000
 start_daemon
-for pattern in 4k-qd16-randread 4k-qd16-randwrite; do
+for pattern in 4k-qd16-randwrite $(whole && echo 4k-qd16-randread); do
     bench $pattern $pattern 1 2 vda "disk = [ $(disk /dev/loop0) ]"
     note "$pattern"
     at_most kicks 0.2

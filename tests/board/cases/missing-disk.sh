@@ -4,7 +4,7 @@ make_disk /tmp/b.img 16
 start_daemon
 fds=$(daemon_fds)
 guest g verify "disk = [ $(disk /tmp/a.img), $(disk /tmp/b.img 1 xvdb) ]"
-sed -i 's/GUEST=verify/& SECS=20/' /tmp/g.cfg
+sed -i 's/GUEST=verify/& SECS=15/' /tmp/g.cfg
 create g
 verifies_on g
 mv /tmp/a.img /tmp/away.img
