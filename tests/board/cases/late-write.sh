@@ -1,4 +1,5 @@
 # A write that a killed worker has left with a slow disk ends before the next worker's first, and before libxl is told of the end.
+# Long: hung-disk has writes that end late too.
 make_disk /tmp/disk.img 8
 losetup /dev/loop0 /tmp/disk.img
 dmsetup --noudevsync create slow --table "0 $((8 * 2048)) delay /dev/loop0 0 0 /dev/loop0 0 3000"

@@ -74,6 +74,7 @@ if whole; then
     [ "$(keeper)" = "$first" ] || fail "the program's keeper has not outlived the service: $first, $(keeper)"
     kill -KILL "$(program)"
     goes_on "virtiofsd's death"
+    grep -q 'kept.*virtio_file/0: .* has ended .*; it is started again' $DAEMON_LOG || fail "the log does not say that the program has ended"
 fi
 # Its worker's it does not notice: the next one has the same connection, and the guest the same mount.
 fails=$(count_said kept 'guest: fails') served=$(program)
@@ -88,7 +89,6 @@ is_second() { [ "$(count_said kept 'guest: fs on Linux')" = 2 ]; }
 wait_for 30 "the guest to come again" is_second
 goes_on "a reboot"
 rm /tmp/slow
-grep -q 'kept.*virtio_file/0: .* has ended .*; it is started again' $DAEMON_LOG || fail "the log does not say that the program has ended"
 is_well kept
 destroy kept
 no_program() { [ -z "$(program)$(keeper)" ]; }
