@@ -86,7 +86,7 @@ board_vmm() {
     local pause
     board_packages
     choose_xen || exit $NO_XEN
-    vmm_dir >/dev/null
+    vmm_dir >/dev/null || exit $UNDELIVERED
     vmm_initramfs "$WORK/initramfs"
     need_rust
     cargo build --quiet --locked --manifest-path "$TOP/Cargo.toml" --bin xen-virtiod

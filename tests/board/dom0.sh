@@ -115,6 +115,22 @@ back_end() {
     chroot /back-ends "$@" > >(cat >>"$BACK_END_LOGS/$name.log") 2>&1 &
     BACK_END=$!
 }
+# begin_streams MIB: what guests/net talks to; sets RECEIVER and ANSWERS to the processes that receive and answer.
+begin_streams() {
+    timeout 100 guest-io send tcp-listen:5000 "$1" >/dev/null &
+    timeout 100 guest-io receive tcp-listen:5001 >/tmp/received &
+    RECEIVER=$!
+    guest-io answer 5002 &
+    ANSWERS=$!
+}
+# end_streams NAME MIB: when the guest has sent what it has, and been answered.
+end_streams() {
+    note "$(said "$1" "stream: sent $2 MiB" 60)"
+    wait $RECEIVER || fail "what the guest has sent has not arrived"
+    note "dom0: $(tail -n1 /tmp/received)"
+    note "$(said "$1" 'datagrams: 5 questions answered' 30)"
+    kill $ANSWERS
+}
 is_socket() { [ -S "$1" ]; }
 # sees_only_ours PID: the back-end maps the memory that it shares with a worker, and has nothing of Xen's or the guest's.
 sees_only_ours() {

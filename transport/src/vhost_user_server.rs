@@ -6,7 +6,6 @@ mod requests;
 mod served;
 mod vring;
 
-use requests::Requests;
 use served::Served;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -33,7 +32,7 @@ pub enum ServeError {
 ///
 /// [`ServeError`]: what a VMM does ends its connection only.
 pub fn serve(device: Box<dyn Device>, listener: &UnixListener) -> Result<(), ServeError> {
-    let served = Requests::of(Served::new(device)?);
+    let served = Served::new(device)?;
     // The library would share it among threads, of which there is one.
     #[allow(clippy::arc_with_non_send_sync)]
     let served = Arc::new(Mutex::new(served));
@@ -58,7 +57,7 @@ pub fn serve(device: Box<dyn Device>, listener: &UnixListener) -> Result<(), Ser
 }
 
 /// Serves one VMM until it goes.
-fn converse(served: &Arc<Mutex<Requests>>, socket: UnixStream) -> Result<(), ProtocolError> {
+fn converse(served: &Arc<Mutex<Served>>, socket: UnixStream) -> Result<(), ProtocolError> {
     let watched = socket.try_clone().map_err(ProtocolError::SocketError)?;
     let hear = lock(served).hear(watched);
     hear.map_err(ProtocolError::SocketError)?;
@@ -84,6 +83,6 @@ fn is_shortage(error: &io::Error) -> bool {
             .is_some_and(|errno| shortages.contains(&errno))
 }
 
-fn lock(served: &Mutex<Requests>) -> MutexGuard<'_, Requests> {
+fn lock(served: &Mutex<Served>) -> MutexGuard<'_, Served> {
     served.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,6 @@
 //! Requests on their way from a guest's queues to a back-end's, and back.
 
+mod holding;
 mod inherited;
 mod outgoing;
 
@@ -13,8 +14,9 @@ use crate::device::{DeviceError, DeviceFailure, RequestCounters};
 use crate::engine::{copy, first_fault};
 use crate::log_limit::LogLimit;
 use crate::shortage::Shortage;
-use crate::tuning::{BATCH, HELD_STEPS, MAX_COPIES, SHORTEST_SLEEP};
+use crate::tuning::{MAX_COPIES, SHORTEST_SLEEP};
 use crate::virtqueue::{QueueIndex, QueueSet, Request};
+use holding::{FEW, Holding};
 use inherited::Inherited;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -62,8 +64,8 @@ pub struct Relay {
     most_copies: usize,
     copies: Vec<CopyOp>,
     holding: Holding,
-    /// The back-end does not tell of each request that it uses.
-    skips: bool,
+    /// When to look what the back-end has used, which does not tell of each.
+    look_at: Option<Instant>,
     in_shortage: Shortage,
     out_shortage: Shortage,
     counters: RequestCounters,
@@ -79,31 +81,6 @@ struct Relayed {
     expected: usize,
     /// Requests that wait for room in the pool or in the ring.
     waiting: VecDeque<(Request, Plan)>,
-}
-
-/// Fewer requests than these nobody waits for together.
-const FEW: usize = 4;
-
-/// How long results are held back, for more to be delivered with.
-#[derive(Debug, Default)]
-struct Holding {
-    results: usize,
-    steps: u32,
-}
-
-impl Holding {
-    /// A step in which there are `results`, and as many as `expected` are to come. True if they are held back.
-    fn holds(&mut self, results: usize, expected: usize) -> bool {
-        if results == 0 || expected < FEW || results >= expected.min(BATCH) {
-            *self = Self::default();
-            return false;
-        }
-        if results != self.results {
-            (self.results, self.steps) = (results, 0);
-        }
-        self.steps += 1;
-        self.steps <= HELD_STEPS
-    }
 }
 
 /// A request that is copied in, and its copies.
@@ -141,7 +118,7 @@ impl Relay {
             most_copies: MAX_COPIES,
             copies: Vec::new(),
             holding: Holding::default(),
-            skips: false,
+            look_at: None,
             in_shortage: Shortage::default(),
             out_shortage: Shortage::default(),
             counters: RequestCounters::default(),
@@ -166,11 +143,10 @@ impl Relay {
 
     /// When to go on with what dom0 lacked something for, or to look for what the back-end does not tell of.
     pub fn try_again_at(&self) -> Option<Instant> {
-        let look_at = self.skips.then(|| Instant::now() + SHORTEST_SLEEP);
         let times = [
             self.in_shortage.try_at(),
             self.out_shortage.try_at(),
-            look_at,
+            self.look_at,
         ];
         times.into_iter().flatten().min()
     }
@@ -221,7 +197,7 @@ impl Relay {
         }
         self.pools.forget(index);
         // Who has asked for that sleeps no more, or asks again.
-        self.skips = false;
+        self.look_at = None;
         if self.used.is_empty() {
             self.out_shortage.forget();
         }
@@ -530,7 +506,7 @@ impl Relay {
         }
         let memory = self.region.memory();
         let mut more = false;
-        self.skips = false;
+        let mut skips = false;
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
             // One call for half of what it has, if that is much.
@@ -538,7 +514,7 @@ impl Relay {
                 self.rules.alike && self.event_idx && !self.is_lost && queue.expected >= FEW;
             let skip = if waits { queue.expected / 2 } else { 0 };
             more |= !self.is_lost && queue.ring.want_calls(skip, &memory);
-            self.skips |= skip > 0;
+            skips |= skip > 0;
             // While requests of a queue wait for room, its kicks would tell of more that wait.
             if queue.waiting.is_empty()
                 && let Some(queue) = queues.get(index)
@@ -546,6 +522,7 @@ impl Relay {
                 more |= queue.resume_kicks()?;
             }
         }
+        self.look_at = skips.then(|| Instant::now() + SHORTEST_SLEEP);
         Ok(more)
     }
 

@@ -158,13 +158,6 @@ impl Relaying {
         }
     }
 
-    /// As many as [`Relaying::plan_out`] adds.
-    pub(super) fn copies_out(&self) -> usize {
-        let mut copies = Vec::new();
-        self.plan_out(&mut copies);
-        copies.len()
-    }
-
     /// Adds to `copies` what takes to the guest what was written. Short buffers are taken as a whole: some back-ends write a
     /// status behind what they say that they have written, and no driver of a disk looks at that number.
     pub(super) fn plan_out(&self, copies: &mut Vec<CopyOp>) {

@@ -1,27 +1,24 @@
 //! The device.
 
+mod connecting;
 mod device;
 mod lasting;
 
 pub use lasting::{Keep, Lasting, Link, Memory};
 
-use super::arrival::Arrival;
 use super::class::Class;
 use super::config_space::ConfigSpace;
-use super::conversation::{Conversation, Driver, Ended, Heard, Offer};
+use super::conversation::{Conversation, Driver, Heard, Offer};
 use super::doorbell::Doorbell;
 use super::events::Events;
-use super::session::{Session, SessionError, of_system};
-use crate::device::{Device, DeviceError, DeviceFailure, Identity};
-use crate::error_line::with_sources;
+use super::session::{SessionError, of_system};
+use crate::device::{Device, DeviceError, Identity};
 use crate::log_limit::LogLimit;
-use crate::shadow::{Region, Relay, RelayError};
-use crate::vhost_kernel::{Kernel, KernelSession};
+use crate::shadow::{Relay, RelayError};
+use crate::vhost_kernel::Kernel;
 use crate::virtqueue::{QueueIndex, QueueSet};
-use rustix::net::{Shutdown, shutdown};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 /// What back-ends know the region's first byte by: no address of ours, and none of the guest's.
@@ -30,17 +27,8 @@ const BASE: u64 = 1 << 32;
 /// Feature bits of a device type (virtio 1.3, 2.2). The others are the queues' and the transport's, which are ours.
 const TYPE_FEATURES: u64 = !0 >> (64 - 24) | !0 << 50;
 
-/// How many of a device's back-ends may leave descriptors in a socket, before they have no other one to ask by.
-const MOST_LEFT_OPEN: u32 = 4;
-
 /// Steps between two looks at what the back-end says while there is always something to do.
 const STEPS_PER_LOOK: u32 = 64;
-
-/// How often the kernel is begun with again for one driver: what it does not get on with is the driver's, as a rule.
-const MOST_STUCK: u32 = 3;
-
-/// How long after it was given up the kernel is begun with again.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a device is made of.
 #[derive(Clone, Debug)]
@@ -163,114 +151,6 @@ impl Frontend {
         })
     }
 
-    /// Goes on with a back-end that has said what it has.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`] if the system lacks something.
-    pub fn with(mut self, arrival: Arrival) -> Result<Self, SessionError> {
-        self.events = arrival.events;
-        self.session = Some(Box::new(arrival.session));
-        self.absence = None;
-        self.connections = 1;
-        Ok(self)
-    }
-
-    /// A device that the kernel serves.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`] if it does not.
-    pub fn of_kernel(setup: Setup, kernel: Kernel) -> Result<Self, SessionError> {
-        let session = KernelSession::begin(kernel, setup.class).map_err(|(error, _)| error)?;
-        let class = setup.class;
-        let lasting = Lasting::nothing(class.queues, class.queue_size).map_err(of_system)?;
-        let mut this = Self::new(setup, session.offer(), Link::default(), lasting)?;
-        this.go_on_with(Ok(Box::new(session)));
-        Ok(this)
-    }
-
-    /// Goes on with the back-end of an earlier process, at the other end of `socket`, which has `memory`. What comes of that is
-    /// seen later; if it is nothing, the next back-end is waited for.
-    pub fn inherit(&mut self, socket: OwnedFd, memory: OwnedFd) {
-        let sizes = &self.identity.queue_sizes;
-        let region = Region::left(memory, sizes, self.setup.pool);
-        let is_ours = region.is_ok_and(|region| self.relay.inherit(region));
-        if !is_ours {
-            // Begins with it as with any other: it has closed this by then.
-            let _ = shutdown(&socket, Shutdown::Both);
-            return;
-        }
-        let session = Session::take_over(socket, self.setup.class, self.offer.clone());
-        self.go_on_with(session.map(|session| Box::new(session) as _));
-    }
-
-    /// Whether it has a connection, whatever comes of that.
-    pub fn is_connected(&self) -> bool {
-        self.session.is_some()
-    }
-
-    /// Begins with another back-end.
-    fn begin(&mut self, socket: OwnedFd) {
-        self.lose(None);
-        let may_ask = self.left_open < MOST_LEFT_OPEN;
-        let begun = Session::begin(socket, self.setup.class, may_ask);
-        self.go_on_with(begun.map(|session| Box::new(session) as _));
-    }
-
-    /// Begins with the kernel again, if it is time for that.
-    fn begin_again(&mut self) {
-        let is_due = |again: &mut (Instant, Kernel)| again.0 <= Instant::now();
-        let Some((_, kernel)) = self.again.take_if(is_due) else {
-            return;
-        };
-        match KernelSession::begin(kernel, self.setup.class) {
-            Ok(session) => self.go_on_with(Ok(Box::new(session))),
-            Err((error, kernel)) => {
-                self.lose(Some(&error));
-                self.again = Some((Instant::now() + AGAIN, kernel));
-            }
-        }
-    }
-
-    /// Goes on with a session that has begun, in place of none.
-    fn go_on_with(&mut self, begun: Result<Box<dyn Conversation>, SessionError>) {
-        self.connections += 1;
-        self.shares = false;
-        let watched = begun.and_then(|session| {
-            let watched = self.events.watch(&*session);
-            // What cannot be watched is ended as what was.
-            self.session = Some(session);
-            watched
-        });
-        match watched {
-            Ok(()) => self.looks = true,
-            Err(error) => self.lose(Some(&error)),
-        }
-    }
-
-    /// There is no back-end any more. Another one is waited for, and the driver with it.
-    fn lose(&mut self, why: Option<&SessionError>) {
-        if let Some(session) = self.session.take() {
-            self.events.forget(&*session);
-            match session.end() {
-                Ended::Closed => {}
-                Ended::LeftOpen => self.left_open += 1,
-                Ended::Again(kernel) => self.again = Some((Instant::now() + AGAIN, kernel)),
-            }
-        }
-        self.told.fill_with(|| Told::Nothing);
-        self.is_serving = false;
-        self.relay.lose();
-        if let Some(why) = why {
-            let why = with_sources(why);
-            if self.log_limit.allow() {
-                tracing::warn!("the back-end is given up: {why}; the guest waits for another one");
-            }
-            self.absence = Some(why);
-        }
-    }
-
     /// Takes up what the back-end says, and tells it what there is to tell. True if there was anything.
     ///
     /// # Errors
@@ -302,26 +182,6 @@ impl Frontend {
             session.has_more() || session.due().is_some_and(|due| due <= now)
         });
         Ok(self.events.take()? || is_due)
-    }
-
-    /// Gives the back-end up.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError`] if the driver has had something from it on which it cannot rely.
-    fn give_up(&mut self, error: SessionError) -> Result<(), DeviceError> {
-        // Of one that does not serve this driver, or not yet, it has had nothing.
-        let is_told = self.told.iter().any(|told| matches!(told, Told::Start(_)));
-        let driver_has_it = self.is_serving && is_told;
-        self.lose(Some(&error));
-        self.stuck += u32::from(matches!(error, SessionError::Stuck));
-        if self.stuck > MOST_STUCK {
-            return Err(DeviceFailure::Unservable.of(0));
-        }
-        match error.is_misbehaviour() && driver_has_it {
-            true => Err(DeviceFailure::Backend(Box::new(error)).of(0)),
-            false => Ok(()),
-        }
     }
 
     fn hear(&mut self) -> Result<bool, SessionError> {

@@ -157,48 +157,28 @@ impl DeviceKind for VhostUserKind {
             program.keep_running()?;
         }
         let known = Known::offer(wanted.known.clone(), &settings);
-        if let Some(Inherited { socket, memory }) = &wanted.inherited {
-            return Ok(Opened {
-                detail: format!("{} by {}", self.name, settings.socket.display()),
-                spec: spec(&Spec {
-                    settings: settings.clone(),
-                    offer: None,
-                    is_inherited: true,
-                }),
-                descriptors: vec![socket.try_clone()?, memory.try_clone()?],
-                backing: None,
-                // It has that still.
-                back_end: None,
-                kept: Some(spec(&settings)),
-            });
-        }
-        let connection = match connect_to(&settings.socket) {
-            Ok(socket) => Some(socket),
-            // What the guest has had, or had before it was restarted, waits for it.
-            Err(_) if wanted.served || known.is_some() => None,
-            Err(error) => {
-                let socket = settings.socket.display();
-                let what = match program {
-                    Some(_) => {
-                        "its program, which has been started, says in the log what it fails of"
-                    }
-                    None => "start it",
-                };
-                let why = format!("no back-end is at {socket} yet ({error}): {what}");
-                return Err(Busy(why).into());
+        let (connection, memory) = match &wanted.inherited {
+            Some(Inherited { socket, memory }) => {
+                (Some(socket.try_clone()?), Some(memory.try_clone()?))
+            }
+            None => {
+                let may_wait = wanted.served || known.is_some();
+                (settings.connect(program.is_some(), may_wait)?, None)
             }
         };
+        let is_inherited = memory.is_some();
         let watched = connection.as_ref().map(OwnedFd::try_clone).transpose()?;
         Ok(Opened {
             detail: format!("{} by {}", self.name, settings.socket.display()),
             spec: spec(&Spec {
                 settings: settings.clone(),
                 offer: known.filter(|_| connection.is_none()),
-                is_inherited: false,
+                is_inherited,
             }),
-            descriptors: connection.into_iter().collect(),
+            descriptors: connection.into_iter().chain(memory).collect(),
             backing: None,
-            back_end: Some(BackEnd {
+            // One that is inherited it has still.
+            back_end: (!is_inherited).then(|| BackEnd {
                 socket: settings.socket.clone(),
                 connection: watched,
                 program,
@@ -223,7 +203,7 @@ impl DeviceKind for VhostUserKind {
             settings,
         };
         let kept = Kept::new(new.records, self.class)?;
-        if let Some(offer) = kept.offer()?.or_else(|| decoded(&offer?)) {
+        if let Some(offer) = kept.offer()?.or_else(|| decoded(&offer?, self.class)) {
             let known = setup.known(&offer);
             let (mut device, link) = setup.device(&offer, kept)?;
             match (socket, memory) {
@@ -345,7 +325,7 @@ impl Template {
         };
         let link = Link::default();
         kept.store(offer);
-        let lasting = kept.lasting(self.class)?;
+        let lasting = kept.lasting()?;
         let device = Frontend::new(setup, offer, link.clone(), lasting)?;
         Ok((device, link))
     }

@@ -22,21 +22,13 @@ user = '1000'
 mac = '00:16:3e:00:00:07'
 grant-usage = $grants")"
     sed -i 's/GUEST=net/& MIB=8/' /tmp/$grants.cfg
-    timeout 100 guest-io send tcp-listen:5000 8 >/dev/null &
-    timeout 100 guest-io receive tcp-listen:5001 >/tmp/received &
-    receiver=$!
-    guest-io answer 5002 &
-    answers=$!
+    begin_streams 8
     create_by_file $grants
     note "grants $grants: $(said $grants 'stream: received 8 MiB as sent' 60)"
-    note "$(said $grants 'stream: sent 8 MiB' 60)"
-    wait $receiver || fail "what the guest has sent has not arrived"
-    note "dom0: $(tail -n1 /tmp/received)"
-    note "$(said $grants 'datagrams: 5 questions answered' 30)"
+    end_streams $grants 8
     sees_only_ours "$(pgrep -U 1000 | tail -n 1)"
     xen-virtioctl list
     destroy $grants
-    kill $answers
 done
 ip link del v0
 nothing_left "$fds"

@@ -17,11 +17,7 @@ tap = 'tap7'
 mac = '00:16:3e:00:00:07'
 grant-usage = $grants")"
     sed -i 's/GUEST=net/& MIB=64/' /tmp/$name.cfg
-    timeout 100 guest-io send tcp-listen:5000 64 >/dev/null &
-    timeout 100 guest-io receive tcp-listen:5001 >/tmp/received &
-    receiver=$!
-    guest-io answer 5002 &
-    answers=$!
+    begin_streams 64
     create_by_file $name
     note "grants $grants: $(said $name 'stream: received 64 MiB as sent' 60)"
     # The connection that is under way goes on by the next worker, and by one of the next service's.
@@ -29,14 +25,10 @@ grant-usage = $grants")"
     kill -KILL "$worker"
     wait_for 10 "the next worker" has_worker
     kill -KILL $DAEMON && restart_daemon
-    note "$(said $name 'stream: sent 64 MiB' 60)"
-    wait $receiver || fail "what the guest has sent has not arrived"
-    note "dom0: $(tail -n1 /tmp/received)"
-    note "$(said $name 'datagrams: 5 questions answered' 30)"
+    end_streams $name 64
     xen-virtioctl list
     is_well $name
     destroy $name
-    kill $answers
 done
 ip link del tap7
 nothing_left "$fds"

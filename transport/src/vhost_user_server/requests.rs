@@ -4,7 +4,6 @@ use super::served::Served;
 use super::vring::{Areas, not_waiting, tell};
 use std::fs::File;
 use std::io;
-use std::ops::{Deref, DerefMut};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -23,35 +22,7 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 /// Bytes of the configuration space that a VMM may ask for at once.
 const MAX_CONFIG: u32 = 256;
 
-/// The messages are of a device.
-pub(super) struct Requests {
-    served: Served,
-    /// Queues begin enabled (`VHOST_USER_F_PROTOCOL_FEATURES` was not accepted).
-    are_enabled: bool,
-}
-
-impl Deref for Requests {
-    type Target = Served;
-
-    fn deref(&self) -> &Served {
-        &self.served
-    }
-}
-
-impl DerefMut for Requests {
-    fn deref_mut(&mut self) -> &mut Served {
-        &mut self.served
-    }
-}
-
-impl Requests {
-    pub(super) fn of(served: Served) -> Self {
-        Self {
-            served,
-            are_enabled: false,
-        }
-    }
-
+impl Served {
     fn queue(&self, number: u32) -> Result<QueueIndex> {
         let count = self.vrings.len();
         let refused = || refused(format!("it names queue {number} of {count}"));
@@ -88,7 +59,7 @@ fn not_offered<T>(what: &'static str) -> Result<T> {
     Err(Error::InvalidOperation(what))
 }
 
-impl VhostUserBackendReqHandlerMut for Requests {
+impl VhostUserBackendReqHandlerMut for Served {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
     }
@@ -207,8 +178,7 @@ impl VhostUserBackendReqHandlerMut for Requests {
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.stopped(index.into())?;
         self.set_kick(index, fd);
-        let is_enabled = self.are_enabled;
-        self.vrings[index.get()].is_enabled |= is_enabled;
+        self.vrings[index.get()].is_enabled |= self.are_enabled;
         self.start(index).map_err(of_system)
     }
 

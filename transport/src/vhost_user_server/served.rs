@@ -28,6 +28,8 @@ pub(super) struct Served {
     pub(super) host: Host,
     pub(super) memory: OwnedMemory,
     pub(super) vrings: Vec<Vring>,
+    /// Queues begin enabled (`VHOST_USER_F_PROTOCOL_FEATURES` was not accepted).
+    pub(super) are_enabled: bool,
     journals: Vec<StateArea>,
     events: Events,
 }
@@ -56,6 +58,7 @@ impl Served {
             host,
             memory,
             vrings: sizes.iter().map(|_| Vring::default()).collect(),
+            are_enabled: false,
             journals,
             events,
         })

@@ -6,7 +6,7 @@ use super::super::region::Region;
 use super::super::relaying::{Plan, Relaying};
 use super::Relay;
 use crate::device::DeviceError;
-use crate::engine::{PageRun, copy};
+use crate::engine::{PageRun, copy, first_fault};
 use crate::tuning::MAX_COPIES;
 use crate::virtqueue::{QueueIndex, QueueSet, Request};
 use smallvec::SmallVec;
@@ -131,10 +131,13 @@ impl Relay {
             inherited.restored.sort_unstable_by_key(order);
         }
         self.copies.clear();
-        let mut first = inherited.restored.len();
-        while first > 0 && self.copies.len() < self.most_copies {
-            first -= 1;
-            inherited.restored[first].1.plan_out(&mut self.copies);
+        let mut ends = Vec::new();
+        for (_, relaying) in inherited.restored.iter().rev() {
+            if self.copies.len() >= self.most_copies {
+                break;
+            }
+            relaying.plan_out(&mut self.copies);
+            ends.push(self.copies.len());
         }
         if let Err(fault) = copy(access, &inherited.region.memory(), &mut self.copies) {
             self.most_copies = (self.copies.len() / 2).max(1);
@@ -144,12 +147,11 @@ impl Relay {
         }
         self.out_shortage.end();
         self.most_copies = MAX_COPIES;
-        let mut copies = self.copies.iter();
-        for (index, relaying) in inherited.restored.drain(first..).rev() {
-            let count = relaying.copies_out();
-            // All of its copies, whichever has failed.
-            let own = copies.by_ref().take(count);
-            let failed = own.fold(false, |failed, copy| failed | copy.result.is_err());
+        let left = inherited.restored.len() - ends.len();
+        let mut first = 0;
+        for ((index, relaying), end) in inherited.restored.drain(left..).rev().zip(ends) {
+            let failed = first_fault(&self.copies[first..end]).is_some();
+            first = end;
             let written = if failed { 0 } else { relaying.written as usize };
             self.counters.done += 1;
             self.counters.failed += u64::from(failed);

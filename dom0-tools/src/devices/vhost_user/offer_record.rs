@@ -28,6 +28,7 @@ pub(super) struct Kept {
     shadows: StateArea,
     /// What was stored last as the offer, or is known of it.
     known: Offer,
+    class: &'static Class,
 }
 
 impl Kept {
@@ -40,19 +41,20 @@ impl Kept {
         ]
     }
 
-    pub(super) fn new(records: &DeviceRecords<'_>, class: &Class) -> Result<Self> {
+    pub(super) fn new(records: &DeviceRecords<'_>, class: &'static Class) -> Result<Self> {
         let [offer, written, shadows] = Self::bytes(class);
         Ok(Self {
             offer: StateCell::new(records.own(OFFER, offer)?),
             written: StateCell::new(records.own(WRITTEN, written)?),
             shadows: records.own(SHADOWS, shadows)?,
             known: Offer::default(),
+            class,
         })
     }
 
-    /// What of a device of `class` goes beyond this process.
-    pub(super) fn lasting(self, class: &Class) -> Result<Lasting> {
-        let bytes = ShadowRecord::bytes(class.queue_size);
+    /// What of the device goes beyond this process.
+    pub(super) fn lasting(self) -> Result<Lasting> {
+        let bytes = ShadowRecord::bytes(self.class.queue_size);
         let record = |queue: u16| {
             let area = self.shadows.part(usize::from(queue) * bytes, bytes);
             ShadowRecord::new(area)
@@ -66,7 +68,7 @@ impl Kept {
 
     /// What the back-ends are known to have, if that is known.
     pub(super) fn offer(&self) -> Result<Option<Offer>> {
-        Ok(decoded(&self.offer.load()?))
+        Ok(decoded(&self.offer.load()?, self.class))
     }
 
     pub(super) fn store(&mut self, offer: &Offer) {
@@ -103,12 +105,14 @@ pub(super) fn encoded(offer: &Offer) -> Vec<u8> {
     [&features.to_le_bytes()[..], &queues.to_le_bytes(), config].concat()
 }
 
-/// What was encoded, if anything was.
-pub(super) fn decoded(bytes: &[u8]) -> Option<Offer> {
+/// What was encoded of a device of `class`, if anything was: a worker that its guest has taken over may say anything.
+pub(super) fn decoded(bytes: &[u8], class: &Class) -> Option<Offer> {
     let (features, rest) = bytes.split_first_chunk()?;
     let (queues, config) = rest.split_first_chunk()?;
     let queues = u16::from_le_bytes(*queues);
-    (1..=MAX_QUEUES).contains(&queues).then(|| Offer {
+    let has_room = config.len() <= class.known_bytes();
+    let is_offer = has_room && (1..=MAX_QUEUES).contains(&queues);
+    is_offer.then(|| Offer {
         features: u64::from_le_bytes(*features),
         queues,
         config: config.to_vec(),
@@ -131,6 +135,7 @@ mod tests {
                 written,
                 shadows,
                 known: Offer::default(),
+                class,
             };
             assert_eq!(kept.offer().unwrap(), None);
             assert!(class.writable.len() <= WRITTEN_BYTES);
@@ -144,12 +149,17 @@ mod tests {
             offer.config.fill(8);
             kept.back_ends(&offer.config);
             assert_eq!(kept.offer().unwrap(), Some(offer));
+            let longer = Offer {
+                config: vec![9; class.known_bytes() + 1],
+                ..kept.known.clone()
+            };
+            assert_eq!(decoded(&encoded(&longer), class), None);
             kept.drivers(&[1, 2]);
-            let lasting = kept.clone().lasting(class).unwrap();
+            let lasting = kept.clone().lasting().unwrap();
             assert_eq!(lasting.written, [1, 2]);
             assert_eq!(lasting.records.len(), usize::from(MAX_QUEUES));
             kept.drivers(&[]);
-            assert!(kept.lasting(class).unwrap().written.is_empty());
+            assert!(kept.lasting().unwrap().written.is_empty());
         }
     }
 }

@@ -1,10 +1,11 @@
 //! What the configuration says of a device.
 
-use super::{TAG_BYTES, VhostUserKind};
-use crate::devices::Wanted;
+use super::{TAG_BYTES, VhostUserKind, connect_to};
+use crate::devices::{Busy, Wanted};
 use crate::program::{Exec, Program, check_user, user_named};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// KiB of memory that are shared with a back-end at most.
@@ -108,6 +109,29 @@ impl Settings {
             user,
             words,
         )))
+    }
+
+    /// Connects to the back-end; nothing, if none is there and the device `may_wait` for it. It `has_program`, if we have started
+    /// one.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`] if there is none.
+    pub(super) fn connect(&self, has_program: bool, may_wait: bool) -> Result<Option<OwnedFd>> {
+        match connect_to(&self.socket) {
+            Ok(socket) => Ok(Some(socket)),
+            // What the guest has had, or had before it was restarted, waits for it.
+            Err(_) if may_wait => Ok(None),
+            Err(error) => {
+                let socket = self.socket.display();
+                let what = match has_program {
+                    true => "its program, which has been started, says in the log what it fails of",
+                    false => "start it",
+                };
+                let why = format!("no back-end is at {socket} yet ({error}): {what}");
+                Err(Busy(why).into())
+            }
+        }
     }
 
     pub(super) fn pool_kib(&self, kind: &VhostUserKind) -> u32 {
