@@ -19,7 +19,7 @@ use serde_json::Value;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
-pub(crate) use vhost_user::connect_to;
+pub(crate) use vhost_user::{MAX_SHARED, connect_to};
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::vhost_user::Memory;
 use xen_virtio_backend::{Device, DeviceType};

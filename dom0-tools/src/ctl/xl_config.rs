@@ -17,6 +17,7 @@ use crate::config::{CONFIG_PATH, Config};
 use crate::devices::{self, Service, blk};
 use crate::guest_state::Backing;
 use crate::text::without_controls;
+use crate::toolstack::libxl::MAX_DEVICES;
 pub use disk::DiskLine;
 pub use own_line::OwnLine;
 use std::collections::BTreeSet;
@@ -30,9 +31,6 @@ use xen_virtio_backend::blk::{Disk, SECTOR};
 
 /// The list of a file that is ours.
 pub const OWN_LIST: &str = "xen_virtio";
-
-/// Virtio devices that libxl has interrupts for, by guest (`GUEST_VIRTIO_MMIO_SPI_FIRST` to `_LAST`).
-const MAX_DEVICES: usize = 11;
 
 /// What was found in an xl file.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+pub(crate) use settings::MAX_SHARED;
 use settings::Settings;
 pub(super) use settings::parse_mac;
 use std::io;

@@ -10,7 +10,7 @@ use xen_virtio_transport::MmioRange;
 /// Bytes of a device's page (`VIRTIO_MMIO_DEV_SIZE` in libxl).
 pub(crate) const PAGE_LEN: u64 = 0x200;
 
-/// Virtio devices that a guest can have: libxl has the interrupts 33 to 43 for them.
+/// Virtio devices that a guest can have: libxl has the interrupts 33 to 43 for them (`GUEST_VIRTIO_MMIO_SPI_FIRST` to `_LAST`).
 pub const MAX_DEVICES: usize = 11;
 
 /// Which form an entry has: one of libxl's two, or ours.

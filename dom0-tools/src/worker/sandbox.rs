@@ -3,6 +3,7 @@
 //! It keeps the descriptors that its supervisor handed over, and may use them only as the filter says.
 
 use crate::devices::{self, DeviceKind, SyscallRule};
+use crate::toolstack::libxl::MAX_DEVICES;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -27,8 +28,9 @@ const FIRST_USER: u32 = 0x7800_0000;
 /// Descriptors that a worker may have open: those for Xen, its connection, and for each device what it is made of, with one
 /// for each queue of those that back-ends serve.
 const MAX_DESCRIPTORS: u64 = 256;
-/// Bytes of address space: rings, cached frames and buffers of eleven devices, and the program.
-const MAX_ADDRESS_SPACE: u64 = 1 << 30;
+/// Bytes of address space: rings, cached frames and buffers of all devices, and the program; and of each device what it shares
+/// with a back-end, beside what the worker before it has shared.
+const MAX_ADDRESS_SPACE: u64 = (512 << 20) + 2 * MAX_DEVICES as u64 * devices::MAX_SHARED;
 /// Bytes that io_uring may keep in memory: more than eleven disks have.
 const MAX_LOCKED: u64 = 64 << 20;
 

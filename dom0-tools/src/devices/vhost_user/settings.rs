@@ -11,6 +11,9 @@ use std::path::PathBuf;
 /// KiB of memory that are shared with a back-end at most.
 const MAX_POOL_KIB: u32 = 64 << 10;
 
+/// Bytes of memory that are shared with a back-end at most: the pool, and the rings before it.
+pub(crate) const MAX_SHARED: u64 = (MAX_POOL_KIB as u64 + (2 << 10)) << 10;
+
 /// What a device is made of, which its guest keeps as long as it lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -175,10 +178,21 @@ mod tests {
     use super::super::KINDS;
     use super::*;
     use crate::devices::DeviceKind;
+    use xen_virtio_backend::shadow::Region;
+    use xen_virtio_backend::vhost_user::MAX_QUEUES;
 
     fn check(name: &str, settings: &str) -> Result<()> {
         let kind = KINDS.iter().find(|kind| kind.name == name).unwrap();
         kind.check_settings(&settings.parse::<toml::Table>().unwrap())
+    }
+
+    #[test]
+    fn the_largest_pool_is_shared_with_its_rings() {
+        for kind in KINDS {
+            let sizes = [kind.class.queue_size; MAX_QUEUES as usize];
+            let region = Region::new(&sizes, MAX_POOL_KIB as usize * 1024).unwrap();
+            assert!(region.bytes() as u64 <= MAX_SHARED, "{}", kind.name);
+        }
     }
 
     #[test]
