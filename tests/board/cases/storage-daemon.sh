@@ -67,9 +67,10 @@ kill $store
 # A qcow2 file over a raw one. What of it qemu-storage-daemon has not written yet when it is killed is lost: it is to write at once.
 export=,writethrough=on
 chroot /back-ends qemu-img create -q -f qcow2 -b /tmp/raw.img -F raw /tmp/over.qcow2
-storage_daemon "driver=file,node-name=base-file,filename=/tmp/raw.img,read-only=on" \
-    "driver=file,node-name=file,filename=/tmp/over.qcow2" "driver=raw,node-name=base,file=base-file,read-only=on" \
-    "driver=qcow2,node-name=disk,file=file,backing=base,discard=unmap"
+over=("driver=file,node-name=base-file,filename=/tmp/raw.img,read-only=on"
+    "driver=file,node-name=file,filename=/tmp/over.qcow2" "driver=raw,node-name=base,file=base-file,read-only=on"
+    "driver=qcow2,node-name=disk,file=file,backing=base,discard=unmap")
+storage_daemon "${over[@]}"
 disk_guest g true 100000
 verifies_on g
 kill -KILL "$(pids_of "$(domid g)")"
@@ -77,9 +78,7 @@ verifies_on g
 note "the worker killed: longest pause $(longest_pause g) ms"
 for ((i = 0; i < kills; i++)); do
     end_storage_daemon -KILL
-    storage_daemon "driver=file,node-name=base-file,filename=/tmp/raw.img,read-only=on" \
-        "driver=file,node-name=file,filename=/tmp/over.qcow2" "driver=raw,node-name=base,file=base-file,read-only=on" \
-        "driver=qcow2,node-name=disk,file=file,backing=base,discard=unmap"
+    storage_daemon "${over[@]}"
     sleep "$((RANDOM % 2)).$((RANDOM % 10))"
 done
 verifies_on g
@@ -89,5 +88,28 @@ xen-virtioctl list
 destroy g
 end_storage_daemon
 chroot /back-ends qemu-img check -q /tmp/over.qcow2 || fail "qemu-img check finds the qcow2 file damaged"
+
+if whole; then
+    # A guest copies a disk of ours to a new qcow2 file over the same raw one: both then have the same data.
+    rm /tmp/over.qcow2 /tmp/remote.img
+    chroot /back-ends qemu-img create -q -f qcow2 -b /tmp/raw.img -F raw /tmp/over.qcow2
+    noise 33 | tail -c 33554432 >/tmp/own.img
+    storage_daemon "${over[@]}"
+    guest copy copy "$(by_file copy <<<"[[device]]
+type = 'blk'
+socket = '$socket'
+[[device]]
+type = 'blk'
+path = '/tmp/own.img'")"
+    create_by_file copy
+    note "$(said copy 'guest: copied' 60)"
+    destroy copy
+    end_storage_daemon
+    chroot /back-ends qemu-img check -q /tmp/over.qcow2 || fail "qemu-img check finds the copy damaged"
+    compared=$(chroot /back-ends qemu-img compare -f raw -F qcow2 /tmp/own.img /tmp/over.qcow2) || fail "the copy: $compared"
+    note "qemu-img compare: $compared"
+    chroot /back-ends qemu-img compare -q -f raw -F raw /tmp/own.img /tmp/raw.img && fail "the copy is the base"
+    rm -f /tmp/own.img
+fi
 rm -f /tmp/raw.img /tmp/over.qcow2
 nothing_left "$fds"
