@@ -1,10 +1,11 @@
 //! The socket to a back-end. Nothing here waits.
 
 use super::message::{HEADER, MAX_PAYLOAD, Message, MessageError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, Shutdown, recv, recvmsg, sendmsg, shutdown,
+    SendFlags, Shutdown, recv, recvmsg, sendmsg, shutdown, sockopt,
 };
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -28,18 +29,37 @@ pub enum ConnectionError {
     Message(#[from] MessageError),
 }
 
+/// Nothing of a message is taken out of the socket before all of it is there: another process finds the socket as a message
+/// has left it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    socket: OwnedFd,
-    received: Vec<u8>,
+    /// Until it has ended.
+    socket: Option<OwnedFd>,
+}
+
+/// What is next in a socket, which stays there.
+enum Next {
+    /// Bytes; none if the other side has closed it and there is nothing left.
+    Bytes(usize),
+    /// Bytes with descriptors beside.
+    Descriptors,
+    Nothing,
 }
 
 impl Connection {
-    pub(super) fn new(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            received: Vec::new(),
-        }
+    /// # Errors
+    ///
+    /// The system's.
+    pub(super) fn new(socket: OwnedFd) -> Result<Self, ConnectionError> {
+        // What is out of band is not looked at with what is next, and could have descriptors beside all the same.
+        sockopt::set_socket_oobinline(&socket, true).map_err(io::Error::from)?;
+        Ok(Self {
+            socket: Some(socket),
+        })
+    }
+
+    fn socket(&self) -> &OwnedFd {
+        self.socket.as_ref().expect("it has not ended")
     }
 
     /// Sends a message, with at most one descriptor.
@@ -59,7 +79,8 @@ impl Connection {
             control.push(SendAncillaryMessage::ScmRights(descriptor));
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent = retried(|| sendmsg(&self.socket, &[IoSlice::new(message)], &mut control, flags));
+        let sent =
+            retried(|| sendmsg(self.socket(), &[IoSlice::new(message)], &mut control, flags));
         match sent {
             Ok(len) if len == message.len() => Ok(()),
             // What is under way at once has room in any socket's buffer.
@@ -75,68 +96,97 @@ impl Connection {
     /// # Errors
     ///
     /// As [`Connection::send`].
-    pub(super) fn receive(&mut self) -> Result<Option<Message>, ConnectionError> {
-        loop {
-            if let Some((message, len)) = Message::parse(&self.received)? {
-                self.received.drain(..len);
-                return Ok(Some(message));
-            }
-            let mut bytes = [0; HEADER + MAX_PAYLOAD];
-            if self.has_descriptors()? {
-                return Err(ConnectionError::Descriptors);
-            }
-            let received = retried(|| recv(&self.socket, &mut bytes, RecvFlags::DONTWAIT));
-            match received {
-                Ok((0, _)) | Err(Errno::CONNRESET) => return Err(ConnectionError::Closed),
-                Ok((len, _)) => self.received.extend(&bytes[..len]),
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(errno) => return Err(io::Error::from(errno).into()),
-            }
-        }
-    }
-
-    /// Whether descriptors are beside what is received next.
-    fn has_descriptors(&self) -> Result<bool, ConnectionError> {
-        let mut byte = [0];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-        let received = retried(|| {
-            let mut parts = [IoSliceMut::new(&mut byte)];
-            // There is no room for any.
-            let mut control = RecvAncillaryBuffer::default();
-            recvmsg(&self.socket, &mut parts, &mut control, flags)
-        });
-        match received {
-            Ok(received) => Ok(received.flags.contains(ReturnFlags::CTRUNC)),
-            Err(Errno::AGAIN | Errno::CONNRESET) => Ok(false),
-            Err(errno) => Err(io::Error::from(errno).into()),
-        }
-    }
-
-    /// Whether descriptors are among what is left of a connection that was shut down.
-    pub(super) fn leaves_descriptors(&self) -> bool {
+    pub(super) fn receive(&self) -> Result<Option<Message>, ConnectionError> {
         let mut bytes = [0; HEADER + MAX_PAYLOAD];
-        for _ in 0..MOST_LEFT {
-            if self.has_descriptors().unwrap_or(true) {
-                return true;
+        let len = match peek(self.socket(), &mut bytes)? {
+            Next::Nothing => return Ok(None),
+            Next::Descriptors => return Err(ConnectionError::Descriptors),
+            Next::Bytes(0) => return Err(ConnectionError::Closed),
+            Next::Bytes(len) => len,
+        };
+        match Message::parse(&bytes[..len])? {
+            Some((message, len)) => {
+                take(self.socket(), &mut bytes[..len])?;
+                Ok(Some(message))
             }
-            match retried(|| recv(&self.socket, &mut bytes, RecvFlags::DONTWAIT)) {
-                Ok((1.., _)) => {}
-                Ok((0, _)) | Err(_) => return false,
-            }
+            None if self.is_closed()? => Err(ConnectionError::Closed),
+            // The rest is on its way.
+            None => Ok(None),
         }
-        true
     }
 
-    /// Ends it for all who have it.
-    pub(super) fn shut_down(&self) {
-        // An error means that the other side is gone.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+    /// Whether the other side sends nothing more.
+    fn is_closed(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.socket(), PollFlags::RDHUP)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        retried(|| poll(&mut fds, Some(&now)))?;
+        Ok(!fds[0].revents().is_empty())
     }
+
+    /// Ends it for all who have it. False if its socket is left open: to close what descriptors in it are of can take as long as
+    /// whoever sent them likes.
+    pub(super) fn end(&mut self) -> bool {
+        let Some(socket) = self.socket.take() else {
+            return true;
+        };
+        // An error means that the other side is gone.
+        let _ = shutdown(&socket, Shutdown::Both);
+        let is_empty = !has_descriptors(&socket);
+        if !is_empty {
+            std::mem::forget(socket);
+        }
+        is_empty
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn peek(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<Next> {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    let received = retried(|| {
+        let mut parts = [IoSliceMut::new(bytes)];
+        // There is no room for any.
+        let mut control = RecvAncillaryBuffer::default();
+        recvmsg(socket, &mut parts, &mut control, flags)
+    });
+    match received {
+        Ok(received) if received.flags.contains(ReturnFlags::CTRUNC) => Ok(Next::Descriptors),
+        Ok(received) => Ok(Next::Bytes(received.bytes)),
+        Err(Errno::AGAIN) => Ok(Next::Nothing),
+        Err(Errno::CONNRESET) => Ok(Next::Bytes(0)),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Takes what was next, and no byte more: descriptors may have come beside that.
+fn take(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<()> {
+    retried(|| recv(socket, &mut *bytes, RecvFlags::DONTWAIT))?;
+    Ok(())
+}
+
+/// Whether descriptors are among what is left in a socket that was shut down.
+fn has_descriptors(socket: &OwnedFd) -> bool {
+    let mut bytes = [0; HEADER + MAX_PAYLOAD];
+    for _ in 0..MOST_LEFT {
+        match peek(socket, &mut bytes) {
+            Ok(Next::Nothing | Next::Bytes(0)) => return false,
+            Ok(Next::Bytes(len)) if take(socket, &mut bytes[..len]).is_ok() => {}
+            Ok(_) | Err(_) => return true,
+        }
+    }
+    true
 }
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket().as_fd()
     }
 }
 
@@ -161,12 +211,12 @@ mod tests {
         let flags = SocketFlags::empty();
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-        (Connection::new(ours), theirs.into())
+        (Connection::new(ours).unwrap(), theirs.into())
     }
 
     #[test]
     fn messages_come_in_pieces_and_together() {
-        let (mut ours, mut theirs) = pair();
+        let (ours, mut theirs) = pair();
         assert!(ours.receive().unwrap().is_none());
         let two = [
             message(Request::GetFeatures, false, &number(7)),
@@ -184,6 +234,70 @@ mod tests {
         assert!(matches!(ours.receive(), Err(ConnectionError::Closed)));
         let sent = ours.send(&bytes, None);
         assert!(matches!(sent, Err(ConnectionError::Closed)));
+    }
+
+    /// Sends `bytes` with a descriptor beside.
+    fn send_file(theirs: &UnixStream, bytes: &[u8], flags: SendFlags) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let files = [theirs.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+        sendmsg(theirs, &[IoSlice::new(bytes)], &mut control, flags).unwrap();
+    }
+
+    #[test]
+    fn descriptors_stay_where_they_are() {
+        let two = [7, 8].map(|number_of| message(Request::GetFeatures, false, &number(number_of)));
+        // Behind a message, out of band before one, and beside one.
+        let (mut ours, mut theirs) = pair();
+        theirs.write_all(&two[0]).unwrap();
+        send_file(&theirs, &two[1], SendFlags::empty());
+        let first = ours.receive();
+        assert!(
+            matches!(first, Err(ConnectionError::Descriptors))
+                || first.unwrap().unwrap().number() == Some(7)
+        );
+        assert!(!ours.end());
+        let (mut ours, mut theirs) = pair();
+        send_file(&theirs, &[0], SendFlags::OOB);
+        theirs.write_all(&two[0]).unwrap();
+        let received = ours.receive();
+        assert!(matches!(received, Err(ConnectionError::Descriptors)));
+        assert!(!ours.end());
+    }
+
+    /// What is taken is what was looked at, though descriptors have come meanwhile.
+    #[test]
+    fn what_came_behind_a_message_is_not_taken_with_it() {
+        let (ours, mut theirs) = pair();
+        let bytes = message(Request::GetFeatures, false, &number(7));
+        theirs.write_all(&bytes).unwrap();
+        let mut space = [0; HEADER + MAX_PAYLOAD];
+        let Ok(Next::Bytes(len)) = peek(ours.socket(), &mut space) else {
+            panic!("nothing came");
+        };
+        send_file(&theirs, &bytes, SendFlags::empty());
+        take(ours.socket(), &mut space[..len]).unwrap();
+        assert!(matches!(
+            peek(ours.socket(), &mut space),
+            Ok(Next::Descriptors)
+        ));
+    }
+
+    #[test]
+    fn a_message_of_which_a_part_has_come_is_there_for_another_process() {
+        let (ours, mut theirs) = pair();
+        let bytes = message(Request::GetFeatures, false, &number(7));
+        theirs.write_all(&bytes[..15]).unwrap();
+        assert!(ours.receive().unwrap().is_none());
+        let next = Connection::new(ours.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        // As a process ends that is killed.
+        std::mem::forget(ours);
+        theirs.write_all(&bytes[15..]).unwrap();
+        assert_eq!(next.receive().unwrap().unwrap().number(), Some(7));
+        theirs.write_all(&bytes[..15]).unwrap();
+        drop(theirs);
+        assert!(matches!(next.receive(), Err(ConnectionError::Closed)));
     }
 
     /// A back-end that reads nothing holds nobody up.

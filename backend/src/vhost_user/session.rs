@@ -96,7 +96,7 @@ impl Session {
         class: &'static Class,
         may_ask: bool,
     ) -> Result<Self, SessionError> {
-        let mut this = Self::new(socket, class, may_ask);
+        let mut this = Self::new(Connection::new(socket)?, class, may_ask);
         this.send(Request::SetOwner, &[], None)?;
         this.ask(Owed::Features, &[])?;
         Ok(this)
@@ -112,18 +112,16 @@ impl Session {
         class: &'static Class,
         offer: Offer,
     ) -> Result<Self, SessionError> {
-        let mut this = Self {
-            offer,
-            not_ours: MOST_NOT_OURS,
-            ..Self::new(socket, class, true)
-        };
+        let mut this = Self::new(Connection::new(socket)?, class, true);
+        this.offer = offer;
+        this.not_ours = MOST_NOT_OURS;
         this.ask(Owed::TakenOver, &[])?;
         Ok(this)
     }
 
-    fn new(socket: OwnedFd, class: &'static Class, may_ask: bool) -> Self {
+    fn new(connection: Connection, class: &'static Class, may_ask: bool) -> Self {
         Self {
-            connection: Connection::new(socket),
+            connection,
             class,
             owed: VecDeque::new(),
             due: None,
@@ -184,7 +182,7 @@ impl Session {
         let mut config_changed = false;
         self.has_more = true;
         for _ in 0..TOGETHER {
-            let received = self.requests.as_mut().map(Connection::receive);
+            let received = self.requests.as_ref().map(Connection::receive);
             let message = match received {
                 Some(Ok(Some(message))) => message,
                 None | Some(Ok(None)) => {
@@ -356,7 +354,7 @@ impl Session {
         let (ours, theirs) = pair.map_err(|error| ConnectionError::Socket(error.into()))?;
         let command = (Request::SetBackendReqFd, "SET_BACKEND_REQ_FD");
         self.command(command, &[], Some(theirs.as_fd()))?;
-        self.requests = Some(Connection::new(ours));
+        self.requests = Some(Connection::new(ours)?);
         Ok(())
     }
 

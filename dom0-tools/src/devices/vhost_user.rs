@@ -237,8 +237,10 @@ impl DeviceKind for VhostUserKind {
             call,
             argument: None,
         });
+        let inline = u64::try_from(libc::SO_OOBINLINE).expect("a small number");
         rules
             .chain([
+                with(libc::SYS_setsockopt, (2, vec![inline])),
                 with(libc::SYS_memfd_create, (1, vec![sealable])),
                 with(libc::SYS_socketpair, (0, vec![unix])),
                 // To the other end of a pair, and to nobody by name.

@@ -2,6 +2,8 @@
 # Long: the host test tests/stand-in has all manners too. MANNERS="ends-at-call …" has only those.
 make_disk /tmp/own.img 32
 make_disk /tmp/other.img 16
+# Of sockets that take long to close.
+ip link set lo up
 start_daemon
 fds=$(daemon_fds)
 socket=/run/hostile.sock

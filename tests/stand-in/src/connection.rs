@@ -6,14 +6,16 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
 };
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -27,6 +29,9 @@ const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9;
 const CONFIG_CHANGE: u32 = 2;
 
 const SECTOR: u64 = 512;
+
+/// How long it takes to close a socket that lingers.
+const LINGER: Duration = Duration::from_secs(120);
 
 pub(crate) struct Connection {
     socket: UnixStream,
@@ -269,6 +274,9 @@ impl Connection {
         }
         let header = [request.0, flags, size].map(u32::to_ne_bytes).concat();
         let bytes = [&header, payload].concat();
+        if self.manner == Manner::OutOfBand {
+            send_out_of_band(&self.socket)?;
+        }
         let image = [self.image.as_fd(); 3];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -295,6 +303,15 @@ fn speak(mut channel: UnixStream, manner: Manner) {
     let (request, flags) = match manner {
         Manner::ConfigChanges => (CONFIG_CHANGE, 1),
         Manner::OddRequests => (77, 9),
+        Manner::OutOfBandRequests => {
+            std::thread::spawn(move || {
+                send_out_of_band(&channel)?;
+                let message = [CONFIG_CHANGE, 1, 0u32].map(u32::to_ne_bytes).concat();
+                channel.write_all(&message)?;
+                channel.read(&mut [0])
+            });
+            return;
+        }
         _ => {
             // Kept open, as a good one has it.
             std::thread::spawn(move || channel.read(&mut [0]));
@@ -303,6 +320,24 @@ fn speak(mut channel: UnixStream, manner: Manner) {
     };
     let message = [request, flags, 0u32].map(u32::to_ne_bytes).concat();
     std::thread::spawn(move || while channel.write_all(&message).is_ok() {});
+}
+
+/// Sends a byte out of band, with a descriptor that takes long to close: a socket that lingers for data that nobody reads.
+fn send_out_of_band(socket: &UnixStream) -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut stream = TcpStream::connect(listener.local_addr()?)?;
+    stream.set_nonblocking(true)?;
+    while stream.write(&[0; 1 << 16]).is_ok() {}
+    sockopt::set_socket_linger(&stream, Some(LINGER))?;
+    // It lingers as long as somebody may read.
+    std::mem::forget(listener);
+    let files = [stream.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&files));
+    let flags = SendFlags::NOSIGNAL | SendFlags::OOB;
+    sendmsg(socket, &[IoSlice::new(&[0])], &mut control, flags)?;
+    Ok(())
 }
 
 /// Does to the memory's file what no back-end may.

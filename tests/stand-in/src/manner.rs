@@ -55,6 +55,10 @@ pub enum Manner {
     Legacy,
     /// It sends descriptors along with every answer.
     Descriptors,
+    /// It sends, out of band before every answer, a descriptor that takes long to close.
+    OutOfBand,
+    /// … and before a message of its own.
+    OutOfBandRequests,
     /// It lets go of another queue than it was told.
     OtherQueue,
     /// It says that it would go on with an element that is not there.
@@ -148,6 +152,8 @@ pub const MANNERS: &[(&str, Manner)] = &[
     ("no-config", Manner::NoConfig),
     ("legacy", Manner::Legacy),
     ("descriptors", Manner::Descriptors),
+    ("out-of-band", Manner::OutOfBand),
+    ("out-of-band-requests", Manner::OutOfBandRequests),
     ("other-queue", Manner::OtherQueue),
     ("far-base", Manner::FarBase),
     ("reads-nothing", Manner::ReadsNothing),

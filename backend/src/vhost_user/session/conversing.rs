@@ -43,17 +43,15 @@ impl Conversation for Session {
     }
 
     /// It ends for the supervisor too, which closes the socket that it has.
-    fn end(self: Box<Self>) -> Ended {
-        self.connection.shut_down();
-        let Some(requests) = self.requests else {
-            return Ended::Closed;
-        };
-        requests.shut_down();
-        if requests.leaves_descriptors() {
-            std::mem::forget(requests);
-            return Ended::LeftOpen;
+    fn end(mut self: Box<Self>) -> Ended {
+        let mut is_closed = self.connection.end();
+        if let Some(requests) = &mut self.requests {
+            is_closed &= requests.end();
         }
-        Ended::Closed
+        match is_closed {
+            true => Ended::Closed,
+            false => Ended::LeftOpen,
+        }
     }
 
     fn hear(&mut self) -> Result<Option<Heard>, SessionError> {
