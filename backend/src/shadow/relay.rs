@@ -58,6 +58,10 @@ pub struct Relay {
     is_lost: bool,
     records: Vec<ShadowRecord>,
     inherited: Option<Inherited>,
+    /// An earlier process's back-end has let go of its queues, and serves none of this one yet.
+    is_taken_over: bool,
+    /// … and is gone: what tells the driver of a loss is due.
+    tells_of_loss: bool,
     offered: u64,
     /// As [`MAX_COPIES`], or fewer, if dom0 had not enough for so many at once.
     most_copies: usize,
@@ -100,6 +104,8 @@ impl Relay {
         Ok(Self {
             records,
             inherited: None,
+            is_taken_over: false,
+            tells_of_loss: false,
             pools: Pools::new(&region),
             queues: sizes.iter().map(|_| None).collect(),
             region,

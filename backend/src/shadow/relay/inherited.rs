@@ -67,6 +67,7 @@ impl Relay {
     /// The back-end of an earlier process has let go of all queues: what it has used is the guest's, and the rest it has not seen.
     pub fn take_over(&mut self) {
         if let Some(inherited) = &mut self.inherited {
+            self.is_taken_over = true;
             let left = std::mem::take(&mut inherited.left).into_iter();
             let finished = left.zip(inherited.region.rings());
             let finished = finished.map(|(left, places)| left.finished(&inherited.region, places));

@@ -1,5 +1,6 @@
 //! How queues, and the back-ends that serve them, begin and end.
 
+use super::super::loss::Loss;
 use super::super::pools::Pools;
 use super::super::relaying::Relaying;
 use super::super::ring::ShadowRing;
@@ -54,6 +55,8 @@ impl Relay {
             drop(self.pools.give_back(index, relaying));
         }
         self.pools.forget(index);
+        // The next process has nothing to wait for of it.
+        self.records[index].begin(self.region.name());
         // Who has asked for that sleeps no more, or asks again.
         self.look_at = None;
         if self.used.is_empty() {
@@ -96,6 +99,7 @@ impl Relay {
             // What was not taken over by now is lost too.
             self.inherited
                 .take_if(|inherited| inherited.finished.is_none());
+            self.tells_of_loss |= std::mem::take(&mut self.is_taken_over);
             return;
         }
         // What it says last may be anything.
@@ -145,9 +149,44 @@ impl Relay {
                 for relaying in unfinished.into_iter().rev() {
                     queue.waiting.push_front((relaying.request, relaying.plan));
                 }
+                if self.tells_of_loss && matches!(self.rules.loss(index), Loss::Tell(_)) {
+                    let waiting = std::mem::take(&mut queue.waiting).into_iter();
+                    let had = waiting.map(|(request, plan)| (request.repeated(), plan));
+                    queue.waiting = had.collect();
+                }
             }
         }
+        self.is_taken_over = false;
+        self.tells_of_loss = false;
         self.is_lost = false;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::loss::{Answer, Rules};
+    use super::super::super::record::{Left, ShadowRecord};
+    use super::*;
+
+    const RULES: Rules = Rules {
+        loss: &[Loss::Fail(Answer::Nothing)],
+        overstate: false,
+        alike: false,
+    };
+
+    #[test]
+    fn the_next_process_waits_for_nothing_of_a_queue_that_was_stopped() {
+        let record = ShadowRecord::private(4).unwrap();
+        let records = vec![record.clone()];
+        let mut relay = Relay::new(&[4], 1 << 16, 0, RULES, records).unwrap();
+        let queue = QueueIndex::new(0, 1).unwrap();
+        relay.start(queue, false);
+        record.offer(2, 3, 4096);
+        let left = |relay: &Relay| Left::of(&record, 4, relay.region().name());
+        assert!(!left(&relay).unwrap().is_nothing());
+        relay.stop(queue);
+        // The back-end is the next one's all the same.
+        assert!(left(&relay).unwrap().is_nothing());
     }
 }
