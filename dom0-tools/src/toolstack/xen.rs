@@ -95,7 +95,13 @@ impl Toolstack for XenToolstack {
     }
 
     fn identify(&mut self, domid: u16) -> Result<Identity, ToolstackError> {
-        let vm = self.store.read(&format!("/local/domain/{domid}/vm"))?;
+        let path = format!("/local/domain/{domid}/vm");
+        let vm = match self.store.owner(&path)? {
+            Some(0) => self.store.read(&path)?,
+            // A guest of init-dom0less may write it, and could be another guest by it, or a new one as often as it likes.
+            Some(_) => Some(format!("/vm/dom0less-{domid}")),
+            None => None,
+        };
         Ok(Identity { domid, vm })
     }
 
@@ -161,5 +167,28 @@ impl Toolstack for XenToolstack {
 
     fn tell_closed(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError> {
         Ok(libxl::tell_closed(&mut self.store, domid, key)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::xenstore::sim::SimStore;
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_guest_that_writes_its_uuid_is_not_another_one_by_it() {
+        let (sim, store) = SimStore::new();
+        sim.introduce(1, "ivi", "a");
+        sim.introduce_owner(2, "dom0less-2", "a");
+        let files = GuestFiles::new(Path::new("/there/is/none"));
+        let mut toolstack = XenToolstack::new(store, files);
+        let mut uuid = |domid| toolstack.identify(domid).unwrap().uuid().to_owned();
+        assert_eq!(
+            [uuid(1), uuid(2), uuid(3)],
+            ["a", "dom0less-2", ""].map(str::to_owned)
+        );
+        sim.write("/local/domain/2/vm", "/vm/b");
+        assert_eq!(uuid(2), "dom0less-2");
     }
 }

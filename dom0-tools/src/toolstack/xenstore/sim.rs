@@ -96,10 +96,12 @@ impl SimStore {
         self.state().fire("@introduceDomain");
     }
 
-    /// A domain that owns its name, as `init-dom0less` makes it.
+    /// A domain that owns its name and uuid, as `init-dom0less` makes it.
     pub(crate) fn introduce_owner(&self, domid: u16, name: &str, uuid: &str) {
-        let path = format!("/local/domain/{domid}/name");
-        self.state().owners.insert(path, domid);
+        for node in ["name", "vm"] {
+            let path = format!("/local/domain/{domid}/{node}");
+            self.state().owners.insert(path, domid);
+        }
         self.introduce(domid, name, uuid);
     }
 
