@@ -119,7 +119,7 @@ const MISBEHAVE: &[&str] = &[
 ];
 
 /// Those that misbehave before the driver has had anything of them, or after.
-const MAY_MISBEHAVE: &[&str] = &["out-of-band-requests"];
+const MAY_MISBEHAVE: &[&str] = &["out-of-band-requests", "punches"];
 
 /// Those that serve, at least for a while.
 const SERVE: &[&str] = &[
