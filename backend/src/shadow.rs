@@ -15,6 +15,7 @@ mod ring;
 
 pub use loss::{Answer, Loss, Rules};
 pub use record::ShadowRecord;
+pub(crate) use region::region_file;
 pub use region::{Region, RingPlaces};
 pub use relay::{Relay, RelayError};
 pub use ring::BackendFault;

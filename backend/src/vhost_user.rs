@@ -19,7 +19,7 @@ pub use connection::ConnectionError;
 pub use conversation::Offer;
 pub(crate) use conversation::{Conversation, Driver, Ended, Heard};
 pub(crate) use doorbell::Doorbell;
-pub use frontend::{Frontend, Keep, Lasting, Link, Memory, Setup};
+pub use frontend::{Brought, Frontend, Keep, Lasting, Link, Setup};
 pub use message::MessageError;
 pub(crate) use session::of_system;
 pub use session::{SessionError, connection_name};

@@ -16,12 +16,13 @@ use blk::Uses;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
-pub(crate) use vhost_user::{MAX_SHARED, connect_to};
+pub(crate) use vhost_user::MAX_SHARED;
 use xen_virtio_backend::RingStock;
-use xen_virtio_backend::vhost_user::Memory;
+use xen_virtio_backend::vhost_user::Brought;
 use xen_virtio_backend::{Device, DeviceType};
 
 /// Every kind that we serve.
@@ -215,11 +216,12 @@ pub(crate) struct Wanted<'a> {
     pub(crate) inherited: Option<Inherited>,
 }
 
-/// What a worker that has died had of a device's back-end.
+/// What a worker had of a device's back-end, which the next one is to have.
+#[derive(Debug)]
 pub(crate) struct Inherited {
     pub(crate) socket: OwnedFd,
     /// The memory that both have.
-    pub(crate) memory: OwnedFd,
+    pub(crate) left: OwnedFd,
 }
 
 impl Wanted<'_> {
@@ -285,10 +287,33 @@ pub(crate) struct Opened {
 /// The back-end of a device.
 pub(crate) struct BackEnd {
     pub(crate) socket: PathBuf,
-    /// The connection to it, if there is one; a duplicate of the one that is among the device's descriptors.
-    pub(crate) connection: Option<OwnedFd>,
+    /// The connection to it, if there is one, and the memory for it; duplicates of what is among the device's descriptors.
+    pub(crate) brought: Option<Brought>,
+    /// The memory that the last worker shared with it, if that is to be taken over.
+    pub(crate) left: Option<OwnedFd>,
+    /// What is shared with it.
+    pub(crate) region: RegionSize,
     /// The program that we keep running for it.
     pub(crate) program: Option<Program>,
+}
+
+/// The size of the memory that a device shares with its back-ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RegionSize {
+    pub(crate) queue_size: u16,
+    /// Bytes for data.
+    pub(crate) pool: usize,
+}
+
+impl RegionSize {
+    /// A connection with a new memory for it.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub(crate) fn brought(self, socket: OwnedFd) -> io::Result<Brought> {
+        Brought::new(socket, self.queue_size, self.pool)
+    }
 }
 
 /// What a device is resized to.
@@ -374,8 +399,9 @@ pub(crate) trait Control {
     /// If it is none of the device's.
     fn change(&self, change: &Value, descriptors: Vec<OwnedFd>) -> Result<()>;
 
-    /// What the supervisor is to keep for the guest's next worker, if that is another descriptor since the last look.
-    fn shared(&self) -> Option<Memory> {
+    /// The name of the connection by which its back-end has had the memory since the last look, if it has: the guest's next worker
+    /// is to have both.
+    fn shared(&self) -> Option<u64> {
         None
     }
 

@@ -1,17 +1,17 @@
-//! What supervisor and worker say to each other: one JSON message a packet, with file descriptors beside.
+//! What supervisor and worker say to each other, in JSON.
 
 use crate::devices::Service;
 use crate::guest_state::Backing;
 use crate::toolstack::libxl::EntryKey;
 use crate::worker::event_loop::EventLoopReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, read, write};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
     recvmsg, sendmsg, shutdown, socketpair,
 };
-use serde::de::DeserializeOwned;
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -80,16 +80,6 @@ pub struct Attachment {
     pub spec: Value,
 }
 
-impl ToWorker {
-    /// Whether a worker answers it, with one message.
-    pub fn is_question(&self) -> bool {
-        match self {
-            Self::Attach(_) | Self::Serve | Self::Detach { .. } | Self::Report => true,
-            Self::Start { .. } | Self::Change { .. } | Self::Stop => false,
-        }
-    }
-}
-
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromWorker {
     /// The worker cannot serve the guest, and ends.
@@ -107,7 +97,7 @@ pub enum FromWorker {
         /// Somebody else has what it needs, who may let go of it soon.
         busy: bool,
     },
-    /// What the next worker needs to go on with the device's back-end. Descriptor: the memory that both have. It is nobody's answer:
+    /// The back-end has the memory that came with the connection: the next worker is to go on with both. It is nobody's answer:
     /// there may be one for each connection that the worker was given.
     Shares {
         key: EntryKey,
@@ -125,53 +115,66 @@ pub enum FromWorker {
     },
 }
 
-/// One end of the connection between a supervisor and a worker.
+/// Bytes of answers that may wait for the supervisor, as the kernel keeps them.
+const ANSWERS_SIZE: usize = 256 << 10;
+/// … and that it reads at once.
+const ANSWERS_READ: usize = 16 << 10;
+
+/// The supervisor's end of the connection with a worker.
+///
+/// Commands go down a socket, with descriptors beside. Answers, a line each, come up a pipe, which carries no descriptors: to close
+/// some that a worker sends can take as long as whoever has made them likes.
 #[derive(Debug)]
-pub struct Channel {
-    socket: OwnedFd,
+pub struct SupervisorEnd {
+    commands: OwnedFd,
+    answers: OwnedFd,
+    received: Vec<u8>,
 }
 
-impl Channel {
-    /// Both ends of a new connection: the first does not block, the second is for the worker.
+/// What a worker has of the connection.
+#[derive(Debug)]
+pub struct WorkerEnds {
+    pub commands: OwnedFd,
+    pub answers: OwnedFd,
+}
+
+/// The worker's end of the connection.
+#[derive(Debug)]
+pub struct WorkerEnd {
+    commands: OwnedFd,
+    /// Until it ends the connection.
+    answers: Option<OwnedFd>,
+}
+
+impl SupervisorEnd {
+    /// Both ends of a new connection, of which none blocks.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+    pub fn pair() -> io::Result<(Self, WorkerEnds)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        Ok((Self { socket: ours }, theirs))
-    }
-
-    pub fn new(socket: OwnedFd) -> Self {
-        Self { socket }
-    }
-
-    /// Whether the other end is still there.
-    ///
-    /// # Errors
-    ///
-    /// The system's.
-    pub fn is_connected(&self) -> io::Result<bool> {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::empty())];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
+        // What the worker would send here nobody reads, and somebody had to close.
+        shutdown(&ours, Shutdown::Read)?;
+        let (answers, their_answers) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        fcntl_setpipe_size(&answers, ANSWERS_SIZE)?;
+        let this = Self {
+            commands: ours,
+            answers,
+            received: Vec::new(),
         };
-        poll(&mut fds, Some(&now))?;
-        Ok(!fds[0].revents().contains(PollFlags::HUP))
-    }
-
-    /// Ends the connection for both.
-    pub fn shut_down(&self) {
-        // An error means that the other end is gone.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+        let ends = WorkerEnds {
+            commands: theirs,
+            answers: their_answers,
+        };
+        Ok((this, ends))
     }
 
     /// # Errors
     ///
-    /// `BrokenPipe` if the other end is gone, `WouldBlock` if it does not read.
-    pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    /// `BrokenPipe` if the worker is gone, `WouldBlock` if it does not read.
+    pub fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -181,29 +184,105 @@ impl Channel {
                 "too many descriptors for a message",
             ));
         }
-        for _ in 1..MEMORY_TRIES {
+        with_memory(|| {
             let parts = [IoSlice::new(&bytes)];
-            match sendmsg(&self.socket, &parts, &mut control, SendFlags::NOSIGNAL) {
-                // A message that was not sent would be taken for the end of the other side.
-                Err(Errno::NOMEM | Errno::NOBUFS) => std::thread::sleep(MEMORY_WAIT),
-                sent => return Ok(sent.map(drop)?),
-            }
-        }
-        Err(Errno::NOMEM.into())
+            sendmsg(&self.commands, &parts, &mut control, SendFlags::NOSIGNAL)
+        })?;
+        Ok(())
     }
 
-    /// The next message that has arrived. `None` when there is none now.
+    /// The next answer that has arrived. `None` when there is none now.
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` when the other end is gone, `InvalidData` for what is no message.
-    pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    /// `UnexpectedEof` when the worker is gone, `InvalidData` for what is no message.
+    pub fn receive(&mut self) -> io::Result<Option<FromWorker>> {
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|error| invalid(error.to_string()));
+            }
+            if self.received.len() > MAX_MESSAGE {
+                return Err(invalid("a message is too large".to_owned()));
+            }
+            let mut bytes = [0; ANSWERS_READ];
+            match read(&self.answers, &mut bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => self.received.extend(&bytes[..len]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for SupervisorEnd {
+    /// Readable when there are answers, or the worker is gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.answers.as_fd()
+    }
+}
+
+impl WorkerEnd {
+    pub fn new(ends: WorkerEnds) -> Self {
+        Self {
+            commands: ends.commands,
+            answers: Some(ends.answers),
+        }
+    }
+
+    /// Whether the supervisor is still there.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn is_connected(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.commands, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&now))?;
+        Ok(!fds[0].revents().contains(PollFlags::HUP))
+    }
+
+    /// Ends the connection for both.
+    pub fn shut_down(&mut self) {
+        self.answers = None;
+        // An error means that the other end is gone.
+        let _ = shutdown(&self.commands, Shutdown::Both);
+    }
+
+    /// # Errors
+    ///
+    /// `BrokenPipe` if the supervisor is gone, `WouldBlock` if it does not read; the connection is of no use then.
+    pub fn send(&self, message: &FromWorker) -> io::Result<()> {
+        let answers = self.answers.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut line = serde_json::to_vec(message).map_err(io::Error::other)?;
+        line.push(b'\n');
+        let written = with_memory(|| write(answers, &line))?;
+        if written < line.len() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    }
+
+    /// The next command that has arrived. `None` when there is none now.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` when the supervisor is gone, `InvalidData` for what is no message.
+    pub fn receive(&self) -> io::Result<Option<(ToWorker, Vec<OwnedFd>)>> {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let received = match recvmsg(
-            &self.socket,
+            &self.commands,
             &mut parts,
             &mut control,
             RecvFlags::CMSG_CLOEXEC,
@@ -237,22 +316,40 @@ impl Channel {
     }
 }
 
-impl AsFd for Channel {
+impl AsFd for WorkerEnd {
+    /// Readable when there are commands, or the supervisor is gone.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.commands.as_fd()
     }
+}
+
+/// Makes `call` until dom0 has the memory for it, or it looks as if it never had: a message that was not sent would be taken for
+/// the end of the other side.
+fn with_memory<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    for _ in 1..MEMORY_TRIES {
+        match call() {
+            Err(Errno::NOMEM | Errno::NOBUFS) => std::thread::sleep(MEMORY_WAIT),
+            made => return made,
+        }
+    }
+    Err(Errno::NOMEM)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::os::unix::net::UnixDatagram;
+
+    fn pair() -> (SupervisorEnd, WorkerEnd) {
+        let (ours, theirs) = SupervisorEnd::pair().unwrap();
+        (ours, WorkerEnd::new(theirs))
+    }
 
     #[test]
-    fn a_message_arrives_whole_with_its_descriptors() {
-        let (ours, theirs) = Channel::pair().unwrap();
-        let theirs = Channel::new(theirs);
-        assert!(theirs.receive::<ToWorker>().unwrap().is_none());
+    fn a_command_arrives_whole_with_its_descriptors() {
+        let (ours, theirs) = pair();
+        assert!(theirs.receive().unwrap().is_none());
         let file = File::open("/dev/null").unwrap();
         ours.send(
             &ToWorker::Start {
@@ -264,7 +361,7 @@ mod tests {
         )
         .unwrap();
         ours.send(&ToWorker::Report, &[]).unwrap();
-        let (message, fds) = theirs.receive::<ToWorker>().unwrap().unwrap();
+        let (message, fds) = theirs.receive().unwrap().unwrap();
         assert!(matches!(
             message,
             ToWorker::Start {
@@ -277,23 +374,65 @@ mod tests {
         assert!(
             matches!(theirs.receive().unwrap(), Some((ToWorker::Report, fds)) if fds.is_empty())
         );
-    }
-
-    #[test]
-    fn what_is_no_message_is_an_error_and_so_is_the_end() {
-        let (ours, theirs) = Channel::pair().unwrap();
-        let theirs = Channel::new(theirs);
-        ours.send(&"nonsense", &[]).unwrap();
-        assert_eq!(
-            theirs.receive::<ToWorker>().unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
         assert!(theirs.is_connected().unwrap());
         drop(ours);
         assert!(!theirs.is_connected().unwrap());
-        assert_eq!(
-            theirs.receive::<ToWorker>().unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        let error = theirs.receive().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn answers_arrive_in_pieces_and_together() {
+        let (mut ours, theirs) = pair();
+        assert!(ours.receive().unwrap().is_none());
+        let text = "two\nlines".repeat(3000);
+        let long = FromWorker::Failed {
+            error: text.clone(),
+        };
+        theirs.send(&FromWorker::Serving).unwrap();
+        theirs.send(&long).unwrap();
+        let answers = theirs.answers.as_ref().unwrap();
+        write(answers, b"\"Ser").unwrap();
+        assert!(matches!(ours.receive(), Ok(Some(FromWorker::Serving))));
+        let failed = ours.receive().unwrap();
+        assert!(matches!(failed, Some(FromWorker::Failed { error }) if error == text));
+        assert!(ours.receive().unwrap().is_none());
+        write(answers, b"ving\"\nnonsense\n").unwrap();
+        assert!(matches!(ours.receive(), Ok(Some(FromWorker::Serving))));
+        let error = ours.receive().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(theirs);
+        let error = ours.receive().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_worker_fills_no_more_than_there_is_room_for() {
+        let (mut ours, theirs) = pair();
+        let answers = theirs.answers.as_ref().unwrap();
+        let mut sent = 0;
+        while theirs.send(&FromWorker::Serving).is_ok() {
+            sent += 1;
+            assert!(sent < ANSWERS_SIZE);
+        }
+        for _ in 0..sent {
+            assert!(matches!(ours.receive(), Ok(Some(FromWorker::Serving))));
+        }
+        while ours.receive().is_ok_and(|answer| answer.is_some()) {}
+        // A line without an end.
+        while let Ok(1..) = write(answers, &[b' '; 4096]) {}
+        let error = ours.receive().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(ours.received.len() <= MAX_MESSAGE + ANSWERS_READ);
+    }
+
+    /// Nobody would read it, and to close what is beside could take long.
+    #[test]
+    fn a_worker_sends_nothing_by_the_socket() {
+        let (ours, theirs) = pair();
+        let socket = UnixDatagram::from(theirs.commands.try_clone().unwrap());
+        assert!(socket.send(b"x").is_err());
+        ours.send(&ToWorker::Report, &[]).unwrap();
+        assert!(theirs.receive().unwrap().is_some());
     }
 }

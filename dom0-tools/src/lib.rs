@@ -1,6 +1,7 @@
 //! The programs of dom0: `xen-virtiod`, which supervises one worker process a guest, and `xen-virtioctl`.
 
 pub mod config;
+mod connections;
 pub mod created;
 pub mod ctl;
 mod devices;

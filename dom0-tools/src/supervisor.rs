@@ -314,9 +314,9 @@ impl Supervisor {
     /// Brings devices the back-ends that have come.
     fn look_for_back_ends(&mut self) -> Result<()> {
         let registry = self.poll.registry();
-        for ((domid, key), socket) in self.back_ends.look(registry, &mut self.next_token) {
+        for ((domid, key), brought) in self.back_ends.look(registry, &mut self.next_token) {
             let guest = self.guests.get_mut(&domid);
-            match guest.and_then(|guest| guest.connected(key, &socket)) {
+            match guest.and_then(|guest| guest.connected(key, &brought)) {
                 Some(Ok(())) => {}
                 Some(Err(broken)) => tolerate(self.tell(domid, broken))?,
                 // Whoever gets the device next has a connection of its own.

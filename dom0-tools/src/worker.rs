@@ -7,7 +7,7 @@ pub mod sandbox;
 
 use crate::devices::{self, Arriving, Building, Built, Control, NewDevice, Resources};
 use crate::guest_state::{GuestState, Name};
-use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
+use crate::ipc::{Attachment, FromWorker, ToWorker, WorkerEnd, WorkerEnds};
 use crate::toolstack::libxl::{EntryKey, MAX_DEVICES};
 use crate::worker::event_loop::EventLoop;
 use anyhow::{Context, Result, anyhow, bail};
@@ -21,7 +21,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::Device;
 use xen_virtio_backend::RingStock;
-use xen_virtio_backend::vhost_user::Memory;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
@@ -33,24 +32,21 @@ const ARRIVING: Token = Token(1);
 /// How often a worker without a supervisor looks whether its guest still lives, and one with leaving devices at those.
 const ORPHAN_CHECK: Duration = Duration::from_secs(1);
 
-/// Serves the guest that the supervisor names over `socket`, until it is gone.
+/// Serves the guest that the supervisor at the other side of `ends` names, until it is gone.
 ///
 /// # Errors
 ///
 /// What keeps the guest from being served; the supervisor is told too.
-pub fn run(socket: OwnedFd) -> Result<()> {
-    let channel = Channel::new(socket);
+pub fn run(ends: WorkerEnds) -> Result<()> {
+    let channel = WorkerEnd::new(ends);
     let (event_loop, state, rings) = match start(&channel) {
         Ok(Some(started)) => started,
         Ok(None) => return Ok(()),
         Err(error) => {
             // The supervisor logs it, with the guest's name.
-            channel.send(
-                &FromWorker::Failed {
-                    error: format!("{error:#}"),
-                },
-                &[],
-            )?;
+            channel.send(&FromWorker::Failed {
+                error: format!("{error:#}"),
+            })?;
             return Ok(());
         }
     };
@@ -69,14 +65,14 @@ pub fn run(socket: OwnedFd) -> Result<()> {
     };
     if let Err(error) = worker.serve() {
         let error = format!("{error:#}");
-        worker.channel.send(&FromWorker::Failed { error }, &[])?;
+        worker.channel.send(&FromWorker::Failed { error })?;
     }
     Ok(())
 }
 
 /// Takes what the supervisor hands over, and the guest from an earlier worker if there was one. `None` if
 /// there is no supervisor any more.
-fn start(channel: &Channel) -> Result<Option<(EventLoop<XenGuest>, GuestState, RingStock)>> {
+fn start(channel: &WorkerEnd) -> Result<Option<(EventLoop<XenGuest>, GuestState, RingStock)>> {
     wait_readable(channel)?;
     let (message, fds) = channel.receive()?.context("the supervisor sent nothing")?;
     let ToWorker::Start {
@@ -114,7 +110,7 @@ fn start(channel: &Channel) -> Result<Option<(EventLoop<XenGuest>, GuestState, R
     Ok(Some((event_loop, state, rings)))
 }
 
-fn wait_readable(channel: &Channel) -> io::Result<()> {
+fn wait_readable(channel: &WorkerEnd) -> io::Result<()> {
     let mut fds = [rustix::event::PollFd::new(
         channel,
         rustix::event::PollFlags::IN,
@@ -125,7 +121,7 @@ fn wait_readable(channel: &Channel) -> io::Result<()> {
 
 struct Worker {
     event_loop: EventLoop<XenGuest>,
-    channel: Channel,
+    channel: WorkerEnd,
     state: GuestState,
     /// A ring for each device that the guest can have: none can be made in the sandbox.
     rings: RingStock,
@@ -237,7 +233,7 @@ impl Worker {
                         let withdrawn = Err(anyhow!("it was taken away before it was known"));
                         let answer = self.attached(key, withdrawn);
                         // If this is not taken, the next message is not either.
-                        let _ = self.channel.send(&answer, &[]);
+                        let _ = self.channel.send(&answer);
                     }
                     let slot = self.slots.remove(&key);
                     match slot.and_then(|slot| self.event_loop.remove(slot)) {
@@ -263,23 +259,22 @@ impl Worker {
                 }
                 ToWorker::Stop => return Ok(true),
             };
-            if self.channel.send(&answer, &[]).is_err() {
+            if self.channel.send(&answer).is_err() {
                 self.lose_supervisor();
                 return Ok(false);
             }
         }
     }
 
-    /// Hands the supervisor what the next worker goes on from.
+    /// Tells the supervisor what the next worker is to go on from.
     fn share(&mut self) {
         for (key, control) in &self.controls {
-            let Some(Memory { file, connection }) = control.shared() else {
+            let Some(connection) = control.shared() else {
                 continue;
             };
             let key = *key;
-            let message = FromWorker::Shares { key, connection };
             // A supervisor that is gone has given it up.
-            let _ = self.channel.send(&message, &[file.as_fd()]);
+            let _ = self.channel.send(&FromWorker::Shares { key, connection });
         }
     }
 
@@ -295,12 +290,7 @@ impl Worker {
             !has_left
         });
         for key in left {
-            if self.supervised
-                && self
-                    .channel
-                    .send(&FromWorker::Detached { key }, &[])
-                    .is_err()
-            {
+            if self.supervised && self.channel.send(&FromWorker::Detached { key }).is_err() {
                 self.lose_supervisor();
             }
         }
@@ -442,7 +432,7 @@ impl Worker {
             let added = finished.and_then(|built| self.add(&new, built));
             let added = self.keep_record(&new, is_new, added);
             let answer = self.attached(key, added);
-            if self.supervised && self.channel.send(&answer, &[]).is_err() {
+            if self.supervised && self.channel.send(&answer).is_err() {
                 self.lose_supervisor();
             }
         }

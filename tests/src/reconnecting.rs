@@ -1,16 +1,22 @@
 //! A device that vhost-user back-ends serve, on the simulator.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use xen_virtio_backend::vhost_user::{Arrival, Class, Frontend, Lasting, Link, Offer, Setup};
+use xen_virtio_backend::vhost_user::{
+    Arrival, Brought, Class, Frontend, Lasting, Link, Offer, Setup,
+};
 use xen_virtio_backend::{
     Device, DeviceError, Identity, Interest, QueueError, QueueIndex, QueueStart, RequestCounters,
     Step,
 };
 use xen_virtio_guest_mapping::GuestAccess;
+
+/// Entries of its queues, and bytes for data.
+const SIZE: u16 = 64;
+const POOL: usize = 1 << 20;
 
 /// How often a back-end is looked for.
 const LOOK: Duration = Duration::from_millis(2);
@@ -32,11 +38,11 @@ impl Reconnecting {
     ///
     /// If there is none for ten seconds, or it is of no use.
     pub fn new(socket: &Path, class: &'static Class) -> io::Result<Self> {
-        let (arrival, offer) = arrive(socket, class)?;
+        let (arrival, offer) = arrive(socket, class, POOL)?;
         let setup = Setup {
             class,
-            queue_size: 64,
-            pool: 1 << 20,
+            queue_size: SIZE,
+            pool: POOL,
             config: Vec::new(),
             features: 0,
         };
@@ -48,8 +54,9 @@ impl Reconnecting {
         let look = move |frontend: &mut Frontend, link: &Link| {
             if !frontend.is_connected()
                 && let Ok(connection) = UnixStream::connect(&socket)
+                && let Ok(brought) = Brought::new(connection.into(), SIZE, POOL)
             {
-                link.put(connection.into());
+                link.put(brought);
                 frontend.update();
             }
         };
@@ -71,14 +78,14 @@ impl Reconnecting {
     }
 }
 
-/// A back-end of a device of `class`, once it has said what it has.
+/// A back-end of a device of `class` with `pool` bytes for data, once it has said what it has.
 ///
 /// # Errors
 ///
 /// As [`Reconnecting::new`].
-pub fn arrive(socket: &Path, class: &'static Class) -> io::Result<(Arrival, Offer)> {
-    let connection = OwnedFd::from(connect(socket)?);
-    let mut arrival = Arrival::new(connection, class).map_err(io::Error::other)?;
+pub fn arrive(socket: &Path, class: &'static Class, pool: usize) -> io::Result<(Arrival, Offer)> {
+    let brought = Brought::new(connect(socket)?.into(), SIZE, pool)?;
+    let mut arrival = Arrival::new(brought, class).map_err(io::Error::other)?;
     loop {
         if let Some(offer) = arrival.step().map_err(io::Error::other)? {
             let offer = offer.clone();

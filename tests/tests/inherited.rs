@@ -10,7 +10,9 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use xen_virtio_backend::shadow::{Answer, Loss, Rules, ShadowRecord};
-use xen_virtio_backend::vhost_user::{CLASSES, Class, Frontend, Lasting, Link, Offer, Setup};
+use xen_virtio_backend::vhost_user::{
+    Brought, CLASSES, Class, Frontend, Lasting, Link, Offer, Setup,
+};
 use xen_virtio_backend::{Device, DeviceType, OneByOne};
 use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
@@ -20,6 +22,7 @@ use xen_virtio_tests::{
 use xen_virtio_transport::vhost_user_server::serve;
 
 const SIZE: u16 = 32;
+const POOL: usize = 1 << 18;
 const REQUESTS: u16 = 12;
 /// Requests that are made available at once.
 const TOGETHER: u16 = 4;
@@ -43,8 +46,9 @@ fn class() -> &'static Class {
 /// What outlives the processes: as a supervisor has it.
 #[derive(Default)]
 struct Supervisor {
-    socket: Option<OwnedFd>,
-    memory: Option<OwnedFd>,
+    brought: Option<Brought>,
+    /// The last process has shared its memory.
+    left: Option<OwnedFd>,
     offer: Option<Offer>,
     connections: u32,
 }
@@ -60,7 +64,7 @@ fn supervised(
     let setup = Setup {
         class,
         queue_size: SIZE,
-        pool: 1 << 18,
+        pool: POOL,
         config: Vec::new(),
         features: 0,
     };
@@ -69,39 +73,48 @@ fn supervised(
         ..Lasting::nothing(1, SIZE).unwrap()
     };
     let known = supervisor.lock().unwrap().offer.clone();
-    let offer = known.unwrap_or_else(|| arrive(path, class).unwrap().1);
+    let offer = known.unwrap_or_else(|| arrive(path, class, POOL).unwrap().1);
     let mut frontend = Frontend::new(setup, &offer, link.clone(), lasting).unwrap();
     let inherited = {
         let mut keeps = supervisor.lock().unwrap();
         keeps.offer = Some(offer);
         // Once: what a process that dies in this has asked, nobody can tell from what the next one asks.
-        let memory = keeps.memory.take();
-        let socket = keeps.socket.as_ref();
-        memory.zip(socket.map(|socket| socket.try_clone().unwrap()))
+        let left = keeps.left.take();
+        let brought = keeps.brought.as_mut().filter(|_| left.is_some());
+        let again = brought.map(|brought| {
+            let socket = brought.socket.try_clone().unwrap();
+            *brought = Brought::new(socket, SIZE, POOL).unwrap();
+            brought.try_clone().unwrap()
+        });
+        again.zip(left)
     };
     // Whoever dies in this has no lock.
-    if let Some((memory, socket)) = inherited {
-        frontend.inherit(socket, memory);
+    if let Some((brought, left)) = inherited {
+        frontend.inherit(brought, left);
     }
     let path = path.to_owned();
     let look = move |frontend: &mut Frontend, link: &Link| {
         let mut keeps = supervisor.lock().unwrap();
-        if let Some(memory) = link.take_memory() {
-            keeps.memory = Some(memory.file);
+        if link.take_shared().is_some()
+            && let Some(brought) = &keeps.brought
+        {
+            let memory = brought.memory.try_clone().unwrap();
+            keeps.left = Some(memory);
         }
         if frontend.is_connected() {
             return;
         }
         // A process that is dead has it still, as nothing of it goes on.
-        if let Some(before) = keeps.socket.take() {
-            let _ = shutdown(&before, Shutdown::Both);
+        if let Some(before) = keeps.brought.take() {
+            let _ = shutdown(&before.socket, Shutdown::Both);
         }
-        let socket = OwnedFd::from(UnixStream::connect(&path).unwrap());
-        keeps.socket = Some(socket.try_clone().unwrap());
-        keeps.memory = None;
+        let socket = UnixStream::connect(&path).unwrap();
+        let brought = Brought::new(socket.into(), SIZE, POOL).unwrap();
+        keeps.brought = Some(brought.try_clone().unwrap());
+        keeps.left = None;
         keeps.connections += 1;
         drop(keeps);
-        link.put(socket);
+        link.put(brought);
         frontend.update();
     };
     Reconnecting::looking(frontend, link, Box::new(look))

@@ -73,6 +73,29 @@ impl Layout {
     }
 }
 
+/// A file for a region of queues of `sizes` entries, and a pool of `pool` bytes, whose size nobody can change.
+///
+/// # Errors
+///
+/// The system's.
+pub(crate) fn region_file(sizes: &[u16], pool: usize) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = memfd_create("xen-virtio-shadow", flags)?;
+    ftruncate(&file, Layout::of(sizes, pool).bytes as u64)?;
+    // A back-end that shrank it would kill whoever reads it next.
+    fcntl_add_seals(&file, SEALS)?;
+    Ok(file)
+}
+
+fn check(file: &OwnedFd, layout: &Layout) -> io::Result<()> {
+    let is_sealed = fcntl_get_seals(file)?.contains(SEALS);
+    let has_all = usize::try_from(fstat(file)?.st_size).is_ok_and(|bytes| layout.bytes <= bytes);
+    match is_sealed && has_all {
+        true => Ok(()),
+        false => Err(io::Error::other("the memory is none of a region like this")),
+    }
+}
+
 impl Region {
     /// A region of zeros with queues of `sizes` entries, and a pool of `pool` bytes. Pages of the pool that nobody touches take no
     /// memory.
@@ -81,14 +104,20 @@ impl Region {
     ///
     /// If the system has not the memory.
     pub fn new(sizes: &[u16], pool: usize) -> io::Result<Self> {
+        Self::begin(region_file(sizes, pool)?, sizes, pool)
+    }
+
+    /// A region of such queues and pool in `file`, a [`region_file`] for as many queues or more that nobody has used.
+    ///
+    /// # Errors
+    ///
+    /// If it is none, or the system has not the memory.
+    pub fn begin(file: OwnedFd, sizes: &[u16], pool: usize) -> io::Result<Self> {
         let layout = Layout::of(sizes, pool);
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = memfd_create("xen-virtio-shadow", flags)?;
-        ftruncate(&file, layout.bytes as u64)?;
+        let rings = u64::try_from(layout.pool.start).expect("a length in memory");
+        check(&file, &layout)?;
         // An access for which there is no memory kills who makes it: of the rings we have it now.
-        fallocate(&file, FallocateFlags::empty(), 0, layout.pool.start as u64)?;
-        // A back-end that shrank it would kill whoever reads it next.
-        fcntl_add_seals(&file, SEALS)?;
+        fallocate(&file, FallocateFlags::empty(), 0, rings)?;
         Self::map(file, layout)
     }
 
@@ -99,12 +128,8 @@ impl Region {
     /// If it is none.
     pub fn left(file: OwnedFd, sizes: &[u16], pool: usize) -> io::Result<Self> {
         let layout = Layout::of(sizes, pool);
-        let is_sealed = fcntl_get_seals(&file)?.contains(SEALS);
-        let has_all = u64::try_from(fstat(&file)?.st_size) == Ok(layout.bytes as u64);
-        match is_sealed && has_all {
-            true => Self::map(file, layout),
-            false => Err(io::Error::other("the memory that was left is another one")),
-        }
+        check(&file, &layout)?;
+        Self::map(file, layout)
     }
 
     fn map(file: OwnedFd, layout: Layout) -> io::Result<Self> {

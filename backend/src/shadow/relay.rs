@@ -42,6 +42,8 @@ pub enum RelayError {
 /// The queues of a device, each with its shadow.
 pub struct Relay {
     region: Region,
+    /// The one that the next back-end is to have.
+    next_region: Option<Region>,
     /// What the back-end knows the region's first byte by.
     base: u64,
     event_idx: bool,
@@ -109,6 +111,7 @@ impl Relay {
             pools: Pools::new(&region),
             queues: sizes.iter().map(|_| None).collect(),
             region,
+            next_region: None,
             base,
             event_idx: false,
             rules,
@@ -131,6 +134,11 @@ impl Relay {
     /// What the back-end is to map.
     pub fn region(&self) -> &Region {
         &self.region
+    }
+
+    /// The next back-end is to have this region, of queues and a pool as this one's.
+    pub fn have_next(&mut self, region: Region) {
+        self.next_region = Some(region);
     }
 
     pub fn counters(&self) -> RequestCounters {

@@ -3,6 +3,7 @@
 use super::class::Class;
 use super::conversation::{Conversation, Heard, Offer};
 use super::events::Events;
+use super::frontend::Brought;
 use super::session::{Session, SessionError};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -11,22 +12,25 @@ use std::time::Instant;
 pub struct Arrival {
     pub(super) session: Session,
     pub(super) events: Events,
+    pub(super) memory: OwnedFd,
     offer: Option<Offer>,
 }
 
 impl Arrival {
-    /// Begins with the back-end at the other end of `socket`, of a device of `class`.
+    /// Begins with the back-end of a device of `class`.
     ///
     /// # Errors
     ///
     /// [`SessionError`].
-    pub fn new(socket: OwnedFd, class: &'static Class) -> Result<Self, SessionError> {
+    pub fn new(brought: Brought, class: &'static Class) -> Result<Self, SessionError> {
+        let Brought { socket, memory } = brought;
         let session = Session::begin(socket, class, true)?;
         let mut events = Events::new()?;
         events.watch(&session)?;
         Ok(Self {
             session,
             events,
+            memory,
             offer: None,
         })
     }

@@ -4,7 +4,7 @@ mod connecting;
 mod device;
 mod lasting;
 
-pub use lasting::{Keep, Lasting, Link, Memory};
+pub use lasting::{Brought, Keep, Lasting, Link};
 
 use super::class::Class;
 use super::config_space::ConfigSpace;
@@ -52,7 +52,7 @@ pub struct Frontend {
     queues: QueueSet,
     /// What its back-ends had at first.
     offer: Offer,
-    /// The next process is told of the memory that this session's back-end knows.
+    /// The supervisor is told that this session's back-end knows its memory.
     shares: bool,
     /// Dropped before the relay, in whose region it may write.
     session: Option<Box<dyn Conversation>>,
@@ -324,8 +324,7 @@ impl Frontend {
                 if let Some(connection) = session.connection()
                     && !std::mem::replace(&mut self.shares, true)
                 {
-                    let file = self.relay.region().file().try_clone()?.into();
-                    self.link.memory.set(Some(Memory { file, connection }));
+                    self.link.shared.set(Some(connection));
                     // Whoever sleeps next looks for it first.
                     self.events.wake();
                 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::ctl::control;
+use xen_virtio_dom0_tools::ipc::WorkerEnds;
 use xen_virtio_dom0_tools::program::keeper::{self, Becoming, Keeping};
 use xen_virtio_dom0_tools::{log, serve_vhost_user, supervisor, worker};
 
@@ -76,7 +77,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         // The argument is for whoever looks at the processes; the supervisor says which guest it is.
         Some(Role::Worker { domid: _ }) => {
-            worker::run(std::io::stdin().as_fd().try_clone_to_owned()?)
+            let ends = WorkerEnds {
+                commands: std::io::stdin().as_fd().try_clone_to_owned()?,
+                answers: std::io::stdout().as_fd().try_clone_to_owned()?,
+            };
+            // The pipe is closed with the connection.
+            rustix::stdio::dup2_stdout(std::io::stderr())?;
+            worker::run(ends)
         }
         Some(Role::BackEnd(keeping)) => keeper::run(keeping),
         Some(Role::BackEndProgram(becoming)) => {

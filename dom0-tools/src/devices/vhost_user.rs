@@ -5,28 +5,24 @@ mod settings;
 
 use super::{
     Arriving, BackEnd, Building, Built, Busy, Control, DeviceKind, Inherited, NewDevice, Opened,
-    Resources, SyscallRule, Wanted, blk, parse_settings, spec,
+    RegionSize, Resources, SyscallRule, Wanted, blk, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, DeviceRecords};
 use anyhow::{Context, Result, bail};
 use offer_record::{Kept, decoded, encoded};
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 pub(crate) use settings::MAX_SHARED;
 use settings::Settings;
 pub(super) use settings::parse_mac;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 use virtio_bindings::virtio_ids as ids;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
 use xen_virtio_backend::DeviceType;
 use xen_virtio_backend::vhost_user::{
-    Arrival, CLASSES, Class, Frontend, Link, MAX_QUEUES, Memory, Offer, SessionError, Setup,
+    Arrival, Brought, CLASSES, Class, Frontend, Link, MAX_QUEUES, Offer, SessionError, Setup,
 };
 
 /// Bytes of a file system's tag (virtio 1.3, 5.11.4), behind which is the number of its request queues.
@@ -89,14 +85,13 @@ pub(super) const KINDS: &[VhostUserKind] = &[
     kind("gpio", ids::VIRTIO_ID_GPIO, "CONFIG_GPIO_VIRTIO", 1024),
 ];
 
-/// What a worker is told of a device. The connection to its back-end goes beside, if there is one.
+/// What a worker is told of a device. The connection to its back-end and the memory for it go beside, if there is one; and the
+/// memory that an earlier worker has shared by it, if the connection is that one's.
 #[derive(Serialize, Deserialize)]
 struct Spec {
     settings: Settings,
     /// What its back-ends had in an earlier life of its guest's, if there is none now.
     offer: Option<Vec<u8>>,
-    /// The connection is one that an earlier worker had; the memory that it shared goes beside.
-    is_inherited: bool,
 }
 
 /// What is known of a device, for the next life of its guest's.
@@ -158,30 +153,41 @@ impl DeviceKind for VhostUserKind {
             program.keep_running()?;
         }
         let known = Known::offer(wanted.known.clone(), &settings);
-        let (connection, memory) = match &wanted.inherited {
-            Some(Inherited { socket, memory }) => {
-                (Some(socket.try_clone()?), Some(memory.try_clone()?))
+        let (socket, left) = match &wanted.inherited {
+            Some(Inherited { socket, left }) => {
+                (Some(socket.try_clone()?), Some(left.try_clone()?))
             }
             None => {
                 let may_wait = wanted.served || known.is_some();
                 (settings.connect(program.is_some(), may_wait)?, None)
             }
         };
-        let is_inherited = memory.is_some();
-        let watched = connection.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let region = RegionSize {
+            queue_size: settings.queue_size(self),
+            pool: settings.pool_kib(self) as usize * 1024,
+        };
+        let brought = socket.map(|socket| region.brought(socket)).transpose()?;
+        let mut descriptors = Vec::new();
+        if let Some(brought) = &brought {
+            let Brought { socket, memory } = brought.try_clone()?;
+            descriptors.extend([socket, memory]);
+        }
+        if let Some(left) = &left {
+            descriptors.push(left.try_clone()?);
+        }
         Ok(Opened {
             detail: format!("{} by {}", self.name, settings.socket.display()),
             spec: spec(&Spec {
                 settings: settings.clone(),
-                offer: known.filter(|_| connection.is_none()),
-                is_inherited,
+                offer: known.filter(|_| brought.is_none()),
             }),
-            descriptors: connection.into_iter().chain(memory).collect(),
+            descriptors,
             backing: None,
-            // One that is inherited it has still.
-            back_end: (!is_inherited).then(|| BackEnd {
+            back_end: Some(BackEnd {
                 socket: settings.socket.clone(),
-                connection: watched,
+                brought,
+                left,
+                region,
                 program,
             }),
             kept: Some(spec(&settings)),
@@ -189,13 +195,9 @@ impl DeviceKind for VhostUserKind {
     }
 
     fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {
-        let Spec {
-            settings,
-            offer,
-            is_inherited,
-        } = serde_json::from_value(new.spec)?;
+        let Spec { settings, offer } = serde_json::from_value(new.spec)?;
         let mut descriptors = new.descriptors.into_iter();
-        let (socket, memory) = (descriptors.next(), descriptors.next());
+        let brought = brought(&mut descriptors);
         let setup = Template {
             kind: self.name,
             class: self.class,
@@ -207,15 +209,15 @@ impl DeviceKind for VhostUserKind {
         if let Some(offer) = kept.offer()?.or_else(|| decoded(&offer?, self.class)) {
             let known = setup.known(&offer);
             let (mut device, link) = setup.device(&offer, kept)?;
-            match (socket, memory) {
-                (Some(socket), Some(memory)) if is_inherited => device.inherit(socket, memory),
-                (Some(socket), _) => link.put(socket),
+            match (brought, descriptors.next()) {
+                (Some(brought), Some(left)) => device.inherit(brought, left),
+                (Some(brought), None) => link.put(brought),
                 (None, _) => {}
             }
             return Ok(built(device, link, known).into());
         }
-        let socket = socket.context("no connection came with the device")?;
-        let arrival = Arrival::new(socket, self.class).map_err(of_back_end)?;
+        let brought = brought.context("no connection came with the device")?;
+        let arrival = Arrival::new(brought, self.class).map_err(of_back_end)?;
         Ok(Building::Arriving(Box::new(Arriver { arrival, setup })))
     }
 
@@ -248,28 +250,6 @@ impl DeviceKind for VhostUserKind {
             ])
             .collect()
     }
-}
-
-/// Connects to the back-end at `path`, without waiting for it. Whoever owns the socket's folder does not choose another socket
-/// for it by a link: it is root that connects.
-///
-/// # Errors
-///
-/// The system's.
-pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
-    let place = open(
-        path,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    if FileType::from_raw_mode(fstat(&place)?.st_mode) != FileType::Socket {
-        return Err(io::Error::other("it is no socket"));
-    }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let place = format!("/proc/self/fd/{}", place.as_raw_fd());
-    connect(&socket, &SocketAddrUnix::new(place)?)?;
-    Ok(socket)
 }
 
 /// A device but for what its back-end has.
@@ -381,6 +361,14 @@ impl Arriving for Arriver {
     }
 }
 
+/// The connection that came, with the memory for it.
+fn brought(descriptors: &mut impl Iterator<Item = OwnedFd>) -> Option<Brought> {
+    Some(Brought {
+        socket: descriptors.next()?,
+        memory: descriptors.next()?,
+    })
+}
+
 /// Brings a device its back-ends.
 struct LinkControl {
     link: Link,
@@ -388,12 +376,12 @@ struct LinkControl {
 
 impl Control for LinkControl {
     fn change(&self, _change: &Value, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let socket = descriptors.into_iter().next();
-        self.link.put(socket.context("no connection came")?);
+        let brought = brought(&mut descriptors.into_iter());
+        self.link.put(brought.context("no connection came")?);
         Ok(())
     }
 
-    fn shared(&self) -> Option<Memory> {
-        self.link.take_memory()
+    fn shared(&self) -> Option<u64> {
+        self.link.take_shared()
     }
 }

@@ -1,7 +1,7 @@
 //! The process that keeps a back-end's program running.
 
 use super::{ProgramSpec, lock, user_named};
-use crate::devices::connect_to;
+use crate::connections::connect_to;
 use crate::text::{Lines, without_controls};
 use crate::worker::sandbox;
 use anyhow::{Context, Result, bail, ensure};

@@ -3,12 +3,14 @@
 //! The supervisor connects, since no worker can, and keeps a duplicate of the connection, of which it reads nothing: the kernel
 //! tells by it when one of both ends has closed it.
 
-use crate::devices::{BackEnd, Inherited, connect_to};
+use super::state_files::Shared;
+use crate::connections::{close_later, connect_to};
+use crate::devices::{BackEnd, Inherited, RegionSize};
 use crate::program::Program;
 use crate::toolstack::libxl::EntryKey;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use rustix::fs::{SealFlags, fcntl_get_seals, inotify};
+use rustix::fs::{fstat, inotify};
 use rustix::net::{Shutdown, shutdown};
 use std::collections::BTreeMap;
 use std::io;
@@ -17,15 +19,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use xen_virtio_backend::LogLimit;
-use xen_virtio_backend::vhost_user::connection_name;
+use xen_virtio_backend::vhost_user::{Brought, connection_name};
 
 /// The first wait for a back-end that has gone, or has made its socket and does not listen yet; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 /// The longest wait while nothing tells of the socket's folder, and while something does.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_TOLD_WAIT: Duration = Duration::from_secs(1);
-/// How long a connection is kept for its worker to close it first.
-const CLOSING: Duration = Duration::from_secs(2);
 /// A back-end that was there for less is waited for as if it had not been there.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 
@@ -42,6 +42,7 @@ struct Link {
     path: PathBuf,
     /// What is kept running there.
     program: Option<Program>,
+    region: RegionSize,
     state: State,
     /// It is not looked for again before so long after the last time, whatever is new in its folder.
     wait: Duration,
@@ -51,9 +52,10 @@ struct Link {
 enum State {
     /// Since then.
     There {
-        socket: OwnedFd,
-        /// The memory that the device shares with it, once that is known.
-        memory: Option<OwnedFd>,
+        /// What the device's worker is given.
+        brought: Brought,
+        /// The memory that the worker shares with it, or that the last one shared.
+        left: Option<OwnedFd>,
         token: Token,
         since: Instant,
     },
@@ -75,7 +77,7 @@ impl BackEnds {
         })
     }
 
-    /// The device has a back-end.
+    /// The device has a back-end. A connection that it has already stays, with another memory for the next worker.
     pub(super) fn have(
         &mut self,
         device: Device,
@@ -85,13 +87,25 @@ impl BackEnds {
     ) {
         let BackEnd {
             socket,
-            connection,
+            brought: new,
+            left,
+            region,
             program,
         } = back_end;
+        if let Some(new) = &new
+            && let Some(link) = self.links.get_mut(&device)
+            && let State::There { brought, .. } = &mut link.state
+            && name_of(&brought.socket) == name_of(&new.socket)
+            && let Ok(memory) = new.memory.try_clone()
+        {
+            brought.memory = memory;
+            return;
+        }
         self.forget(device, registry);
         let mut link = Link {
             path: socket,
             program,
+            region,
             state: State::Away {
                 try_at: Instant::now() + FIRST_WAIT,
             },
@@ -99,8 +113,8 @@ impl BackEnds {
             last_try: Instant::now(),
         };
         self.folders.watch(&link.path);
-        if let Some(connection) = connection {
-            link.is_there(connection, registry, next_token);
+        if let Some(brought) = new {
+            link.is_there(brought, left, registry, next_token);
         }
         self.links.insert(device, link);
     }
@@ -126,33 +140,34 @@ impl BackEnds {
         }
     }
 
-    /// The device shares `shared` with its back-end by the connection of this name. What is no such memory, or of a connection
-    /// that was before, is not kept.
-    pub(super) fn share(&mut self, device: Device, connection: u64, shared: OwnedFd) {
-        let link = self.links.get_mut(&device).map(|link| &mut link.state);
-        // Who is not asked for it has none to tell: a worker that was taken over may have sent anything.
-        let is_memory =
-            fcntl_get_seals(&shared).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
-        if let Some(State::There { memory, socket, .. }) = link
-            && is_memory
-            && connection_name(socket.as_fd()).is_ok_and(|name| name == connection)
-        {
-            *memory = Some(shared);
-            return;
+    /// The device's worker shares its memory with the back-end by the connection of this name, if that is still its own. What the
+    /// next supervisor knows both by.
+    pub(super) fn share(&mut self, device: Device, connection: u64) -> Option<Shared> {
+        match &mut self.links.get_mut(&device)?.state {
+            State::There { brought, left, .. } if name_of(&brought.socket) == Some(connection) => {
+                let memory = fstat(&brought.memory).ok()?.st_ino;
+                *left = Some(brought.memory.try_clone().ok()?);
+                Some(Shared { connection, memory })
+            }
+            State::There { .. } | State::Away { .. } => None,
         }
-        close_later(shared);
+    }
+
+    /// Whether anything is known of a back-end of the device.
+    pub(super) fn know(&self, device: Device) -> bool {
+        self.links.contains_key(&device)
     }
 
     /// What a worker that has died had of the device's back-end, which is there still as far as is known.
     pub(super) fn inherited(&self, device: Device) -> Option<Inherited> {
         match &self.links.get(&device)?.state {
             State::There {
-                socket,
-                memory: Some(memory),
+                brought,
+                left: Some(left),
                 ..
             } => Some(Inherited {
-                socket: socket.try_clone().ok()?,
-                memory: memory.try_clone().ok()?,
+                socket: brought.socket.try_clone().ok()?,
+                left: left.try_clone().ok()?,
             }),
             State::There { .. } | State::Away { .. } => None,
         }
@@ -162,8 +177,8 @@ impl BackEnds {
     /// taking it over has asked, nobody can tell from what the next one asks.
     pub(super) fn handed(&mut self, device: Device) {
         let link = self.links.get_mut(&device).map(|link| &mut link.state);
-        if let Some(State::There { memory, .. }) = link {
-            *memory = None;
+        if let Some(State::There { left, .. }) = link {
+            *left = None;
         }
     }
 
@@ -202,12 +217,12 @@ impl BackEnds {
         links.filter_map(Link::try_at).min()
     }
 
-    /// Looks for those that are to be looked for: the devices whose back-ends are there, with the connections.
+    /// Looks for those that are to be looked for: the devices whose back-ends are there, with what their workers are given.
     pub(super) fn look(
         &mut self,
         registry: &Registry,
         next_token: &mut usize,
-    ) -> Vec<(Device, OwnedFd)> {
+    ) -> Vec<(Device, Brought)> {
         let now = Instant::now();
         let mut found = Vec::new();
         for (device, link) in &mut self.links {
@@ -220,12 +235,10 @@ impl BackEnds {
             {
                 tracing::error!("{}: {error:#}", program.label());
             }
-            let connected =
-                connect_to(&link.path).and_then(|socket| Ok((socket.try_clone()?, socket)));
-            match connected {
-                Ok((watched, socket)) => {
-                    link.is_there(watched, registry, next_token);
-                    found.push((*device, socket));
+            match link.connect() {
+                Ok((ours, theirs)) => {
+                    link.is_there(ours, None, registry, next_token);
+                    found.push((*device, theirs));
                 }
                 Err(_) => {
                     link.last_try = now;
@@ -245,25 +258,38 @@ impl Link {
         }
     }
 
-    fn is_there(&mut self, socket: OwnedFd, registry: &Registry, next_token: &mut usize) {
+    /// A new connection and a memory for it, twice.
+    fn connect(&self) -> io::Result<(Brought, Brought)> {
+        let brought = self.region.brought(connect_to(&self.path)?)?;
+        let other = brought.try_clone()?;
+        Ok((brought, other))
+    }
+
+    fn is_there(
+        &mut self,
+        brought: Brought,
+        left: Option<OwnedFd>,
+        registry: &Registry,
+        next_token: &mut usize,
+    ) {
         let token = Token(*next_token);
         *next_token += 1;
         // Nothing is read here: only that it is closed is of interest.
         let registered = registry.register(
-            &mut SourceFd(&socket.as_raw_fd()),
+            &mut SourceFd(&brought.socket.as_raw_fd()),
             token,
             Interest::PRIORITY,
         );
         self.state = match registered {
             Ok(()) => State::There {
-                socket,
-                memory: None,
+                brought,
+                left,
                 token,
                 since: Instant::now(),
             },
             // The worker finds out that it is of no use.
             Err(_) => {
-                let _ = shutdown(&socket, Shutdown::Both);
+                let _ = shutdown(&brought.socket, Shutdown::Both);
                 State::Away {
                     try_at: Instant::now() + LONGEST_WAIT,
                 }
@@ -283,7 +309,7 @@ impl Link {
         let now = Instant::now();
         let try_at = now;
         let state = std::mem::replace(&mut self.state, State::Away { try_at });
-        if let State::There { socket, since, .. } = state {
+        if let State::There { brought, since, .. } = state {
             if now.saturating_duration_since(since) >= SHORT_LIFE {
                 self.wait = FIRST_WAIT;
             }
@@ -292,25 +318,19 @@ impl Link {
             let told = now + self.wait.min(LONGEST_TOLD_WAIT);
             self.is_away(now);
             self.state = State::Away { try_at: told };
+            let socket = brought.socket;
             let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
             // An error means that the back-end is gone.
             let _ = shutdown(&socket, Shutdown::Both);
-            close_later(socket);
+            close_later(&self.path, vec![socket]);
         } else {
             self.state = state;
         }
     }
 }
 
-/// Closes the last descriptor of a connection where nobody waits for that: files that the back-end has sent are closed with it,
-/// which can take as long as it likes.
-fn close_later(socket: OwnedFd) {
-    let closing = std::thread::Builder::new().name("closing".to_owned());
-    // Without a thread to be had it is closed here.
-    let _ = closing.spawn(move || {
-        std::thread::sleep(CLOSING);
-        drop(socket);
-    });
+fn name_of(connection: &OwnedFd) -> Option<u64> {
+    connection_name(connection.as_fd()).ok()
 }
 
 /// Tells when something appears in the folders of sockets.

@@ -1,29 +1,63 @@
 //! What the supervisor says to a worker, and what it believes of the answers: a worker that its guest has taken
 //! over says what it likes, but not more often than it is asked.
 
-use crate::ipc::{Channel, FromWorker, ToWorker};
+use crate::ipc::{FromWorker, SupervisorEnd, ToWorker};
 use crate::text::without_controls;
+use crate::toolstack::libxl::EntryKey;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Characters of a worker's own words that are worth reading.
 const MAX_TEXT: usize = 500;
 
 #[derive(Debug)]
 pub(super) struct Conversation {
-    channel: Channel,
-    /// Questions that have not been answered.
-    unanswered: usize,
+    end: SupervisorEnd,
+    unanswered: Vec<Question>,
     /// Connections that the worker has been given, and has not said of what it shares by them.
     unshared: usize,
     is_serving: bool,
 }
 
+/// What a worker has been asked, and answers with one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    Attach(EntryKey),
+    Serve,
+    Detach(EntryKey),
+    Report,
+}
+
+impl Question {
+    fn of(message: &ToWorker) -> Option<Self> {
+        match message {
+            ToWorker::Attach(new) => Some(Self::Attach(new.key)),
+            ToWorker::Serve => Some(Self::Serve),
+            ToWorker::Detach { key } => Some(Self::Detach(*key)),
+            ToWorker::Report => Some(Self::Report),
+            ToWorker::Start { .. } | ToWorker::Change { .. } | ToWorker::Stop => None,
+        }
+    }
+
+    /// The one that is answered by `message`, which is said unasked otherwise.
+    fn answered_by(message: &FromWorker) -> Option<Self> {
+        match message {
+            FromWorker::Attached { key, .. } | FromWorker::AttachFailed { key, .. } => {
+                Some(Self::Attach(*key))
+            }
+            FromWorker::Serving => Some(Self::Serve),
+            FromWorker::Detached { key } => Some(Self::Detach(*key)),
+            FromWorker::Report { .. } => Some(Self::Report),
+            FromWorker::Failed { .. } | FromWorker::Shares { .. } => None,
+        }
+    }
+}
+
 impl Conversation {
-    pub(super) fn new(channel: Channel) -> Self {
+    pub(super) fn new(end: SupervisorEnd) -> Self {
         Self {
-            channel,
-            unanswered: 0,
+            end,
+            unanswered: Vec::new(),
             unshared: 0,
             is_serving: false,
         }
@@ -36,34 +70,36 @@ impl Conversation {
 
     /// # Errors
     ///
-    /// As [`Channel::send`].
+    /// As [`SupervisorEnd::send`].
     pub(super) fn send(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.channel.send(message, fds)?;
-        self.unanswered += usize::from(message.is_question());
+        self.end.send(message, fds)?;
+        self.unanswered.extend(Question::of(message));
         let gives = matches!(message, ToWorker::Attach(_) | ToWorker::Change { .. });
         self.unshared += usize::from(gives && !fds.is_empty());
         Ok(())
     }
 
-    /// The next message, if there is one, and the descriptor of one that has it.
+    /// The next message, if there is one.
     ///
     /// # Errors
     ///
     /// `UnexpectedEof` once the worker has ended, `InvalidData` for what it was not asked for.
-    pub(super) fn receive(&mut self) -> io::Result<Option<(FromWorker, Option<OwnedFd>)>> {
-        let Some((message, fds)) = self.channel.receive()? else {
+    pub(super) fn receive(&mut self) -> io::Result<Option<FromWorker>> {
+        let Some(message) = self.end.receive()? else {
             return Ok(None);
         };
-        let left = match message {
-            FromWorker::Failed { .. } => None,
-            FromWorker::Shares { .. } => Some(&mut self.unshared),
-            _ => Some(&mut self.unanswered),
-        };
-        if let Some(left) = left {
-            *left = left.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
+        if let Some(question) = Question::answered_by(&message) {
+            let mut asked = self.unanswered.iter();
+            let asked = asked.position(|asked| *asked == question);
+            self.unanswered
+                .swap_remove(asked.ok_or(io::ErrorKind::InvalidData)?);
+        }
+        if matches!(message, FromWorker::Shares { .. }) {
+            let left = self.unshared.checked_sub(1);
+            self.unshared = left.ok_or(io::ErrorKind::InvalidData)?;
         }
         self.is_serving |= matches!(message, FromWorker::Serving);
-        Ok(Some((readable(message), fds.into_iter().next())))
+        Ok(Some(readable(message)))
     }
 
     /// Whether the worker has let go of the connection, or has nothing more to say. Messages that are still in
@@ -72,7 +108,7 @@ impl Conversation {
         loop {
             match self.receive() {
                 // Its answers are as many as our questions, and this is the last word of others.
-                Ok(Some((FromWorker::Failed { .. }, _))) | Err(_) => return true,
+                Ok(Some(FromWorker::Failed { .. })) | Err(_) => return true,
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
             }
@@ -123,14 +159,15 @@ fn on_a_line(text: &str) -> String {
 
 impl AsFd for Conversation {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.channel.as_fd()
+        self.end.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::ipc::WorkerEnd;
+    use crate::toolstack::libxl::EntryForm;
     use crate::worker::event_loop::EventLoopReport;
     use xen_virtio_transport::DeviceReport;
 
@@ -139,9 +176,9 @@ mod tests {
         devid: 51712,
     };
 
-    fn conversation() -> (Conversation, Channel) {
-        let (ours, theirs) = Channel::pair().unwrap();
-        (Conversation::new(ours), Channel::new(theirs))
+    fn conversation() -> (Conversation, WorkerEnd) {
+        let (ours, theirs) = SupervisorEnd::pair().unwrap();
+        (Conversation::new(ours), WorkerEnd::new(theirs))
     }
 
     #[test]
@@ -152,29 +189,51 @@ mod tests {
             conversation.send(&question, &[]).unwrap();
         }
         assert!(!conversation.is_serving());
-        for _ in 0..3 {
-            worker.send(&FromWorker::Serving, &[]).unwrap();
-        }
+        // In any order.
+        worker.send(&FromWorker::Detached { key: KEY }).unwrap();
         for _ in 0..2 {
+            worker.send(&FromWorker::Serving).unwrap();
+        }
+        for is_serving in [false, true] {
             assert!(conversation.receive().unwrap().is_some());
-            assert!(conversation.is_serving());
+            assert_eq!(conversation.is_serving(), is_serving);
         }
         let error = conversation.receive().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// Nor of another device than was asked of.
+    #[test]
+    fn an_answer_is_to_its_question() {
+        let other = EntryKey { devid: 1, ..KEY };
+        for answer in [
+            FromWorker::Serving,
+            FromWorker::Detached { key: KEY },
+            FromWorker::Detached { key: other },
+        ] {
+            let (mut conversation, worker) = conversation();
+            conversation.send(&ToWorker::Report, &[]).unwrap();
+            conversation
+                .send(&ToWorker::Detach { key: other }, &[])
+                .unwrap();
+            worker.send(&answer).unwrap();
+            let is_asked = matches!(answer, FromWorker::Detached { key } if key == other);
+            assert_eq!(conversation.receive().is_ok(), is_asked, "{answer:?}");
+        }
     }
 
     #[test]
     fn a_worker_may_say_unasked_that_it_fails() {
         let (mut conversation, worker) = conversation();
         let error = "no memory".to_owned();
-        worker.send(&FromWorker::Failed { error }, &[]).unwrap();
+        worker.send(&FromWorker::Failed { error }).unwrap();
         let message = conversation.receive().unwrap();
-        assert!(matches!(message, Some((FromWorker::Failed { .. }, None))));
+        assert!(matches!(message, Some(FromWorker::Failed { .. })));
         drop(worker);
         assert!(conversation.has_ended());
     }
 
-    /// As often as it was given a connection, it may hand over a memory.
+    /// As often as it was given a connection, it may say that it shares by it.
     #[test]
     fn what_a_worker_shares_is_one_thing_a_connection() {
         let (mut conversation, worker) = conversation();
@@ -190,10 +249,10 @@ mod tests {
             connection: 1,
         };
         for _ in 0..2 {
-            worker.send(&shares, &[memory.as_fd()]).unwrap();
+            worker.send(&shares).unwrap();
         }
         let shared = conversation.receive().unwrap();
-        assert!(matches!(shared, Some((FromWorker::Shares { .. }, Some(_)))));
+        assert!(matches!(shared, Some(FromWorker::Shares { .. })));
         let error = conversation.receive().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
@@ -201,16 +260,15 @@ mod tests {
     #[test]
     fn one_that_goes_on_talking_after_its_end_was_wanted_has_ended() {
         let (mut conversation, worker) = conversation();
-        conversation.send(&ToWorker::Report, &[]).unwrap();
+        conversation
+            .send(&ToWorker::Detach { key: KEY }, &[])
+            .unwrap();
         conversation.send(&ToWorker::Stop, &[]).unwrap();
         assert!(!conversation.has_ended());
-        let answer = FromWorker::Attached {
-            key: KEY,
-            known: None,
-        };
-        worker.send(&answer, &[]).unwrap();
+        let answer = FromWorker::Detached { key: KEY };
+        worker.send(&answer).unwrap();
         assert!(!conversation.has_ended());
-        worker.send(&answer, &[]).unwrap();
+        worker.send(&answer).unwrap();
         assert!(conversation.has_ended());
     }
 
@@ -229,24 +287,19 @@ mod tests {
             devices: vec![(KEY, device)],
         };
         conversation.send(&ToWorker::Report, &[]).unwrap();
-        conversation.send(&ToWorker::Report, &[]).unwrap();
+        conversation.unanswered.push(Question::Attach(KEY));
         let error = lie.clone();
-        worker.send(&report, &[]).unwrap();
-        worker
-            .send(
-                &FromWorker::AttachFailed {
-                    key: KEY,
-                    error,
-                    busy: false,
-                },
-                &[],
-            )
-            .unwrap();
-        worker
-            .send(&FromWorker::Failed { error: lie }, &[])
-            .unwrap();
+        let refused = FromWorker::AttachFailed {
+            key: KEY,
+            error,
+            busy: false,
+        };
+        let failed = FromWorker::Failed { error: lie };
+        for message in [report, refused, failed] {
+            worker.send(&message).unwrap();
+        }
         for _ in 0..3 {
-            let text = match conversation.receive().unwrap().map(|(message, _)| message) {
+            let text = match conversation.receive().unwrap() {
                 Some(FromWorker::Report { mut devices, .. }) => {
                     let device = devices.remove(0).1;
                     [device.traps_by_register, device.metrics]

@@ -1,6 +1,8 @@
 //! One entry of libxl's: what it takes to serve it, and how far that is.
 
 use super::guest::WorkerContext;
+use super::orphan_workers;
+use crate::connections::close_later;
 use crate::ctl::report::EntryReport;
 use crate::devices::{self, DeviceKind, Opened, Resized, Service, Wanted};
 use crate::guest_state::Backing;
@@ -10,6 +12,7 @@ use crate::toolstack::libxl::{Entry, EntryForm, EntryKey};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use xen_virtio_transport::DeviceReport;
 
@@ -73,6 +76,8 @@ pub(super) struct OpenedDevice {
     kind: &'static dyn DeviceKind,
     service: Service,
     opened: Opened,
+    /// Where its back-end listens, which may have sent descriptors by the connection.
+    socket: Option<PathBuf>,
     /// Bytes of the guest's state file, in which there is room for it.
     pub(super) state_bytes: usize,
 }
@@ -241,6 +246,17 @@ impl OpenedDevice {
         } else {
             None
         };
+        let device = (guest.domid, key);
+        let inherited = match context.back_ends.inherited(device) {
+            None if known.served && !context.back_ends.know(device) => {
+                let shared = context.files.shared(guest, key).unwrap_or_else(|error| {
+                    tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
+                    None
+                });
+                shared.and_then(|shared| orphan_workers::shared_by(guest.domid, shared))
+            }
+            inherited => inherited,
+        };
         let wanted = Wanted {
             guest,
             name,
@@ -254,14 +270,17 @@ impl OpenedDevice {
             served: known.served,
             kept,
             known: context.known.of(guest.uuid(), key),
-            inherited: context.back_ends.inherited((guest.domid, key)),
+            inherited,
         };
         let service = wanted.service();
         let kind = devices::kind(entry.kind.device_type(), service)?;
         known.kind = Some(kind);
         let mut opened = kind.open(&wanted, context.uses)?;
+        let socket = opened
+            .back_end
+            .as_ref()
+            .map(|back_end| back_end.socket.clone());
         if let Some(back_end) = opened.back_end.take() {
-            let device = (guest.domid, key);
             let (registry, next_token) = (context.registry, &mut *context.next_token);
             context
                 .back_ends
@@ -284,6 +303,7 @@ impl OpenedDevice {
             kind,
             service,
             opened,
+            socket,
             state_bytes: 0,
         })
     }
@@ -308,5 +328,13 @@ impl OpenedDevice {
 
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.opened.descriptors.iter().map(AsFd::as_fd).collect()
+    }
+}
+
+impl Drop for OpenedDevice {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            close_later(socket, std::mem::take(&mut self.opened.descriptors));
+        }
     }
 }

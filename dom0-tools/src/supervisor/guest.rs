@@ -7,7 +7,7 @@ use super::entry::{DeviceEntry, OpenedDevice, Status};
 use super::known_devices::KnownDevices;
 use super::lifecycle::{Event, Lifecycle};
 use super::orphan_workers;
-use super::state_files::StateFiles;
+use super::state_files::{Shared, StateFiles};
 use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
 use crate::created::Created;
@@ -26,10 +26,11 @@ use serde_json::Value;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Instant;
 use tracing::Level;
 use xen_virtio_backend::LogLimit;
+use xen_virtio_backend::vhost_user::Brought;
 use xen_virtio_transport::DeviceReport;
 
 /// Lines a minute of a guest's workers, whichever of them write these.
@@ -258,14 +259,15 @@ impl Guest {
     pub(super) fn connected(
         &mut self,
         key: EntryKey,
-        socket: &OwnedFd,
+        brought: &Brought,
     ) -> Option<Result<(), Event>> {
         let known = self.lifecycle.entries.get(&key)?;
         if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
             return None;
         }
         let change = Value::Null;
-        let broken = self.send_with(&ToWorker::Change { key, change }, &[socket.as_fd()]);
+        let fds = [brought.socket.as_fd(), brought.memory.as_fd()];
+        let broken = self.send_with(&ToWorker::Change { key, change }, &fds);
         Some(broken.map_or(Ok(()), Err))
     }
 
@@ -321,7 +323,7 @@ impl Guest {
             return Some(died);
         }
         loop {
-            let (message, descriptor) = match self.worker.as_mut()?.conversation.receive() {
+            let message = match self.worker.as_mut()?.conversation.receive() {
                 Ok(message) => message?,
                 Err(error) => {
                     let why = match error.kind() {
@@ -345,10 +347,9 @@ impl Guest {
                 FromWorker::Detached { key } => Event::GaveUp { key },
                 FromWorker::Serving => continue,
                 FromWorker::Shares { key, connection } => {
-                    if let Some(shared) = descriptor {
-                        let device = (self.domid(), key);
-                        context.back_ends.share(device, connection, shared);
-                    }
+                    let device = (self.domid(), key);
+                    let shared = context.back_ends.share(device, connection);
+                    self.note_shared(key, shared, context);
                     continue;
                 }
                 FromWorker::Report { server, devices } => {
@@ -356,6 +357,20 @@ impl Guest {
                     continue;
                 }
             });
+        }
+    }
+
+    /// The next supervisor finds what the worker shares with the back-end of device `key` by this, or nothing.
+    fn note_shared(
+        &mut self,
+        key: EntryKey,
+        shared: Option<Shared>,
+        context: &mut WorkerContext<'_>,
+    ) {
+        if let Err(error) = context.files.share(&self.identity, key, shared)
+            && self.log_limit.allow()
+        {
+            tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
         }
     }
 

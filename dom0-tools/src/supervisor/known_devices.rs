@@ -8,13 +8,16 @@ use std::collections::VecDeque;
 /// Devices that are remembered; then the one that was noted first is forgotten.
 const MOST: usize = 256;
 
+/// Bytes that are remembered of a device, as text: more than any configuration space takes.
+const MOST_BYTES: usize = 32 << 10;
+
 #[derive(Default)]
 pub(super) struct KnownDevices(VecDeque<(String, EntryKey, Value)>);
 
 impl KnownDevices {
     /// Device `key` of the guest of this uuid is known to be `known`. A guest without one has no other life.
     pub(super) fn note(&mut self, uuid: &str, key: EntryKey, known: Value) {
-        if uuid.is_empty() {
+        if uuid.is_empty() || known.to_string().len() > MOST_BYTES {
             return;
         }
         self.0
@@ -68,5 +71,7 @@ mod tests {
         assert_eq!(known.0.len(), MOST);
         assert_eq!(known.of("0", key(0)), None);
         assert_eq!(known.of("1", key(0)), Some(Value::Null));
+        known.note("1", key(1), "x".repeat(MOST_BYTES).into());
+        assert_eq!(known.of("1", key(1)), None);
     }
 }

@@ -1,5 +1,9 @@
 //! The workers that an earlier supervisor has left behind.
 
+mod duplicates;
+
+use super::state_files::Shared;
+use crate::devices::Inherited;
 use crate::worker::sandbox;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -80,6 +84,13 @@ fn find_of(domid: u16) -> Result<impl Iterator<Item = Process>> {
 /// The system's.
 pub(super) fn has_workers(domid: u16) -> Result<bool> {
     Ok(find_of(domid)?.next().is_some())
+}
+
+/// What an earlier supervisor's worker of guest `domid` shares with a back-end, if it still does.
+pub(super) fn shared_by(domid: u16, shared: Shared) -> Option<Inherited> {
+    find_of(domid)
+        .ok()?
+        .find_map(|process| duplicates::of(&process.file, process.pid(), shared))
 }
 
 /// Ends the workers of guest `domid`, whose memory and event channels the next one can have then.

@@ -6,6 +6,8 @@ use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result};
 use rustix::fs::{FallocateFlags, fallocate};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -14,15 +16,25 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where they are: below `state` and `disks`.
+/// Where they are: below `state`, `disks` and `shared`.
 pub(super) const DIRECTORY: &str = "/run/xen-virtiod";
 
 pub(super) struct StateFiles {
     /// Workers write these files, and the supervisor never looks into them: a worker that its guest has taken over
     /// may have written anything there.
     state: PathBuf,
-    /// The supervisor's own.
+    /// The supervisor's own: what guests have of their devices.
     disks: PathBuf,
+    /// … and what their workers share with back-ends.
+    shared: PathBuf,
+}
+
+/// What a worker shares with a device's back-end, which the next supervisor finds by that among what the worker has open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shared {
+    /// Inodes: of the connection, and of the memory.
+    pub(super) connection: u64,
+    pub(super) memory: u64,
 }
 
 impl StateFiles {
@@ -38,6 +50,7 @@ impl StateFiles {
         Ok(Self {
             state: make("state")?,
             disks: make("disks")?,
+            shared: make("shared")?,
         })
     }
 
@@ -45,32 +58,14 @@ impl StateFiles {
         self.state.join(guest.file_name())
     }
 
-    fn kept_path(&self, guest: &Identity) -> PathBuf {
-        self.disks.join(guest.file_name())
-    }
-
-    /// What is kept of the guest's devices. None of a guest that an earlier version has served.
-    fn all_kept(&self, guest: &Identity) -> Result<BTreeMap<EntryKey, Value>> {
-        let path = self.kept_path(guest);
-        let what = || format!("reading {}", path.display());
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let list: Vec<_> = serde_json::from_slice(&bytes).with_context(what)?;
-                Ok(list.into_iter().collect())
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-            Err(error) => Err(error).with_context(what),
-        }
-    }
-
     /// What the guest has had of the device `key`, and keeps as long as it lives, whatever its entry and the configuration
-    /// say later.
+    /// say later. None of a guest that an earlier version has served.
     ///
     /// # Errors
     ///
     /// If it cannot be read.
     pub(super) fn kept(&self, guest: &Identity, key: EntryKey) -> Result<Option<Value>> {
-        Ok(self.all_kept(guest)?.remove(&key))
+        Ok(read(&self.disks.join(guest.file_name()))?.remove(&key))
     }
 
     /// Keeps what the guest has of the device `key`, or forgets it.
@@ -79,20 +74,31 @@ impl StateFiles {
     ///
     /// If it cannot be written; what was kept before still is.
     pub(super) fn keep(&self, guest: &Identity, key: EntryKey, kept: Option<Value>) -> Result<()> {
-        let mut all = self.all_kept(guest)?;
-        let before = match kept.clone() {
-            Some(kept) => all.insert(key, kept),
-            None => all.remove(&key),
-        };
-        if before == kept {
-            return Ok(());
-        }
-        let path = self.kept_path(guest);
-        let new = path.with_extension("new");
-        let list: Vec<_> = all.into_iter().collect();
-        fs::write(&new, serde_json::to_vec(&list)?)
-            .and_then(|()| fs::rename(&new, &path))
-            .with_context(|| format!("writing {}", path.display()))
+        change(&self.disks.join(guest.file_name()), key, kept)
+    }
+
+    /// What the guest's worker shares with the back-end of the device `key`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub(super) fn shared(&self, guest: &Identity, key: EntryKey) -> Result<Option<Shared>> {
+        Ok(read(&self.shared.join(guest.file_name()))?.remove(&key))
+    }
+
+    /// The guest's worker shares this with the back-end of the device `key`, or nothing that may be handed on.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written; then nothing of the guest's is known to be shared.
+    pub(super) fn share(
+        &self,
+        guest: &Identity,
+        key: EntryKey,
+        shared: Option<Shared>,
+    ) -> Result<()> {
+        let path = self.shared.join(guest.file_name());
+        change(&path, key, shared).inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
     /// Whether the guest has been served.
@@ -146,7 +152,8 @@ impl StateFiles {
 
     /// Removes the file of a guest that is gone.
     pub(super) fn remove(&self, guest: &Identity) {
-        for path in [self.path(guest), self.kept_path(guest)] {
+        for directory in [&self.state, &self.disks, &self.shared] {
+            let path = directory.join(guest.file_name());
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -162,7 +169,7 @@ impl StateFiles {
         mut identify: impl FnMut(u16) -> Result<Option<Identity>, E>,
     ) -> Result<BTreeSet<u16>> {
         let mut served = BTreeSet::new();
-        for directory in [&self.state, &self.disks] {
+        for directory in [&self.state, &self.disks, &self.shared] {
             for file in fs::read_dir(directory)?.flatten() {
                 let name = file.file_name();
                 let domid = name
@@ -189,6 +196,39 @@ impl StateFiles {
         }
         Ok(served)
     }
+}
+
+/// What the file at `path` has of each device: nothing, if it is not there.
+fn read<T: DeserializeOwned>(path: &Path) -> Result<BTreeMap<EntryKey, T>> {
+    let what = || format!("reading {}", path.display());
+    match fs::read(path) {
+        Ok(bytes) => {
+            let list: Vec<_> = serde_json::from_slice(&bytes).with_context(what)?;
+            Ok(list.into_iter().collect())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error).with_context(what),
+    }
+}
+
+/// The file at `path` has `value` of the device `key` from now on, or nothing; it is written anew, if that is news.
+fn change<T>(path: &Path, key: EntryKey, value: Option<T>) -> Result<()>
+where
+    T: Clone + PartialEq + Serialize + DeserializeOwned,
+{
+    let mut all = read(path)?;
+    let before = match value.clone() {
+        Some(value) => all.insert(key, value),
+        None => all.remove(&key),
+    };
+    if before == value {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    let list: Vec<_> = all.into_iter().collect();
+    fs::write(&new, serde_json::to_vec(&list)?)
+        .and_then(|()| fs::rename(&new, path))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]
@@ -260,8 +300,18 @@ mod tests {
         files.keep(&second, key(1), Some(binding(512))).unwrap();
         files.sweep(|_| Err("xenstored refuses")).unwrap();
         assert_eq!(kept(&second, 1), Some(binding(512)));
-        fs::write(files.kept_path(&second), "[").unwrap();
+        fs::write(files.disks.join(second.file_name()), "[").unwrap();
         assert!(files.kept(&second, key(1)).is_err());
+        // What it shares with back-ends is another matter.
+        let shared = |connection| Shared {
+            connection,
+            memory: 2,
+        };
+        files.share(&second, key(1), Some(shared(7))).unwrap();
+        files.share(&second, key(1), Some(shared(8))).unwrap();
+        assert_eq!(files.shared(&second, key(1)).unwrap(), Some(shared(8)));
+        files.share(&second, key(1), None).unwrap();
+        assert_eq!(files.shared(&second, key(1)).unwrap(), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
 use crate::config::Config;
 use crate::devices::blk::lock;
-use crate::ipc::{Attachment, Channel, FromWorker, ToWorker};
+use crate::ipc::{Attachment, FromWorker, SupervisorEnd, ToWorker, WorkerEnd, WorkerEnds};
 use crate::toolstack::guest_file::GuestFiles;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey};
 use crate::toolstack::xenstore::sim::SimStore;
@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// A worker's end of its conversation.
 struct Worker {
     domid: u16,
-    channel: Channel,
+    channel: WorkerEnd,
     pid: u32,
 }
 
@@ -41,7 +41,7 @@ struct Workers {
 }
 
 impl Launcher for Workers {
-    fn launch(&self, domid: u16, socket: OwnedFd) -> Result<Launched> {
+    fn launch(&self, domid: u16, ends: WorkerEnds) -> Result<Launched> {
         let child = Command::new("sleep")
             .arg("600")
             .stdin(Stdio::null())
@@ -49,7 +49,7 @@ impl Launcher for Workers {
             .spawn()?;
         self.launched.borrow_mut().push(Worker {
             domid,
-            channel: Channel::new(socket),
+            channel: WorkerEnd::new(ends),
             pid: child.id(),
         });
         let null = || File::open("/dev/null");
@@ -206,23 +206,21 @@ impl Dom0 {
     fn next(&mut self, index: usize) -> ToWorker {
         self.until("a message", |dom0| {
             let workers = dom0.workers.launched.borrow();
-            let message = workers.get(index)?.channel.receive::<ToWorker>().ok()??;
+            let message = workers.get(index)?.channel.receive().ok()??;
             Some(message.0)
         })
     }
 
     fn hears_nothing(&mut self, index: usize) {
         self.rest();
-        let message = self.workers.launched.borrow()[index]
-            .channel
-            .receive::<ToWorker>();
+        let message = self.workers.launched.borrow()[index].channel.receive();
         assert!(matches!(message, Ok(None) | Err(_)), "{message:?}");
     }
 
     fn says(&mut self, index: usize, message: &FromWorker) {
         self.workers.launched.borrow()[index]
             .channel
-            .send(message, &[])
+            .send(message)
             .unwrap();
         self.turn();
     }
@@ -274,9 +272,9 @@ impl Dom0 {
     /// As SIGKILL does.
     fn kill(&self, index: usize) {
         let mut workers = self.workers.launched.borrow_mut();
-        let (socket, _) = Channel::pair().unwrap();
+        let (_, ends) = SupervisorEnd::pair().unwrap();
         // Its end of the conversation ends with it.
-        workers[index].channel = socket;
+        workers[index].channel = WorkerEnd::new(ends);
         let pid = rustix::process::Pid::from_raw(workers[index].pid.cast_signed()).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }

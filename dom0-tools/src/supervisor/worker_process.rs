@@ -3,7 +3,7 @@
 use super::conversation::Conversation;
 use super::worker_log::WorkerLog;
 use crate::config::Config;
-use crate::ipc::{Channel, ToWorker};
+use crate::ipc::{SupervisorEnd, ToWorker, WorkerEnds};
 use anyhow::{Context, Result};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -18,17 +18,17 @@ use tracing::Level;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::EventChannels;
 
-/// The argument that makes `xen-virtiod` a worker; its standard input is the connection.
+/// The argument that makes `xen-virtiod` a worker; its standard input and output are the connection.
 pub(crate) const WORKER_ARGUMENT: &str = "worker";
 
 /// How a worker comes to be.
 pub(super) trait Launcher {
-    /// A process for guest `domid`, whose standard input is `socket`.
+    /// A process for guest `domid`, whose standard input and output are `ends`.
     ///
     /// # Errors
     ///
     /// What keeps it from being started.
-    fn launch(&self, domid: u16, socket: OwnedFd) -> Result<Launched>;
+    fn launch(&self, domid: u16, ends: WorkerEnds) -> Result<Launched>;
 }
 
 /// A new process, and what it may use of Xen.
@@ -43,7 +43,7 @@ pub(super) struct Launched {
 pub(super) struct XenLauncher;
 
 impl Launcher for XenLauncher {
-    fn launch(&self, domid: u16, socket: OwnedFd) -> Result<Launched> {
+    fn launch(&self, domid: u16, ends: WorkerEnds) -> Result<Launched> {
         let privcmd = open("/dev/xen/privcmd", 0)?;
         Privcmd::restrict(&privcmd, Domid(domid)).context("restricting privcmd to the guest")?;
         let evtchn = open("/dev/xen/evtchn", rustix::fs::OFlags::NONBLOCK.bits())?;
@@ -54,9 +54,9 @@ impl Launcher for XenLauncher {
             .arg0("xen-virtiod")
             .arg(WORKER_ARGUMENT)
             .arg(domid.to_string())
-            .stdin(Stdio::from(socket))
+            .stdin(Stdio::from(ends.commands))
+            .stdout(Stdio::from(ends.answers))
             // The service's own log is not a worker's to write.
-            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             // An interrupt from the terminal is the supervisor's; a worker serves on.
             .process_group(0)
@@ -96,7 +96,7 @@ impl WorkerProcess {
         registry: &Registry,
         token: Token,
     ) -> Result<Self> {
-        let (channel, theirs) = Channel::pair()?;
+        let (end, theirs) = SupervisorEnd::pair()?;
         let Launched {
             mut child,
             privcmd,
@@ -106,7 +106,7 @@ impl WorkerProcess {
         let log = child.stderr.take().map(WorkerLog::new);
         let mut worker = Self {
             child,
-            conversation: Conversation::new(channel),
+            conversation: Conversation::new(end),
             log: log.and_then(Result::ok),
             token,
             dying: None,

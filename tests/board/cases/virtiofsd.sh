@@ -67,21 +67,26 @@ goes_on() {
 said kept 'guest: counts 3' >/dev/null
 keeper() { pgrep -f '^xen-virtiod back-end /run'; }
 first=$(keeper)
+# The service's end and its worker's it does not notice: the next worker has the same connection, and the guest the same mount.
+unnoticed() {
+    goes_on "$1"
+    [ "$(count_said kept 'guest: fails')" = "$fails" ] || fail "the guest has noticed $1"
+    [ "$(program)" = "$served" ] || fail "virtiofsd has ended with $1"
+}
+fails=$(count_said kept 'guest: fails') served=$(program)
+kill -KILL $DAEMON && restart_daemon
+unnoticed "the service's death"
+[ "$(keeper)" = "$first" ] || fail "the program's keeper has not outlived the service: $first, $(keeper)"
 if whole; then
-    # The next service's worker is another peer: virtiofsd itself ends with the last one.
-    kill -KILL $DAEMON && restart_daemon
-    goes_on "the service's death"
-    [ "$(keeper)" = "$first" ] || fail "the program's keeper has not outlived the service: $first, $(keeper)"
+    kill $DAEMON && restart_daemon
+    unnoticed "the service's end"
     kill -KILL "$(program)"
     goes_on "virtiofsd's death"
     grep -q 'kept.*virtio_file/0: .* has ended .*; it is started again' $DAEMON_LOG || fail "the log does not say that the program has ended"
+    fails=$(count_said kept 'guest: fails') served=$(program)
 fi
-# Its worker's it does not notice: the next one has the same connection, and the guest the same mount.
-fails=$(count_said kept 'guest: fails') served=$(program)
 kill -KILL "$(pids_of "$(domid kept)")"
-goes_on "the worker's death"
-[ "$(count_said kept 'guest: fails')" = "$fails" ] || fail "the guest has noticed its worker's death"
-[ "$(program)" = "$served" ] || fail "virtiofsd has ended with a worker"
+unnoticed "the worker's death"
 # xl restarts the guest without waiting, and its back-end, which ends with it, takes its time.
 touch /tmp/slow /run/share/reboot
 said kept 'guest: reboots' >/dev/null

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use xen_virtio_backend::vhost_user::{
-    Arrival, CLASSES, Class, Frontend, Lasting, Link, Offer, Setup,
+    Arrival, Brought, CLASSES, Class, Frontend, Lasting, Link, Offer, Setup,
 };
 use xen_virtio_backend::{Device, DeviceError};
 use xen_virtio_fuzz::{Numbers, QueueGuest};
@@ -153,6 +153,10 @@ impl Serving<'_> {
     }
 }
 
+fn brought(socket: OwnedFd) -> Brought {
+    Brought::new(socket, SIZE, POOL).expect("memory")
+}
+
 /// A device of `class`, whose back-end may have said already what it has.
 fn device(class: &'static Class, answers: u8) -> (Frontend, Link, BackEnd) {
     let setup = Setup {
@@ -163,7 +167,7 @@ fn device(class: &'static Class, answers: u8) -> (Frontend, Link, BackEnd) {
         features: 0,
     };
     let (mut back_end, socket) = BackEnd::pair();
-    let mut arrival = Arrival::new(socket, class).expect("a connection");
+    let mut arrival = Arrival::new(brought(socket), class).expect("a connection");
     let mut offer = None;
     for _ in 0..answers {
         back_end.answer(0);
@@ -215,7 +219,7 @@ fuzz_target!(|input: &[u8]| {
                 6 => {
                     let (back_end, socket) = BackEnd::pair();
                     serving.back_end = back_end;
-                    serving.link.put(socket);
+                    serving.link.put(brought(socket));
                     serving.device.update();
                 }
                 7 => {

@@ -133,7 +133,10 @@ impl Relay {
         if !self.used.is_empty() || self.inherited.is_some() {
             return Ok(false);
         }
-        self.region = self.region.another()?;
+        self.region = match self.next_region.take() {
+            Some(region) => region,
+            None => self.region.another()?,
+        };
         self.event_idx = event_idx;
         self.pools = Pools::new(&self.region);
         self.left_behind.clear();

@@ -1,9 +1,10 @@
 //! How the device's back-ends come and go.
 
 use super::super::arrival::Arrival;
+use super::super::connection::ConnectionError;
 use super::super::conversation::{Conversation, Ended};
 use super::super::session::{Session, SessionError, of_system};
-use super::{Frontend, Lasting, Link, Setup, Told};
+use super::{Brought, Frontend, Lasting, Link, Setup, Told};
 use crate::device::{DeviceError, DeviceFailure};
 use crate::error_line::with_sources;
 use crate::shadow::Region;
@@ -28,6 +29,10 @@ impl Frontend {
     ///
     /// [`SessionError`] if the system lacks something.
     pub fn with(mut self, arrival: Arrival) -> Result<Self, SessionError> {
+        let sizes = &self.identity.queue_sizes;
+        let region = Region::begin(arrival.memory, sizes, self.setup.pool);
+        self.relay.lose();
+        self.relay.have_next(region.map_err(of_system)?);
         self.events = arrival.events;
         self.session = Some(Box::new(arrival.session));
         self.absence = None;
@@ -49,19 +54,38 @@ impl Frontend {
         Ok(this)
     }
 
-    /// Goes on with the back-end of an earlier process, at the other end of `socket`, which has `memory`. What comes of that is
-    /// seen later; if it is nothing, the next back-end is waited for.
-    pub fn inherit(&mut self, socket: OwnedFd, memory: OwnedFd) {
+    /// Goes on with the back-end of an earlier process, which shared `left` with it. What comes of that is seen later; if it is
+    /// nothing, the next back-end is waited for.
+    pub fn inherit(&mut self, brought: Brought, left: OwnedFd) {
         let sizes = &self.identity.queue_sizes;
-        let region = Region::left(memory, sizes, self.setup.pool);
+        let region = Region::left(left, sizes, self.setup.pool);
+        let socket = self.have_memory(brought);
         let is_ours = region.is_ok_and(|region| self.relay.inherit(region));
-        if !is_ours {
+        let taken_over = socket.and_then(|socket| {
+            if is_ours {
+                return Session::take_over(socket, self.setup.class, self.offer.clone());
+            }
             // Begins with it as with any other: it has closed this by then.
             let _ = shutdown(&socket, Shutdown::Both);
-            return;
+            Err(ConnectionError::Closed.into())
+        });
+        self.go_on_with(taken_over.map(|session| Box::new(session) as _));
+    }
+
+    /// The back-end is gone; the next one, at the other end of the socket, is to have its memory.
+    fn have_memory(&mut self, brought: Brought) -> Result<OwnedFd, SessionError> {
+        self.relay.lose();
+        let Brought { socket, memory } = brought;
+        match Region::begin(memory, &self.identity.queue_sizes, self.setup.pool) {
+            Ok(region) => {
+                self.relay.have_next(region);
+                Ok(socket)
+            }
+            Err(error) => {
+                let _ = shutdown(&socket, Shutdown::Both);
+                Err(of_system(error))
+            }
         }
-        let session = Session::take_over(socket, self.setup.class, self.offer.clone());
-        self.go_on_with(session.map(|session| Box::new(session) as _));
     }
 
     /// Whether it has a connection, whatever comes of that.
@@ -70,10 +94,13 @@ impl Frontend {
     }
 
     /// Begins with another back-end.
-    pub(super) fn begin(&mut self, socket: OwnedFd) {
+    pub(super) fn begin(&mut self, brought: Brought) {
         self.lose(None);
         let may_ask = self.left_open < MOST_LEFT_OPEN;
-        let begun = Session::begin(socket, self.setup.class, may_ask);
+        let class = self.setup.class;
+        let begun = self
+            .have_memory(brought)
+            .and_then(|socket| Session::begin(socket, class, may_ask));
         self.go_on_with(begun.map(|session| Box::new(session) as _));
     }
 

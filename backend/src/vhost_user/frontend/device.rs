@@ -33,8 +33,8 @@ impl Device for Frontend {
     }
 
     fn update(&mut self) -> bool {
-        if let Some(socket) = self.link.socket.take() {
-            self.begin(socket);
+        if let Some(brought) = self.link.brought.take() {
+            self.begin(brought);
         }
         false
     }

@@ -1,6 +1,7 @@
 //! What of a device goes beyond its process, and how its connections come.
 
-use crate::shadow::ShadowRecord;
+use super::super::class::MAX_QUEUES;
+use crate::shadow::{ShadowRecord, region_file};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,27 +10,50 @@ use std::rc::Rc;
 /// Where the next connection to the device's back-end is put.
 #[derive(Clone, Default)]
 pub struct Link {
-    pub(super) socket: Rc<Cell<Option<OwnedFd>>>,
-    pub(super) memory: Rc<Cell<Option<Memory>>>,
+    pub(super) brought: Rc<Cell<Option<Brought>>>,
+    pub(super) shared: Rc<Cell<Option<u64>>>,
 }
 
-/// The memory that a device shares with a back-end.
-pub struct Memory {
-    pub file: OwnedFd,
-    /// The [name](crate::vhost_user::connection_name) of the connection to it.
-    pub connection: u64,
+/// A connection to a back-end, and the file of the memory that is to be shared by it.
+#[derive(Debug)]
+pub struct Brought {
+    pub socket: OwnedFd,
+    pub memory: OwnedFd,
+}
+
+impl Brought {
+    /// With a new memory, for a device with queues of `queue_size` entries and `pool` bytes for data.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not the memory.
+    pub fn new(socket: OwnedFd, queue_size: u16, pool: usize) -> io::Result<Self> {
+        let sizes = [queue_size; MAX_QUEUES as usize];
+        let memory = region_file(&sizes, pool)?;
+        Ok(Self { socket, memory })
+    }
+
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            memory: self.memory.try_clone()?,
+        })
+    }
 }
 
 impl Link {
-    /// The device's next [`Device::update`](crate::Device::update) begins with the back-end at the other end of `socket`.
-    pub fn put(&self, socket: OwnedFd) {
-        self.socket.set(Some(socket));
+    /// The device's next [`Device::update`](crate::Device::update) begins with this back-end.
+    pub fn put(&self, brought: Brought) {
+        self.brought.set(Some(brought));
     }
 
-    /// The memory that the device shares with its back-end, if that is another one since the last look: by it, and by the
-    /// connection, [`Frontend::inherit`](super::Frontend::inherit) goes on.
-    pub fn take_memory(&self) -> Option<Memory> {
-        self.memory.take()
+    /// The [name](crate::vhost_user::connection_name) of the connection by which a back-end has had its memory since the last
+    /// look, if one has: by both, [`Frontend::inherit`](super::Frontend::inherit) goes on.
+    pub fn take_shared(&self) -> Option<u64> {
+        self.shared.take()
     }
 }
 

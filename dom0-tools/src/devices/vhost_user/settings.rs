@@ -1,6 +1,7 @@
 //! What the configuration says of a device.
 
-use super::{TAG_BYTES, VhostUserKind, connect_to};
+use super::{TAG_BYTES, VhostUserKind};
+use crate::connections::connect_to;
 use crate::devices::{Busy, Wanted};
 use crate::program::{Exec, Program, check_user, user_named};
 use anyhow::{Context, Result, bail, ensure};

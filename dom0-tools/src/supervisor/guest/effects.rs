@@ -39,6 +39,7 @@ impl Guest {
             }),
             Effect::Hand { key, served } => {
                 context.back_ends.handed((domid, key));
+                self.note_shared(key, None, context);
                 self.hand(key, served)
             }
             Effect::Detach { key } => self.send(&ToWorker::Detach { key }),
