@@ -253,6 +253,21 @@ fn a_queue_goes_on_where_it_was_stopped() {
     assert!(vmm.echo(b"next", GUEST + DATA));
 }
 
+/// QEMU's disk of Debian 13 gives its queues 1024 entries.
+#[test]
+fn a_vmm_says_how_large_a_queue_is() {
+    let directory = TempDir::new().unwrap();
+    echo_at(directory.path());
+    for (size, is_taken) in [(1, true), (1024, true), (1000, false)] {
+        let vmm = Vmm::connect(directory.path());
+        assert_eq!(
+            vmm.frontend.set_vring_num(0, size).is_ok(),
+            is_taken,
+            "{size}"
+        );
+    }
+}
+
 /// As QEMU's disk: what has been completed before there was anybody to tell is told then.
 #[test]
 fn a_call_that_comes_late_is_called() {
@@ -335,7 +350,7 @@ fn what_lies_outside_the_table_is_refused() {
     for first in [OURS + LEN, OURS - 16, GUEST, u64::MAX - 15] {
         refused(&|vmm| vmm.addresses(first));
     }
-    refused(&|vmm| vmm.frontend.set_vring_num(0, 1024).is_ok());
+    refused(&|vmm| vmm.frontend.set_vring_num(0, 2048).is_ok());
     refused(&|vmm| vmm.frontend.set_vring_num(1, SIZE).is_ok());
     // A ring that runs out of it: the device fails, and works again when it is set up well.
     let mut vmm = Vmm::connect(directory.path());

@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
-    Activity, Device, DeviceError, DeviceFailure, Interest, LogLimit, QueueError, QueueIndex,
-    QueueJournal, QueueStart, Shortage, StateArea, Step, with_sources,
+    Activity, Device, DeviceError, DeviceFailure, Identity, Interest, LogLimit, QueueError,
+    QueueIndex, QueueJournal, QueueStart, Shortage, StateArea, Step, with_sources,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -68,13 +68,15 @@ impl Outcome {
 }
 
 impl Host {
-    /// A device whose driver names its memory as `mode` says. It goes on from `saved`, if an earlier process has left that.
+    /// A device whose driver names its memory as `mode` says, and is told that it is `identity`. It goes on from `saved`, if an
+    /// earlier process has left that.
     ///
     /// # Errors
     ///
     /// [`RestoreError`] if it cannot.
     pub(crate) fn new(
         device: Box<dyn Device>,
+        identity: Identity,
         access: Box<dyn GuestAccess>,
         mode: AddressMode,
         saved: Option<SavedState>,
@@ -85,7 +87,6 @@ impl Host {
             AddressMode::Grants => 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_F_ACCESS_PLATFORM,
             AddressMode::Frames => 1 << VIRTIO_F_VERSION_1,
         };
-        let identity = device.identity().clone();
         let goes_on = saved.is_some();
         let state = match saved {
             None => VirtioState::new(identity, required_features),

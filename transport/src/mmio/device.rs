@@ -76,10 +76,11 @@ impl MmioDevice {
         irq: u32,
         kept: DeviceState,
     ) -> Result<Self, DeviceStateError> {
-        let saved = kept.load(device.identity().queue_sizes.len())?;
+        let identity = device.identity().clone();
+        let saved = kept.load(identity.queue_sizes.len())?;
         let (registers, state) = saved.map(RegisterFile::restore).unzip();
         let access = hypervisor.guest_access(mode);
-        let (host, outcome) = Host::new(device, access, mode, state, kept.journals())?;
+        let (host, outcome) = Host::new(device, identity, access, mode, state, kept.journals())?;
         let mut this = Self {
             registers: registers.unwrap_or_default(),
             host,

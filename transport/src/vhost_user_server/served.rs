@@ -14,7 +14,9 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK,
 };
 use xen_virtio_backend::tuning::SHORTEST_SLEEP;
-use xen_virtio_backend::{Activity, Device, QueueIndex, QueueJournal, StateArea};
+use xen_virtio_backend::{
+    Activity, Device, Identity, MAX_QUEUE_SIZE, QueueIndex, QueueJournal, StateArea,
+};
 use xen_virtio_guest_mapping::owned::OwnedMemory;
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -36,7 +38,12 @@ pub(super) struct Served {
 
 impl Served {
     pub(super) fn new(device: Box<dyn Device>) -> io::Result<Self> {
-        let sizes = device.identity().queue_sizes.clone();
+        // No message says how large a queue may be: a VMM has a size of its own.
+        let sizes = vec![MAX_QUEUE_SIZE; device.identity().queue_sizes.len()];
+        let identity = Identity {
+            queue_sizes: sizes.clone(),
+            ..device.identity().clone()
+        };
         let journals = sizes
             .iter()
             .map(|size| StateArea::private(QueueJournal::bytes(*size)));
@@ -44,7 +51,7 @@ impl Served {
         let memory = OwnedMemory::default();
         let access: Box<dyn GuestAccess> = Box::new(memory.access());
         let mode = AddressMode::Frames;
-        let host = Host::new(device, access, mode, None, journals.clone());
+        let host = Host::new(device, identity, access, mode, None, journals.clone());
         let (host, _) = host.map_err(io::Error::other)?;
         let events = Events::new()?;
         let mut added = Ok(());
