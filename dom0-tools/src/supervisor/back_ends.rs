@@ -28,6 +28,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_TOLD_WAIT: Duration = Duration::from_secs(1);
 /// A back-end that was there for less is waited for as if it had not been there.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// For how long something new in a socket's folder may be a back-end that does not listen yet.
+const BEGINNING: Duration = Duration::from_secs(5);
 
 /// A device of a guest.
 type Device = (u16, EntryKey);
@@ -47,6 +49,8 @@ struct Link {
     /// It is not looked for again before so long after the last time, whatever is new in its folder.
     wait: Duration,
     last_try: Instant,
+    /// When there was something new in its folder last.
+    told: Option<Instant>,
 }
 
 enum State {
@@ -111,6 +115,7 @@ impl BackEnds {
             },
             wait: FIRST_WAIT,
             last_try: Instant::now(),
+            told: None,
         };
         self.folders.watch(&link.path);
         if let Some(brought) = new {
@@ -198,6 +203,7 @@ impl BackEnds {
             self.folders.clear();
             for link in self.links.values_mut() {
                 if let State::Away { try_at } = &mut link.state {
+                    link.told = Some(now);
                     let told = link.last_try + link.wait.min(LONGEST_TOLD_WAIT);
                     *try_at = (*try_at).min(told.max(now));
                     self.folders.watch(&link.path);
@@ -298,9 +304,12 @@ impl Link {
     }
 
     fn is_away(&mut self, now: Instant) {
-        self.state = State::Away {
-            try_at: now + self.wait,
+        let begins = |told: Instant| now.saturating_duration_since(told) < BEGINNING;
+        let wait = match self.told.is_some_and(begins) {
+            true => self.wait.min(LONGEST_TOLD_WAIT),
+            false => self.wait,
         };
+        self.state = State::Away { try_at: now + wait };
         self.wait = (self.wait * 2).min(LONGEST_WAIT);
     }
 
@@ -383,5 +392,59 @@ impl Folders {
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut space);
         while reader.next().is_ok() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::toolstack::libxl::EntryForm;
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    };
+
+    const FOLDERS: Token = Token(1);
+    const DEVICE: Device = (
+        7,
+        EntryKey {
+            form: EntryForm::File,
+            devid: 0,
+        },
+    );
+
+    /// A program's socket is there a moment before the program listens.
+    #[test]
+    fn one_that_does_not_listen_yet_is_looked_for_again_soon() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let poll = mio::Poll::new().unwrap();
+        let (registry, mut next) = (poll.registry(), 2);
+        let mut back_ends = BackEnds::new(registry, FOLDERS).unwrap();
+        let back_end = BackEnd {
+            socket: path.clone(),
+            brought: None,
+            left: None,
+            region: RegionSize {
+                queue_size: 8,
+                pool: 4096,
+            },
+            program: None,
+        };
+        back_ends.have(DEVICE, back_end, registry, &mut next);
+        let link = back_ends.links.get_mut(&DEVICE).unwrap();
+        // It has been away for long.
+        link.wait = LONGEST_WAIT;
+        link.last_try = Instant::now().checked_sub(LONGEST_TOLD_WAIT).unwrap();
+        link.is_away(Instant::now());
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
+        bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        back_ends.ready(FOLDERS, registry);
+        assert!(back_ends.look(registry, &mut next).is_empty());
+        listen(&socket, 1).unwrap();
+        let again = back_ends.look_at().unwrap();
+        assert!(again <= Instant::now() + LONGEST_TOLD_WAIT, "{again:?}");
+        std::thread::sleep(again.saturating_duration_since(Instant::now()));
+        assert_eq!(back_ends.look(registry, &mut next).len(), 1);
     }
 }
