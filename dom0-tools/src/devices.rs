@@ -16,6 +16,7 @@ use blk::Uses;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -74,6 +75,16 @@ pub(crate) trait DeviceKind: Sync {
     /// The feature bits of its own that it may offer, with their names.
     fn feature_names(&self) -> &'static [(u32, &'static str)] {
         &[]
+    }
+
+    /// What a device has that is served so, and no other one.
+    fn needs(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What a device with these settings will not be served for, as dom0 is now.
+    fn warnings(&self, _settings: &toml::Table) -> Vec<String> {
+        Vec::new()
     }
 
     /// The option of a guest's Linux that has its driver, if Linux has one.
@@ -156,26 +167,44 @@ pub(crate) fn kind(device_type: u32, service: Service) -> Result<&'static dyn De
     })
 }
 
-/// The kind of this name that is served so.
+/// The kind of this name that a device with these settings is of.
 ///
 /// # Errors
 ///
-/// The names that there are.
-pub(crate) fn kind_named(name: &str, service: Service) -> Result<&'static dyn DeviceKind, String> {
+/// The names that there are, or the settings that one of this name needs.
+pub(crate) fn kind_named(
+    name: &str,
+    settings: &toml::Table,
+) -> Result<&'static dyn DeviceKind, String> {
+    let service = Service::of(settings);
     let found = kinds(service).find(|kind| kind.name() == name);
     found.ok_or_else(|| {
-        let names = |service| {
-            let names: Vec<_> = kinds(service).map(DeviceKind::name).collect();
-            names.join(", ")
+        let others: Vec<_> = all_kinds().filter(|kind| kind.name() == name).collect();
+        let needs: Vec<_> = others.iter().filter_map(|kind| kind.needs()).collect();
+        if !needs.is_empty() && service == Service::Own {
+            let has: Vec<_> = settings.keys().map(String::as_str).collect();
+            let has = match has.is_empty() {
+                true => "nothing".to_owned(),
+                false => has.join(", "),
+            };
+            return format!("{name} needs {}; it has {has}", needs.join(", or "));
+        }
+        let names: BTreeSet<_> = match others.is_empty() {
+            true => all_kinds().map(DeviceKind::name).collect(),
+            false => kinds(service).map(DeviceKind::name).collect(),
         };
-        format!(
-            "type {name:?} is none of {}, nor, with the {SOCKET} of a back-end, of {}, nor, with {} = or {} =, of {}",
-            names(Service::Own),
-            names(Service::BackEnd),
-            kernel_vhost::CID,
-            kernel_vhost::TAP,
-            names(Service::Kernel),
-        )
+        let names: Vec<_> = names.into_iter().collect();
+        let with = match service {
+            Service::Own => "",
+            _ if others.is_empty() => "",
+            Service::BackEnd => ", which back-ends serve at a socket",
+            Service::Kernel => ", which dom0's kernel serves",
+        };
+        let hint = match name.contains(char::is_whitespace) {
+            true => "; between settings is a comma",
+            false => "",
+        };
+        format!("type {name:?} is none of {}{with}{hint}", names.join(", "))
     })
 }
 

@@ -25,7 +25,7 @@ use std::process::{Command, Stdio};
 /// Where the keepers' locks are, for root only: below `devices`, with what each keeps running, and `sockets`.
 const DIRECTORY: &str = "/run/xen-virtiod/back-ends";
 /// What stands for the socket in a program's arguments.
-const SOCKET_WORD: &str = "{socket}";
+pub(crate) const SOCKET_WORD: &str = "{socket}";
 
 /// What is started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -30,7 +30,12 @@ const KEY: EntryKey = EntryKey {
 pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
     let line = OwnLine::parse(line).map_err(|error| anyhow!(error))?;
     if Service::of(&line.settings) != Service::Own {
-        bail!("{}: that is served by somebody else already", line.kind);
+        let own = devices::kinds(Service::Own).map(devices::DeviceKind::name);
+        bail!(
+            "{} with these settings is another one's to serve: what is served here is {}",
+            line.kind,
+            own.collect::<Vec<_>>().join(", ")
+        );
     }
     let kind = devices::kind(line.device_type, Service::Own)?;
     let guest = Identity {

@@ -90,6 +90,10 @@ pub fn create(
         file.display()
     );
     let plan = Plan::read(&text).map_err(anyhow::Error::msg)?;
+    let old = xl_config::xen_version().and_then(xl_config::of_xl);
+    if let Some(old) = old.filter(|_| !plan.virtio.is_empty()) {
+        bail!("{old}\nno guest was created");
+    }
     control::list(control::SOCKET_PATH.as_ref())?;
     let name = plan.name.as_str();
     ensure!(

@@ -14,7 +14,7 @@ mod virtio;
 mod warnings;
 
 use crate::config::{CONFIG_PATH, Config};
-use crate::devices::{self, Service, blk};
+use crate::devices::{self, SOCKET, Service, blk};
 use crate::guest_state::Backing;
 use crate::text::without_controls;
 use crate::toolstack::libxl::MAX_DEVICES;
@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 pub use syntax::{Settings, Value, parse as parse_file};
 use virtio::VirtioLine;
 use warnings::ListedDisk;
+pub(crate) use warnings::of_xl;
 use xen_virtio_backend::DeviceType;
 use xen_virtio_backend::blk::{Disk, SECTOR};
 
@@ -140,14 +141,23 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
         });
         findings.take(&name, result);
     }
+    let mut sockets = BTreeSet::new();
     for line in list(&settings, OWN_LIST, findings)? {
         other_count += 1;
         let device = OwnLine::parse(line).map_err(|problem| of_line(text, line, &problem));
         let served = device.map(|device| {
             grants |= device.grant_usage;
+            let mut warnings = device.warnings();
+            if let Some(socket) = device.settings.get(SOCKET).and_then(toml::Value::as_str)
+                && !sockets.insert(socket.to_owned())
+            {
+                warnings.push(format!(
+                    "socket = {socket} is another device's too: a back-end serves one"
+                ));
+            }
             Served {
                 text: format!("{}; touches {}", device.kind, touched(device.grant_usage)),
-                warnings: Vec::new(),
+                warnings,
             }
         });
         findings.take(&format!("{OWN_LIST} {line:?}"), served);
@@ -160,12 +170,24 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
             count - MAX_DEVICES
         ));
     }
+    if grants || other_count > 0 {
+        findings.warn(xen_version().and_then(of_xl));
+    }
     findings.warn(warnings::of_last_byte(&settings));
     findings.warn(warnings::of_root(&settings, &listed));
     if grants {
         findings.warn(warnings::of_boot_loader(&settings));
     }
     Ok(())
+}
+
+/// Xen's version, major and minor, in a domain of it.
+pub(crate) fn xen_version() -> Option<(u32, u32)> {
+    let number = |name| {
+        let text = std::fs::read_to_string(Path::new("/sys/hypervisor/version").join(name));
+        text.ok()?.trim().parse().ok()
+    };
+    Some((number("major")?, number("minor")?))
 }
 
 /// `problem`, with the line of the file `text` that has `item`.

@@ -104,6 +104,17 @@ impl DeviceKind for BlkKind {
         Some("CONFIG_VIRTIO_BLK")
     }
 
+    fn warnings(&self, settings: &toml::Table) -> Vec<String> {
+        let Ok(Settings { path, read_only }) = parse_settings(settings) else {
+            return Vec::new();
+        };
+        let opened = Disk::open(&path, read_only);
+        let problem = opened
+            .err()
+            .map(|error| format!("{:#}", anyhow::Error::from(error)));
+        problem.into_iter().collect()
+    }
+
     fn check_settings(&self, settings: &toml::Table) -> Result<()> {
         parse_settings::<Settings>(settings)?.check().map(drop)
     }

@@ -106,6 +106,10 @@ impl DeviceKind for VsockKind {
         "vsock"
     }
 
+    fn needs(&self) -> Option<&'static str> {
+        Some("cid = the guest's number, by dom0's kernel")
+    }
+
     fn driver_option(&self) -> Option<&'static str> {
         Some("CONFIG_VIRTIO_VSOCKETS")
     }
@@ -150,6 +154,20 @@ impl DeviceKind for NetKind {
 
     fn name(&self) -> &'static str {
         "net"
+    }
+
+    fn needs(&self) -> Option<&'static str> {
+        Some("tap = the interface in dom0, by dom0's kernel")
+    }
+
+    fn warnings(&self, settings: &toml::Table) -> Vec<String> {
+        let tap = settings.get(TAP).and_then(toml::Value::as_str);
+        let is_missing = |tap: &&str| !Path::new("/sys/class/net").join(tap).exists();
+        let missing = tap.filter(is_missing);
+        let missing = missing.map(|tap| {
+            format!("there is no interface {tap} now: ip tuntap add dev {tap} mode tap")
+        });
+        missing.into_iter().collect()
     }
 
     fn driver_option(&self) -> Option<&'static str> {

@@ -126,6 +126,15 @@ impl DeviceKind for VhostUserKind {
         }
     }
 
+    fn needs(&self) -> Option<&'static str> {
+        Some("socket = where its back-end listens")
+    }
+
+    fn warnings(&self, settings: &toml::Table) -> Vec<String> {
+        let settings = parse_settings::<Settings>(settings);
+        settings.map_or_else(|_| Vec::new(), |settings| settings.warnings())
+    }
+
     fn driver_option(&self) -> Option<&'static str> {
         Some(self.driver_option)
     }

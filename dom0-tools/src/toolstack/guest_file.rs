@@ -6,7 +6,7 @@
 
 mod device_tree;
 
-use crate::devices::{self, Service};
+use crate::devices;
 
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
@@ -302,8 +302,7 @@ fn device(index: usize, table: DeviceTable, others: &[FileDevice]) -> Result<Fil
         grant_usage,
         settings,
     } = table;
-    let service = Service::of(&settings);
-    let kind = devices::kind_named(&name, service)?;
+    let kind = devices::kind_named(&name, &settings)?;
     kind.check_settings(&settings)
         .map_err(|error| format!("{error:#}"))?;
     let len = json(&settings).len();

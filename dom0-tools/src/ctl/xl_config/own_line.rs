@@ -9,6 +9,7 @@ pub struct OwnLine {
     pub kind: &'static str,
     /// A virtio device type number.
     pub device_type: u32,
+    service: Service,
     pub grant_usage: bool,
     /// What a device of its kind is made of.
     pub settings: toml::Table,
@@ -28,11 +29,11 @@ impl OwnLine {
                 .split_once('=')
                 .map(|(key, value)| (key.trim(), value.trim()))
                 .ok_or_else(|| format!("{part:?} is not like key=value"))?;
-            if key == "grant_usage" {
+            if matches!(key, "grant_usage" | "grant-usage") {
                 grant_usage = match value {
                     "0" => false,
                     "1" => true,
-                    _ => return Err(format!("grant_usage={value} is neither 0 nor 1")),
+                    _ => return Err(format!("{key}={value} is neither 0 nor 1")),
                 };
                 continue;
             }
@@ -41,15 +42,22 @@ impl OwnLine {
                 return Err(format!("{key}= is there twice"));
             }
         }
-        let kind = devices::kind_named(name, Service::of(&settings))?;
+        let kind = devices::kind_named(name, &settings)?;
         kind.check_settings(&settings)
             .map_err(|error| format!("{name}: {error:#}"))?;
         Ok(Self {
             kind: kind.name(),
             device_type: kind.device_type().0,
+            service: Service::of(&settings),
             grant_usage,
             settings,
         })
+    }
+
+    /// What it will not be served for, as dom0 is now.
+    pub fn warnings(&self) -> Vec<String> {
+        let kind = devices::kind(self.device_type, self.service);
+        kind.map_or_else(|_| Vec::new(), |kind| kind.warnings(&self.settings))
     }
 
     /// What xl is told of it.
@@ -99,10 +107,18 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_was_expected() {
         for (line, expected) in [
-            ("", "\"\" is none of blk, rng"),
+            ("", "\"\" is none of blk, fs, gpio"),
+            ("fss, socket=/g", "\"fss\" is none of blk, fs, gpio"),
+            ("fs tag=share", "between settings is a comma"),
             (
-                "fs, tag=share",
-                "with the socket of a back-end, of net, blk",
+                "fs, tag=share, sockt=/g",
+                "fs needs socket = where its back-end listens; it has sockt, tag",
+            ),
+            ("fs", "it has nothing"),
+            ("net, mac=x", "back-end listens, or tap = the interface"),
+            (
+                "gpio, tap=x",
+                "\"gpio\" is none of net, vsock, which dom0's kernel",
             ),
             ("fs, socket=run/g.sock", "no absolute path"),
             ("fs, socket=/g, tga=share", "unknown field `tga`"),

@@ -20,6 +20,20 @@ pub(super) struct ListedDisk {
     pub(super) is_virtio: bool,
 }
 
+/// The first xl that has words for virtio devices and what they grant.
+const FIRST_XL: (u32, u32) = (4, 19);
+
+/// Of an xl that is as old as the Xen of this version.
+pub(crate) fn of_xl(xen: (u32, u32)) -> Option<String> {
+    let (major, minor) = xen;
+    (xen < FIRST_XL).then(|| {
+        format!(
+            "the xl of Xen {major}.{minor} has no virtio = [ … ] (4.18), nor grant_usage (4.19): describe the devices in \
+             /etc/xen-virtiod/guests/NAME.toml"
+        )
+    })
+}
+
 /// Of a byte that xl leaves out.
 pub(super) fn of_last_byte(settings: &Settings) -> Option<String> {
     let (line, byte) = settings.left_out()?;

@@ -3,11 +3,11 @@
 use super::{TAG_BYTES, VhostUserKind};
 use crate::connections::connect_to;
 use crate::devices::{Busy, Wanted};
-use crate::program::{Exec, Program, check_user, user_named};
+use crate::program::{Exec, Program, SOCKET_WORD, check_user, user_named};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// KiB of memory that are shared with a back-end at most.
 const MAX_POOL_KIB: u32 = 64 << 10;
@@ -115,6 +115,28 @@ impl Settings {
         )))
     }
 
+    /// What its program will fail of, as dom0 is now.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(Err(error)) = self.user.as_deref().map(user_named) {
+            warnings.push(format!("{error:#}"));
+        }
+        if let Some(exec) = &self.exec
+            && let Ok(words) = exec.words(&self.socket)
+        {
+            if !Path::new(&words[0]).exists() {
+                warnings.push(format!("exec = there is no {}", words[0]));
+            }
+            if exec.words(Path::new("")).is_ok_and(|other| other == words) {
+                let socket = self.socket.display();
+                warnings.push(format!(
+                    "exec = does not say {SOCKET_WORD}: does the program listen at {socket}?"
+                ));
+            }
+        }
+        warnings
+    }
+
     /// Connects to the back-end; nothing, if none is there and the device `may_wait` for it. It `has_program`, if we have started
     /// one.
     ///
@@ -129,7 +151,7 @@ impl Settings {
             Err(error) => {
                 let socket = self.socket.display();
                 let what = match has_program {
-                    true => "its program, which has been started, says in the log what it fails of",
+                    true => "the log says what becomes of its program",
                     false => "start it",
                 };
                 let why = format!("no back-end is at {socket} yet ({error}): {what}");
