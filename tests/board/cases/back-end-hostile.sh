@@ -2,8 +2,9 @@
 # Long: the host test tests/stand-in has all manners too. MANNERS="ends-at-call …" has only those.
 make_disk /tmp/own.img 32
 make_disk /tmp/other.img 16
-# Of sockets that take long to close.
-ip link set lo up
+mount_back_ends
+# Of sockets that take long to close, one manner has a loopback interface.
+chroot /back-ends ip link set lo up
 start_daemon
 fds=$(daemon_fds)
 socket=/run/hostile.sock
@@ -48,7 +49,7 @@ note "$tried manners; the other disk's longest pause: $longest ms ($worst), with
 has_said g 'guest: FAIL|does not hold' && fail "guest g: $(console g | tail -n 5)"
 kill -0 "$(pids_of "$(domid g)")" || fail "no worker"
 grep -q 'is lost' $DAEMON_LOG && fail "a worker was lost: $(grep 'is lost' $DAEMON_LOG | head -n1)"
-[ "$(count_said g 'endures: resets')" -ge 5 ] || fail "the driver was told to reset $(count_said g 'endures: resets') times only"
+[ -n "${MANNERS:-}" ] || [ "$(count_said g 'endures: resets')" -ge 5 ] || fail "the driver was told to reset $(count_said g 'endures: resets') times only"
 note "the driver: $(count_said g 'endures: reads') reads, told to reset $(count_said g 'endures: resets') times, waited $(count_said g 'endures: waits') times"
 note "lines in the log: $(wc -l <$DAEMON_LOG)"
 xen-virtioctl list
