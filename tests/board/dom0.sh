@@ -316,10 +316,26 @@ run_demo() {
 
 run_shell() {
     start_daemon
-    echo "xen-virtiod runs; its log is $DAEMON_LOG. A guest's configuration to begin with: /tmp/demo.cfg"
     make_disk /tmp/disk.img 64
-    guest demo disk "disk = [ $(disk /tmp/disk.img) ]"
-    setsid -c bash -i
+    guest demo shell "disk = [ $(disk /tmp/disk.img) ]"
+    cat <<HELP
+xen-virtiod runs on Xen $XEN_VERSION; its log is $DAEMON_LOG. This shell has the functions of tests/board/dom0.sh:
+  create demo && xl console demo      a guest by /tmp/demo.cfg, which has a disk, and a shell in it; Ctrl-] leaves that
+  destroy demo
+  guest g shell "\$(by_file g)"        a guest with the devices of a file, which is typed then and ends with Ctrl-D
+  create_by_file g && xl console g
+HELP
+    if [ -b /dev/vdc ]; then
+        mount_back_ends
+        echo "  chroot /back-ends COMMAND          virtiofsd (/usr/libexec), qemu-storage-daemon, passt, ip, …; /run and /tmp are dom0's"
+    fi
+    cat >/tmp/shell.rc <<RC
+XEN_VERSION=$XEN_VERSION WHOLE=
+cd /payload && . ./dom0.sh && cd /
+fail() { echo "FAIL: \$*" >&2; return 1; }
+PS1='dom0# '
+RC
+    setsid -c bash --rcfile /tmp/shell.rc -i
 }
 
 # What xl runs for a PV disk, in place of Xen's own hotplug scripts, which want udev.
