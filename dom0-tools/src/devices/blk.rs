@@ -92,11 +92,18 @@ impl DeviceKind for BlkKind {
 
     fn feature_names(&self) -> &'static [(u32, &'static str)] {
         &[
+            (blk::VIRTIO_BLK_F_SIZE_MAX, "SIZE_MAX"),
             (blk::VIRTIO_BLK_F_SEG_MAX, "SEG_MAX"),
+            (blk::VIRTIO_BLK_F_GEOMETRY, "GEOMETRY"),
             (blk::VIRTIO_BLK_F_RO, "RO"),
             (blk::VIRTIO_BLK_F_BLK_SIZE, "BLK_SIZE"),
             (blk::VIRTIO_BLK_F_FLUSH, "FLUSH"),
+            (blk::VIRTIO_BLK_F_TOPOLOGY, "TOPOLOGY"),
+            (blk::VIRTIO_BLK_F_CONFIG_WCE, "CONFIG_WCE"),
             (blk::VIRTIO_BLK_F_MQ, "MQ"),
+            (blk::VIRTIO_BLK_F_DISCARD, "DISCARD"),
+            (blk::VIRTIO_BLK_F_WRITE_ZEROES, "WRITE_ZEROES"),
+            (blk::VIRTIO_BLK_F_SECURE_ERASE, "SECURE_ERASE"),
         ]
     }
 

@@ -1,5 +1,6 @@
 //! Devices that vhost-user back-ends serve: programs of others, each at a socket.
 
+mod feature_names;
 mod offer_record;
 mod settings;
 
@@ -122,7 +123,7 @@ impl DeviceKind for VhostUserKind {
     fn feature_names(&self) -> &'static [(u32, &'static str)] {
         match self.class.device_type {
             DeviceType::BLOCK => blk::BlkKind.feature_names(),
-            _ => &[],
+            DeviceType(other) => feature_names::of(other),
         }
     }
 

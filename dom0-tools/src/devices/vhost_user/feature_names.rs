@@ -1,0 +1,68 @@
+//! Feature bits of device types, by their names (virtio 1.3, 5).
+
+use virtio_bindings::virtio_ids as ids;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
+    VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
+};
+use virtio_bindings::virtio_scsi::{
+    VIRTIO_SCSI_F_CHANGE, VIRTIO_SCSI_F_HOTPLUG, VIRTIO_SCSI_F_INOUT, VIRTIO_SCSI_F_T10_PI,
+};
+
+const NET: &[(u32, &str)] = &[
+    (VIRTIO_NET_F_CSUM, "CSUM"),
+    (VIRTIO_NET_F_GUEST_CSUM, "GUEST_CSUM"),
+    (VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, "CTRL_GUEST_OFFLOADS"),
+    (VIRTIO_NET_F_MTU, "MTU"),
+    (VIRTIO_NET_F_MAC, "MAC"),
+    (VIRTIO_NET_F_GUEST_TSO4, "GUEST_TSO4"),
+    (VIRTIO_NET_F_GUEST_TSO6, "GUEST_TSO6"),
+    (VIRTIO_NET_F_GUEST_ECN, "GUEST_ECN"),
+    (VIRTIO_NET_F_GUEST_UFO, "GUEST_UFO"),
+    (VIRTIO_NET_F_HOST_TSO4, "HOST_TSO4"),
+    (VIRTIO_NET_F_HOST_TSO6, "HOST_TSO6"),
+    (VIRTIO_NET_F_HOST_ECN, "HOST_ECN"),
+    (VIRTIO_NET_F_HOST_UFO, "HOST_UFO"),
+    (VIRTIO_NET_F_MRG_RXBUF, "MRG_RXBUF"),
+    (VIRTIO_NET_F_STATUS, "STATUS"),
+    (VIRTIO_NET_F_CTRL_VQ, "CTRL_VQ"),
+    (VIRTIO_NET_F_CTRL_RX, "CTRL_RX"),
+    (VIRTIO_NET_F_CTRL_VLAN, "CTRL_VLAN"),
+    (VIRTIO_NET_F_GUEST_ANNOUNCE, "GUEST_ANNOUNCE"),
+    (VIRTIO_NET_F_MQ, "MQ"),
+    (VIRTIO_NET_F_CTRL_MAC_ADDR, "CTRL_MAC_ADDR"),
+    (VIRTIO_NET_F_SPEED_DUPLEX, "SPEED_DUPLEX"),
+];
+const SCSI: &[(u32, &str)] = &[
+    (VIRTIO_SCSI_F_INOUT, "INOUT"),
+    (VIRTIO_SCSI_F_HOTPLUG, "HOTPLUG"),
+    (VIRTIO_SCSI_F_CHANGE, "CHANGE"),
+    (VIRTIO_SCSI_F_T10_PI, "T10_PI"),
+];
+// Types that no header of Linux's user space, or of the crate, has all of.
+const VSOCK: &[(u32, &str)] = &[(0, "STREAM"), (1, "SEQPACKET"), (2, "NO_IMPLIED_STREAM")];
+const FS: &[(u32, &str)] = &[(0, "NOTIFICATION")];
+const SCMI: &[(u32, &str)] = &[(0, "P2A_CHANNELS"), (1, "SHARED_MEMORY")];
+const I2C: &[(u32, &str)] = &[(0, "ZERO_LENGTH_REQUEST")];
+const GPIO: &[(u32, &str)] = &[(0, "IRQ")];
+const SOUND: &[(u32, &str)] = &[(0, "CTLS")];
+
+/// Of the virtio device type `device_type`.
+pub(super) fn of(device_type: u32) -> &'static [(u32, &'static str)] {
+    match device_type {
+        ids::VIRTIO_ID_NET => NET,
+        ids::VIRTIO_ID_SCSI => SCSI,
+        ids::VIRTIO_ID_VSOCK => VSOCK,
+        ids::VIRTIO_ID_FS => FS,
+        ids::VIRTIO_ID_SCMI => SCMI,
+        ids::VIRTIO_ID_I2C_ADAPTER => I2C,
+        ids::VIRTIO_ID_GPIO => GPIO,
+        ids::VIRTIO_ID_SOUND => SOUND,
+        _ => &[],
+    }
+}
