@@ -60,12 +60,15 @@ pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
 /// Closes `files`, among which may be the last descriptor of a connection to the back-end at `path`, where nobody waits for it.
 /// Where there is no thread for that, they stay open.
 pub(crate) fn close_later(path: &Path, files: Vec<OwnedFd>) {
+    if files.is_empty() {
+        return;
+    }
     let path = path.to_owned();
     let files = ManuallyDrop::new(files);
-    *closings().entry(path.clone()).or_default() += 1;
     let closing = std::thread::Builder::new().name("closing".to_owned());
     let _ = closing.spawn(move || {
         std::thread::sleep(CLOSING);
+        *closings().entry(path.clone()).or_default() += 1;
         drop(ManuallyDrop::into_inner(files));
         let mut closings = closings();
         if let Some(count) = closings.get_mut(&path) {
@@ -106,7 +109,7 @@ mod tests {
         for _ in 0..MOST_CLOSING {
             let socket = connect_to(&path).unwrap();
             let (theirs, _) = back_end.accept().unwrap();
-            let (listener, stream) = lingers(Duration::from_secs(4));
+            let (listener, stream) = lingers(Duration::from_secs(60));
             listeners.push(listener);
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = SendAncillaryBuffer::new(&mut space);
@@ -117,6 +120,8 @@ mod tests {
             close_later(&path, vec![socket]);
         }
         assert!(begun.elapsed() < CLOSING);
+        assert!(connect_to(&path).is_ok());
+        std::thread::sleep(CLOSING + Duration::from_millis(500));
         let error = connect_to(&path).unwrap_err().to_string();
         assert!(error.contains("not closed"), "{error}");
         // Others are none the worse for it.

@@ -129,6 +129,8 @@ pub struct SupervisorEnd {
     commands: OwnedFd,
     answers: OwnedFd,
     received: Vec<u8>,
+    /// Bytes of that in which no line ends.
+    scanned: usize,
 }
 
 /// What a worker has of the connection.
@@ -163,6 +165,7 @@ impl SupervisorEnd {
             commands: ours,
             answers,
             received: Vec::new(),
+            scanned: 0,
         };
         let ends = WorkerEnds {
             commands: theirs,
@@ -199,13 +202,17 @@ impl SupervisorEnd {
     pub fn receive(&mut self) -> io::Result<Option<FromWorker>> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         loop {
-            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+            let mut rest = self.received[self.scanned..].iter();
+            if let Some(end) = rest.position(|byte| *byte == b'\n') {
+                let end = self.scanned + end;
+                self.scanned = 0;
                 let line: Vec<u8> = self.received.drain(..=end).collect();
                 return serde_json::from_slice(&line)
                     .map(Some)
                     .map_err(|error| invalid(error.to_string()));
             }
-            if self.received.len() > MAX_MESSAGE {
+            self.scanned = self.received.len();
+            if self.scanned > MAX_MESSAGE {
                 return Err(invalid("a message is too large".to_owned()));
             }
             let mut bytes = [0; ANSWERS_READ];

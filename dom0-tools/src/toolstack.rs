@@ -99,6 +99,9 @@ pub trait Toolstack {
     /// Which guest has `domid` now, or has had it last.
     fn identify(&mut self, domid: u16) -> Result<Identity, ToolstackError>;
 
+    /// Whether the guest's uuid was given to it: a guest of `init-dom0less` may write its own, and be another one by it.
+    fn has_given_uuid(&mut self, domid: u16) -> Result<bool, ToolstackError>;
+
     /// The name that the guest's owner calls it by.
     fn name(&mut self, domid: u16) -> Result<Option<String>, ToolstackError>;
 

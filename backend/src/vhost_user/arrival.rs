@@ -24,7 +24,7 @@ impl Arrival {
     /// [`SessionError`].
     pub fn new(brought: Brought, class: &'static Class) -> Result<Self, SessionError> {
         let Brought { socket, memory } = brought;
-        let session = Session::begin(socket, class, true)?;
+        let session = Session::begin(socket, class)?;
         let mut events = Events::new()?;
         events.watch(&session)?;
         Ok(Self {

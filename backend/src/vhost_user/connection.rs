@@ -7,12 +7,31 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, Shutdown, recv, recvmsg, sendmsg, shutdown, sockopt,
 };
+use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// How much of what is left in a socket is looked at, in buffers of a message: a socket's buffer has a few hundred.
 const MOST_LEFT: usize = 1024;
+
+/// How many sockets a process leaves open, which is a few of its descriptors.
+const MOST_LEFT_OPEN: usize = 32;
+
+thread_local! {
+    static LEFT_OPEN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many sockets this process, which has one thread for that, has left open.
+fn left_open() -> usize {
+    LEFT_OPEN.get()
+}
+
+/// Whether a socket is to be had that a back-end, and nobody else, has the other end of: it may have to be left open, and the others
+/// that there are too.
+pub(super) fn may_be_left_open() -> bool {
+    left_open() < MOST_LEFT_OPEN / 2
+}
 
 /// Why nothing more is to be had from a back-end.
 #[derive(Debug, thiserror::Error)]
@@ -126,19 +145,18 @@ impl Connection {
         Ok(!fds[0].revents().is_empty())
     }
 
-    /// Ends it for all who have it. False if its socket is left open: to close what descriptors in it are of can take as long as
-    /// whoever sent them likes.
-    pub(super) fn end(&mut self) -> bool {
+    /// Ends it for all who have it. Its socket is left open if there are descriptors in it: to close what they are of can take as
+    /// long as whoever sent them likes. Of more than [`MOST_LEFT_OPEN`] a supervisor is to have another descriptor.
+    pub(super) fn end(&mut self) {
         let Some(socket) = self.socket.take() else {
-            return true;
+            return;
         };
         // An error means that the other side is gone.
         let _ = shutdown(&socket, Shutdown::Both);
-        let is_empty = !has_descriptors(&socket);
-        if !is_empty {
+        if left_open() < MOST_LEFT_OPEN && has_descriptors(&socket) {
+            LEFT_OPEN.set(left_open() + 1);
             std::mem::forget(socket);
         }
-        is_empty
     }
 }
 
@@ -236,6 +254,12 @@ mod tests {
         assert!(matches!(sent, Err(ConnectionError::Closed)));
     }
 
+    fn is_left_open(ours: &mut Connection) -> bool {
+        let before = left_open();
+        ours.end();
+        left_open() > before
+    }
+
     /// Sends `bytes` with a descriptor beside.
     fn send_file(theirs: &UnixStream, bytes: &[u8], flags: SendFlags) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -257,13 +281,13 @@ mod tests {
             matches!(first, Err(ConnectionError::Descriptors))
                 || first.unwrap().unwrap().number() == Some(7)
         );
-        assert!(!ours.end());
+        assert!(is_left_open(&mut ours));
         let (mut ours, mut theirs) = pair();
         send_file(&theirs, &[0], SendFlags::OOB);
         theirs.write_all(&two[0]).unwrap();
         let received = ours.receive();
         assert!(matches!(received, Err(ConnectionError::Descriptors)));
-        assert!(!ours.end());
+        assert!(is_left_open(&mut ours));
     }
 
     /// What is taken is what was looked at, though descriptors have come meanwhile.

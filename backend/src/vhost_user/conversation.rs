@@ -44,8 +44,6 @@ pub(crate) struct Driver {
 /// What is left of a conversation.
 pub(crate) enum Ended {
     Closed,
-    /// A socket was left open: it has descriptors that the back-end has sent, and to close those can take as long as it likes.
-    LeftOpen,
     /// The kernel, which can be begun with again.
     Again(Kernel),
 }

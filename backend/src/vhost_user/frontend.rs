@@ -20,6 +20,7 @@ use crate::virtqueue::{QueueIndex, QueueSet};
 use std::io;
 use std::time::Instant;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use xen_virtio_guest_mapping::PAGE_SIZE;
 
 /// What back-ends know the region's first byte by: no address of ours, and none of the guest's.
 const BASE: u64 = 1 << 32;
@@ -75,8 +76,6 @@ pub struct Frontend {
     steps: u32,
     /// Why there is no back-end.
     absence: Option<String>,
-    /// Sockets that are not closed, since what is in them may take its time.
-    left_open: u32,
     /// How often the kernel did not get on since the driver began.
     stuck: u32,
     /// Connections that were begun with.
@@ -106,6 +105,18 @@ impl Frontend {
         link: Link,
         lasting: Lasting,
     ) -> Result<Self, SessionError> {
+        // Each back-end comes with a memory, and before the first nothing has any.
+        Self::with_pool(setup, PAGE_SIZE, offer, link, lasting)
+    }
+
+    /// As [`Frontend::new`], with `pool` bytes for the first back-end.
+    fn with_pool(
+        setup: Setup,
+        pool: usize,
+        offer: &Offer,
+        link: Link,
+        lasting: Lasting,
+    ) -> Result<Self, SessionError> {
         let Lasting {
             written,
             mut records,
@@ -115,7 +126,7 @@ impl Frontend {
         let count = usize::from(offer.queues);
         let sizes = vec![setup.queue_size; count];
         records.truncate(count);
-        let relay = Relay::new(&sizes, setup.pool, BASE, class.rules, records);
+        let relay = Relay::new(&sizes, pool, BASE, class.rules, records);
         let features = offer.features & TYPE_FEATURES & !class.without_features;
         let own = setup.config.clone();
         let mut config = ConfigSpace::new(class, own, &written);
@@ -144,7 +155,6 @@ impl Frontend {
             looks: false,
             steps: 0,
             absence: Some("it has not come yet".to_owned()),
-            left_open: 0,
             stuck: 0,
             connections: 0,
             log_limit: LogLimit::default(),

@@ -9,7 +9,7 @@ pub use error::SessionError;
 pub(crate) use error::of_system;
 
 use super::class::{Class, MAX_QUEUES};
-use super::connection::{Connection, ConnectionError};
+use super::connection::{Connection, ConnectionError, may_be_left_open};
 use super::conversation::{Heard, Offer};
 use super::message::{self, CONFIG_CHANGE, Message, PROTOCOL_FEATURES, Request, protocol};
 use super::selections::{Selected, Selections};
@@ -72,8 +72,6 @@ pub(super) struct Session {
     is_usable: bool,
     /// Answers to an earlier process, which are not ours to judge, may come before the first one to us: at most so many.
     not_ours: usize,
-    /// It may have a socket to ask for something by.
-    may_ask: bool,
     /// The memory table was sent.
     knows_memory: bool,
     /// What it answers by what is selected, and what is to be asked still.
@@ -86,17 +84,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Begins with the back-end at the other end of `socket`, which may ask for something itself if `may_ask`.
+    /// Begins with the back-end at the other end of `socket`.
     ///
     /// # Errors
     ///
     /// [`SessionError`].
-    pub(super) fn begin(
-        socket: OwnedFd,
-        class: &'static Class,
-        may_ask: bool,
-    ) -> Result<Self, SessionError> {
-        let mut this = Self::new(Connection::new(socket)?, class, may_ask);
+    pub(super) fn begin(socket: OwnedFd, class: &'static Class) -> Result<Self, SessionError> {
+        let mut this = Self::new(Connection::new(socket)?, class);
         this.send(Request::SetOwner, &[], None)?;
         this.ask(Owed::Features, &[])?;
         Ok(this)
@@ -112,14 +106,14 @@ impl Session {
         class: &'static Class,
         offer: Offer,
     ) -> Result<Self, SessionError> {
-        let mut this = Self::new(Connection::new(socket)?, class, true);
+        let mut this = Self::new(Connection::new(socket)?, class);
         this.offer = offer;
         this.not_ours = MOST_NOT_OURS;
         this.ask(Owed::TakenOver, &[])?;
         Ok(this)
     }
 
-    fn new(connection: Connection, class: &'static Class, may_ask: bool) -> Self {
+    fn new(connection: Connection, class: &'static Class) -> Self {
         Self {
             connection,
             class,
@@ -129,7 +123,6 @@ impl Session {
             offer: Offer::default(),
             is_usable: false,
             not_ours: 0,
-            may_ask,
             knows_memory: false,
             selections: Selections::default(),
             to_select: VecDeque::new(),
@@ -258,7 +251,7 @@ impl Session {
             }
             Owed::ProtocolFeatures => {
                 let offered = message.number().ok_or(odd)?;
-                let unwanted = if self.may_ask {
+                let unwanted = if may_be_left_open() {
                     0
                 } else {
                     protocol::BACKEND_REQ
@@ -346,7 +339,7 @@ impl Session {
 
     /// Has a socket for what the back-end says of itself, if it may.
     fn have_requests(&mut self) -> Result<(), SessionError> {
-        if self.protocol & protocol::BACKEND_REQ == 0 {
+        if self.protocol & protocol::BACKEND_REQ == 0 || !may_be_left_open() {
             return Ok(());
         }
         let flags = SocketFlags::CLOEXEC;

@@ -267,8 +267,13 @@ impl Link {
     /// A new connection and a memory for it, twice.
     fn connect(&self) -> io::Result<(Brought, Brought)> {
         let brought = self.region.brought(connect_to(&self.path)?)?;
-        let other = brought.try_clone()?;
-        Ok((brought, other))
+        match brought.try_clone() {
+            Ok(other) => Ok((brought, other)),
+            Err(error) => {
+                close_later(&self.path, vec![brought.socket]);
+                Err(error)
+            }
+        }
     }
 
     fn is_there(
@@ -296,6 +301,7 @@ impl Link {
             // The worker finds out that it is of no use.
             Err(_) => {
                 let _ = shutdown(&brought.socket, Shutdown::Both);
+                close_later(&self.path, vec![brought.socket]);
                 State::Away {
                     try_at: Instant::now() + LONGEST_WAIT,
                 }

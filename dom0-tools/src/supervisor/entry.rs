@@ -235,6 +235,7 @@ impl OpenedDevice {
     /// What keeps it from being served; [`devices::is_busy`] tells whether that may go away by itself.
     pub(super) fn open(
         (guest, name): (&Identity, &str),
+        known_as: &str,
         key: EntryKey,
         known: &mut DeviceEntry,
         context: &mut WorkerContext<'_>,
@@ -269,7 +270,7 @@ impl OpenedDevice {
             },
             served: known.served,
             kept,
-            known: context.known.of(guest.uuid(), key),
+            known: context.known.of(known_as, key),
             inherited,
         };
         let service = wanted.service();

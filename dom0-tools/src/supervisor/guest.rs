@@ -38,6 +38,8 @@ const WORKER_LINES: u32 = 30;
 
 pub(super) struct Guest {
     identity: Identity,
+    /// What is known of its devices in another life goes by this uuid; nothing does, if it is empty.
+    known_as: String,
     name: String,
     lifecycle: Lifecycle,
     /// What was opened for devices that no worker has yet.
@@ -80,10 +82,15 @@ impl Guest {
         let name = toolstack.name(domid)?;
         let identity = toolstack.identify(domid)?;
         let served_earlier = files.has(&identity);
+        let known_as = match toolstack.has_given_uuid(domid)? {
+            true => identity.uuid().to_owned(),
+            false => String::new(),
+        };
         Ok(Self {
             lifecycle: Lifecycle::new(served_earlier, Instant::now()),
             opened: BTreeMap::new(),
             identity,
+            known_as,
             // A guest of init-dom0less chooses it.
             name: name.map_or_else(|| "?".to_owned(), |name| without_controls(name.chars())),
             worker: None,
@@ -340,7 +347,7 @@ impl Guest {
                 }
                 FromWorker::Attached { key, known: is } => {
                     if let Some(is) = is {
-                        context.known.note(self.identity.uuid(), key, is);
+                        context.known.note(&self.known_as, key, is);
                     }
                     Event::Attached { key }
                 }

@@ -95,14 +95,12 @@ impl Toolstack for XenToolstack {
     }
 
     fn identify(&mut self, domid: u16) -> Result<Identity, ToolstackError> {
-        let path = format!("/local/domain/{domid}/vm");
-        let vm = match self.store.owner(&path)? {
-            Some(0) => self.store.read(&path)?,
-            // A guest of init-dom0less may write it, and could be another guest by it, or a new one as often as it likes.
-            Some(_) => Some(format!("/vm/dom0less-{domid}")),
-            None => None,
-        };
+        let vm = self.store.read(&vm_path(domid))?;
         Ok(Identity { domid, vm })
+    }
+
+    fn has_given_uuid(&mut self, domid: u16) -> Result<bool, ToolstackError> {
+        Ok(self.store.owner(&vm_path(domid))? == Some(0))
     }
 
     fn name(&mut self, domid: u16) -> Result<Option<String>, ToolstackError> {
@@ -170,6 +168,11 @@ impl Toolstack for XenToolstack {
     }
 }
 
+/// Where the path of a guest's uuid is.
+fn vm_path(domid: u16) -> String {
+    format!("/local/domain/{domid}/vm")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::xenstore::sim::SimStore;
@@ -177,18 +180,13 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn a_guest_that_writes_its_uuid_is_not_another_one_by_it() {
+    fn a_guest_that_may_write_its_uuid_was_given_none() {
         let (sim, store) = SimStore::new();
         sim.introduce(1, "ivi", "a");
         sim.introduce_owner(2, "dom0less-2", "a");
         let files = GuestFiles::new(Path::new("/there/is/none"));
         let mut toolstack = XenToolstack::new(store, files);
-        let mut uuid = |domid| toolstack.identify(domid).unwrap().uuid().to_owned();
-        assert_eq!(
-            [uuid(1), uuid(2), uuid(3)],
-            ["a", "dom0less-2", ""].map(str::to_owned)
-        );
-        sim.write("/local/domain/2/vm", "/vm/b");
-        assert_eq!(uuid(2), "dom0less-2");
+        let given = [1, 2, 3].map(|domid| toolstack.has_given_uuid(domid).unwrap());
+        assert_eq!(given, [true, false, false]);
     }
 }

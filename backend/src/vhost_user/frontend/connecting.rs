@@ -13,9 +13,6 @@ use rustix::net::{Shutdown, shutdown};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// How many of a device's back-ends may leave descriptors in a socket, before they have no other one to ask by.
-const MOST_LEFT_OPEN: u32 = 4;
-
 /// How often the kernel is begun with again for one driver: what it does not get on with is the driver's, as a rule.
 const MOST_STUCK: u32 = 3;
 
@@ -49,7 +46,8 @@ impl Frontend {
         let session = KernelSession::begin(kernel, setup.class).map_err(|(error, _)| error)?;
         let class = setup.class;
         let lasting = Lasting::nothing(class.queues, class.queue_size).map_err(of_system)?;
-        let mut this = Self::new(setup, session.offer(), Link::default(), lasting)?;
+        let (pool, link) = (setup.pool, Link::default());
+        let mut this = Self::with_pool(setup, pool, session.offer(), link, lasting)?;
         this.go_on_with(Ok(Box::new(session)));
         Ok(this)
     }
@@ -96,11 +94,10 @@ impl Frontend {
     /// Begins with another back-end.
     pub(super) fn begin(&mut self, brought: Brought) {
         self.lose(None);
-        let may_ask = self.left_open < MOST_LEFT_OPEN;
         let class = self.setup.class;
         let begun = self
             .have_memory(brought)
-            .and_then(|socket| Session::begin(socket, class, may_ask));
+            .and_then(|socket| Session::begin(socket, class));
         self.go_on_with(begun.map(|session| Box::new(session) as _));
     }
 
@@ -141,7 +138,6 @@ impl Frontend {
             self.events.forget(&*session);
             match session.end() {
                 Ended::Closed => {}
-                Ended::LeftOpen => self.left_open += 1,
                 Ended::Again(kernel) => self.again = Some((Instant::now() + AGAIN, kernel)),
             }
         }

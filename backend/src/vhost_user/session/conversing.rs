@@ -44,14 +44,8 @@ impl Conversation for Session {
 
     /// It ends for the supervisor too, which closes the socket that it has.
     fn end(mut self: Box<Self>) -> Ended {
-        let mut is_closed = self.connection.end();
-        if let Some(requests) = &mut self.requests {
-            is_closed &= requests.end();
-        }
-        match is_closed {
-            true => Ended::Closed,
-            false => Ended::LeftOpen,
-        }
+        self.connection.end();
+        Ended::Closed
     }
 
     fn hear(&mut self) -> Result<Option<Heard>, SessionError> {

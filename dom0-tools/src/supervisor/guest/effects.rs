@@ -134,11 +134,13 @@ impl Guest {
         self.opened.remove(&key);
         let guest = (&self.identity, self.name.as_str());
         // A guest of which we serve no device gets no state file: it would count as served.
-        let opened = OpenedDevice::open(guest, key, known, context).and_then(|mut device| {
-            let devices = others + known.state_bytes;
-            device.state_bytes = context.files.reserve(&self.identity, devices)?;
-            Ok(device)
-        });
+        let opened = OpenedDevice::open(guest, &self.known_as, key, known, context).and_then(
+            |mut device| {
+                let devices = others + known.state_bytes;
+                device.state_bytes = context.files.reserve(&self.identity, devices)?;
+                Ok(device)
+            },
+        );
         known.is_held = opened.as_ref().is_err_and(devices::is_held);
         match opened {
             Ok(device) => {
