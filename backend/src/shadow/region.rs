@@ -107,7 +107,7 @@ impl Region {
         Self::begin(region_file(sizes, pool)?, sizes, pool)
     }
 
-    /// A region of such queues and pool in `file`, a [`region_file`] for as many queues or more that nobody has used.
+    /// A region of such queues and pool in `file`, which is one for as many queues or more that nobody has used.
     ///
     /// # Errors
     ///
