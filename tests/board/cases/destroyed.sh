@@ -1,5 +1,5 @@
 # Guests are destroyed at random moments under I/O: nothing of them is left.
-# Long: shows more often, and of more, what two-guests shows.
+# Long: shows more often, and of more, what two-guests and hung-disk show.
 times=${TIMES:-2}
 make_disk /tmp/a.img 16
 make_disk /tmp/b.img 16

@@ -1,5 +1,5 @@
 # A guest that grants nothing lives on its disk, by its frames' numbers.
-# Long: death and two-guests have frames too.
+# Long: death has frames too.
 start_daemon
 fds=$(daemon_fds)
 make_disk /tmp/disk.img 64

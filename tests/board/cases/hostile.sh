@@ -7,7 +7,7 @@ fds=$(daemon_fds)
 guest victim verify "disk = [ $(disk /tmp/b.img) , $(disk /tmp/a.img 1 xvdb) ]"
 sed -i 's/GUEST=verify/& SECS=100000/' /tmp/victim.cfg
 guest hostile hostile "disk = [ $(disk /tmp/c.img) ]"
-sed -i "s/GUEST=hostile/& COUNT=${TIMES:-$(whole && echo 6000 || echo 2500)} SEED=${SEED:-$RANDOM$RANDOM}/" /tmp/hostile.cfg
+sed -i "s/GUEST=hostile/& COUNT=${TIMES:-$(whole && echo 6000 || echo 1800)} SEED=${SEED:-$RANDOM$RANDOM}/" /tmp/hostile.cfg
 create victim
 create hostile
 verifies_on victim

@@ -41,6 +41,7 @@ note "$(said next 'verified:')"
 destroy next
 nothing_left "$fds"
 # On purpose.
+whole || exit 0
 stop_daemon
 shared /tmp/hard-link.img | configure
 start_daemon

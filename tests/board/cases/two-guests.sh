@@ -1,4 +1,5 @@
 # Two guests with two disks each, two vCPUs and a queue for each; one is destroyed in the middle of its I/O.
+# Long: hung-disk has a guest destroyed beside one with two queues, and the simulator's tests have two drivers at once.
 start_daemon
 fds=$(daemon_fds)
 for name in a b; do
