@@ -8,7 +8,7 @@ mod header;
 mod io;
 mod pipeline;
 
-pub use disk::{Disk, DiskError, SECTOR};
+pub use disk::{Disk, DiskError, Erases, SECTOR};
 pub use pipeline::Claim;
 
 use crate::device::{
@@ -26,8 +26,8 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Instant;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_guest_mapping::GuestAccess;
@@ -100,6 +100,12 @@ impl Blk {
         }
         if disk.read_only() {
             features |= 1 << VIRTIO_BLK_F_RO;
+        }
+        if disk.erases().discards {
+            features |= 1 << VIRTIO_BLK_F_DISCARD;
+        }
+        if disk.erases().zeroes {
+            features |= 1 << VIRTIO_BLK_F_WRITE_ZEROES;
         }
         Ok(Self {
             identity: Identity {

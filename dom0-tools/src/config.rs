@@ -35,6 +35,13 @@ pub struct DiskConfig {
     /// Several guests, or dom0 too, use it on purpose, and agree about it among themselves (a cluster's file system).
     #[serde(default)]
     pub shared: bool,
+    /// What a guest discards, or zeroes, takes no room any more. A file that has all of its room reserved is to keep it.
+    #[serde(default = "yes")]
+    pub discard: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What one guest may cost.
@@ -215,8 +222,17 @@ impl Config {
 
     /// Whether the disk at `path` has several users on purpose.
     pub fn is_shared(&self, path: &Path) -> bool {
-        let mut shared = self.disks.iter().filter(|disk| disk.shared);
-        shared.any(|disk| disk.path == path || is_same(&disk.path, path).unwrap_or(false))
+        self.entries_of(path).any(|disk| disk.shared)
+    }
+
+    /// Whether a guest may give back what it does not need of the disk at `path`.
+    pub fn may_discard(&self, path: &Path) -> bool {
+        self.entries_of(path).all(|disk| disk.discard)
+    }
+
+    fn entries_of<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a DiskConfig> {
+        let disks = self.disks.iter();
+        disks.filter(move |disk| disk.path == path || is_same(&disk.path, path).unwrap_or(false))
     }
 
     pub fn device(&self, guest: &str, index: u32) -> Option<&VirtioConfig> {
@@ -265,7 +281,7 @@ mod tests {
         std::os::unix::fs::symlink(&image, &link).unwrap();
         std::fs::hard_link(&image, &hard).unwrap();
         let config = load(&format!(
-            "[[disk]]\npath = {link:?}\nshared = true\n[[disk]]\npath = \"/b\"\n"
+            "[[disk]]\npath = {link:?}\nshared = true\ndiscard = false\n[[disk]]\npath = \"/b\"\n"
         ));
         let config = config.unwrap();
         assert!(
@@ -274,6 +290,8 @@ mod tests {
                 .all(|path| config.is_shared(path))
         );
         assert!(!config.is_shared(Path::new("/b")) && !config.is_shared(Path::new("/c")));
+        assert!(!config.may_discard(&link));
+        assert!(config.may_discard(Path::new("/b")) && config.may_discard(Path::new("/c")));
     }
 
     #[test]

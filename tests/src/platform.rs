@@ -62,7 +62,11 @@ impl<F: for<'a> FnMut(&'a mut SimHypervisor) -> Option<Trap<'a>>> Hypervisor for
 pub fn disk_of(paths: &[&Path], queues: u16, read_only: bool) -> (SimGuest, SimMachine) {
     let disks: Vec<Disk> = paths
         .iter()
-        .map(|path| Disk::open(path, read_only).expect("a disk"))
+        .map(|path| {
+            let mut disk = Disk::open(path, read_only).expect("a disk");
+            disk.set_erases(disk.can_erase());
+            disk
+        })
         .collect();
     SimMachine::start(AddressMode::Grants, move || {
         let blk = |disk| {

@@ -1,9 +1,11 @@
 //! The block device, from the driver's registers to the file, on the simulator.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -411,6 +413,81 @@ fn a_read_only_disk_is_offered_and_kept_so() {
     let request = BlkRequest::new(&driver, VIRTIO_BLK_T_OUT, 0, 512, false);
     assert_eq!(request.perform(&driver, &mut queue), (1, 1));
     assert_eq!(std::fs::read(file.path()).unwrap(), before);
+}
+
+/// What a request to erase has as its data (virtio 1.3, 5.2.6).
+fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    let numbers = [sectors, flags].map(u32::to_le_bytes).concat();
+    [&sector.to_le_bytes()[..], &numbers].concat()
+}
+
+#[test]
+fn what_is_discarded_or_zeroed_is_zeros_and_takes_no_room() {
+    let file = numbered_disk(SECTORS);
+    let (guest, machine) = disk_of(&[file.path()], 1, false);
+    let driver = driver(&guest, 0);
+    let offered = driver.offered_features();
+    assert!(offered & 1 << VIRTIO_BLK_F_DISCARD != 0);
+    // Not every file system keeps the room of what it zeroes.
+    let zeroes = offered & 1 << VIRTIO_BLK_F_WRITE_ZEROES != 0;
+    // Sectors, segments, and that what is zeroed may be given back.
+    let if_zeroes = |number| if zeroes { number } else { 0 };
+    for (place, expected) in [
+        (36, 1 << 21),
+        (40, 1),
+        (44, 1),
+        (48, if_zeroes(1 << 17)),
+        (52, if_zeroes(1)),
+    ] {
+        assert_eq!(driver.raw_read(0x100 + place, Width::Four), expected);
+    }
+    assert_eq!(driver.raw_read(0x100 + 56, Width::One), if_zeroes(1));
+    let mut queue = driver.start(64);
+    let mut erase = |kind, bytes: &[u8]| {
+        let request = BlkRequest::new(&driver, kind, 0, bytes.len(), false);
+        request.data.write(0, bytes);
+        request.perform(&driver, &mut queue)
+    };
+    let before = std::fs::read(file.path()).unwrap();
+    let room = || std::fs::metadata(file.path()).unwrap().blocks();
+    let room_before = room();
+    let (ok, io_error, unsupported) = (0, 1, 2);
+    for (kind, bytes, status) in [
+        (VIRTIO_BLK_T_DISCARD, segment(SECTORS - 1, 2, 0), io_error),
+        (VIRTIO_BLK_T_DISCARD, segment(0, 8, 1), unsupported),
+        (
+            VIRTIO_BLK_T_DISCARD,
+            segment(0, 8, 0)[..8].to_vec(),
+            io_error,
+        ),
+        (VIRTIO_BLK_T_WRITE_ZEROES, segment(0, 8, 4), unsupported),
+        (VIRTIO_BLK_T_DISCARD, segment(u64::MAX, 8, 0), io_error),
+        (VIRTIO_BLK_T_DISCARD, segment(8, 0, 0), ok),
+    ] {
+        assert_eq!(erase(kind, &bytes), (status, 1), "{bytes:?}");
+    }
+    assert!(
+        std::fs::read(file.path()).unwrap() == before,
+        "it has changed"
+    );
+    let half = u32::try_from(SECTORS / 2).unwrap();
+    assert_eq!(erase(VIRTIO_BLK_T_DISCARD, &segment(8, half, 0)), (ok, 1));
+    assert!(room() < room_before, "{} of {room_before} blocks", room());
+    let mut zeroed = vec![(8, 8 + SECTORS / 2)];
+    let expected = if zeroes { ok } else { unsupported };
+    for (sector, flags) in [(SECTORS - 8, 1), (SECTORS - 4, 0)] {
+        let (status, _) = erase(VIRTIO_BLK_T_WRITE_ZEROES, &segment(sector, 4, flags));
+        assert_eq!(status, expected);
+        zeroed.extend(zeroes.then_some((sector, sector + 4)));
+    }
+    let after = std::fs::read(file.path()).unwrap();
+    let sector = |number: u64| usize::try_from(number * 512).unwrap();
+    let mut expected = before;
+    for (first, end) in zeroed {
+        expected[sector(first)..sector(end)].fill(0);
+    }
+    assert!(after == expected, "not what was asked for is zeros");
+    machine.stop().unwrap();
 }
 
 /// With EVENT_IDX the driver names the entry that it wants to be interrupted for; without, a flag.

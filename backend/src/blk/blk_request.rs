@@ -3,7 +3,7 @@
 use super::Serial;
 use super::counters::Counters;
 use super::disk::Disk;
-use super::header::{Command, HEADER, Status};
+use super::header::{Command, Erase, HEADER, Status};
 use crate::device::DeviceFailure;
 use crate::engine::PageRun;
 use crate::engine::{Kind, Transfer};
@@ -118,9 +118,9 @@ impl BlkRequest {
         match self.command {
             None => (readable, writable),
             Some(Command::Read { .. }) => (0, writable),
-            Some(Command::Write { .. }) => (readable, 0),
+            Some(Command::Write { .. } | Command::Erase(_)) => (readable, 0),
             Some(Command::GetId) => (0, writable.min(SERIAL.saturating_sub(self.done))),
-            Some(Command::Flush) => (0, 0),
+            Some(Command::Flush | Command::Erased { .. }) => (0, 0),
         }
     }
 
@@ -168,13 +168,17 @@ impl BlkRequest {
             Some(command) => command,
             None => self.parse(memory, disk)?,
         };
+        let command = match command {
+            Command::Erase(erase) => self.parse_segment(erase, memory, disk)?,
+            other => other,
+        };
         let place = match command {
             Command::Read { .. } => self.chunk.writable.clone(),
             Command::Write { .. } => {
                 self.chunk.writable.end = self.chunk.writable.start;
                 self.chunk.readable.clone()
             }
-            Command::Flush => {
+            Command::Flush | Command::Erase(_) | Command::Erased { .. } => {
                 self.chunk.writable.end = self.chunk.writable.start;
                 0..0
             }
@@ -190,7 +194,12 @@ impl BlkRequest {
                 return Ok(self.end_chunk());
             }
         };
-        if place.is_empty() && command != Command::Flush {
+        let is_nothing = match command {
+            Command::Flush => false,
+            Command::Erased { bytes, .. } => bytes == 0,
+            _ => place.is_empty(),
+        };
+        if is_nothing {
             return Ok(self.end_chunk());
         }
         Ok(Next::Disk(self.transfer(command, place)))
@@ -209,11 +218,32 @@ impl BlkRequest {
         Ok(command)
     }
 
+    /// What a request that erases asks for, by the segment that is its data.
+    fn parse_segment(
+        &mut self,
+        erase: Erase,
+        memory: &VolatileSlice<'_>,
+        disk: &Disk,
+    ) -> Result<Command, Failure> {
+        let segment = memory
+            .read_obj(self.chunk.readable.start)
+            .expect("the chunk is in the memory");
+        let command = erase.parse(segment, disk).map_err(Failure::Guest)?;
+        self.command = Some(command);
+        Ok(command)
+    }
+
     fn transfer(&self, command: Command, place: Range<usize>) -> Transfer {
         let (kind, offset) = match command {
+            _ if self.chunk.flushing => (Kind::Flush, 0),
             Command::Read { offset } => (Kind::Read, offset),
-            Command::Write { offset } if !self.chunk.flushing => (Kind::Write, offset),
-            Command::Write { .. } | Command::Flush | Command::GetId => (Kind::Flush, 0),
+            Command::Write { offset } => (Kind::Write, offset),
+            Command::Erased {
+                offset,
+                bytes,
+                may_go,
+            } => (Kind::Erase { bytes, may_go }, offset),
+            Command::Flush | Command::GetId | Command::Erase(_) => (Kind::Flush, 0),
         };
         Transfer {
             id: self.id,
@@ -231,6 +261,7 @@ impl BlkRequest {
             }
             Some(command @ Command::Read { .. }) => (command, &self.chunk.writable),
             Some(command @ Command::Write { .. }) => (command, &self.chunk.readable),
+            Some(command @ Command::Erased { .. }) => return self.erased(command, result),
             _ => return result.map(|_| self.end_chunk()).map_err(Failure::Disk),
         };
         self.chunk.moved += match result {
@@ -250,13 +281,31 @@ impl BlkRequest {
         }
     }
 
+    fn erased(&mut self, command: Command, result: io::Result<usize>) -> Result<Next, Failure> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                Ok(Next::Disk(self.transfer(command, 0..0)))
+            }
+            // The driver has another way.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Err(Failure::Guest(Status::Unsupported))
+            }
+            Err(error) => Err(Failure::Disk(error)),
+            Ok(_) if self.write_through => {
+                self.chunk.flushing = true;
+                Ok(Next::Disk(self.transfer(command, 0..0)))
+            }
+            Ok(_) => Ok(self.end_chunk()),
+        }
+    }
+
     /// The chunk's data is where it belongs. After the last chunk the request is done.
     fn end_chunk(&mut self) -> Next {
         let wanted = match self.command {
             Some(Command::Read { .. }) => self.writable_data(),
             Some(Command::Write { .. }) => self.readable_data(),
             Some(Command::GetId) => self.writable_data().min(SERIAL),
-            Some(Command::Flush) | None => 0,
+            Some(Command::Flush | Command::Erase(_) | Command::Erased { .. }) | None => 0,
         };
         if self.done + self.chunk.moved >= wanted {
             self.status = Some(Status::Ok);
@@ -308,7 +357,7 @@ impl BlkRequest {
             let (read, written) = match self.command {
                 Some(Command::Read { .. } | Command::GetId) => (self.chunk.writable.len(), 0),
                 Some(Command::Write { .. }) => (0, self.chunk.readable.len()),
-                Some(Command::Flush) | None => (0, 0),
+                Some(Command::Flush | Command::Erase(_) | Command::Erased { .. }) | None => (0, 0),
             };
             self.done += read + written;
             counters.read_bytes += read as u64;
@@ -329,7 +378,10 @@ impl BlkRequest {
         // is the last byte, whatever lies before it.
         let data = match self.command {
             Some(Command::Read { .. } | Command::GetId) => self.done,
-            Some(Command::Write { .. } | Command::Flush) | None => 0,
+            Some(
+                Command::Write { .. } | Command::Flush | Command::Erase(_) | Command::Erased { .. },
+            )
+            | None => 0,
         };
         let status = usize::from(data == self.writable_data());
         self.request.finish(data + status)

@@ -1,6 +1,9 @@
 //! What a guest's disk is kept in: a raw file or a block device.
 
-use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, OFlags, StatxFlags, fallocate, fcntl_getfl, fcntl_setfl,
+    statx,
+};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -46,6 +49,16 @@ pub struct Disk {
     bytes: u64,
     block_size: u32,
     read_only: bool,
+    erases: Erases,
+}
+
+/// How parts of a disk can be erased.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erases {
+    /// They are given back, and are zeros then.
+    pub discards: bool,
+    /// They are zeros, and keep their room.
+    pub zeroes: bool,
 }
 
 impl Disk {
@@ -104,6 +117,7 @@ impl Disk {
             bytes: sectors * SECTOR,
             block_size: FILE_BLOCK,
             read_only: false,
+            erases: Erases::default(),
         }
     }
 
@@ -148,7 +162,44 @@ impl Disk {
             bytes,
             block_size,
             read_only,
+            erases: Erases::default(),
         })
+    }
+
+    /// The disk is to be erased so; how it can be, [`Disk::can_erase`] tells.
+    pub fn set_erases(&mut self, erases: Erases) {
+        self.erases = match self.read_only {
+            true => Erases::default(),
+            false => erases,
+        };
+    }
+
+    pub fn erases(&self) -> Erases {
+        self.erases
+    }
+
+    /// How it can be erased.
+    pub fn can_erase(&self) -> Erases {
+        let Ok(data) = self.file.metadata() else {
+            return Erases::default();
+        };
+        if data.file_type().is_block_device() {
+            let most = attribute(data.rdev(), "queue/write_zeroes_max_bytes");
+            // Linux writes zeroes itself, where it has to.
+            return Erases {
+                discards: most.is_some_and(|most| most != "0"),
+                zeroes: true,
+            };
+        }
+        // Behind its end there is nothing to lose, and what is reserved there is given back.
+        let end = data.len().next_multiple_of(PAGE_SIZE as u64);
+        let can = |how: FallocateFlags| {
+            let how = how | FallocateFlags::KEEP_SIZE;
+            !self.read_only && fallocate(&self.file, how, end, PAGE_SIZE as u64).is_ok()
+        };
+        let zeroes = can(FallocateFlags::ZERO_RANGE);
+        let discards = can(FallocateFlags::PUNCH_HOLE);
+        Erases { discards, zeroes }
     }
 
     /// The size, a multiple of [`SECTOR`]; what a file has beyond its last whole sector is not reachable.

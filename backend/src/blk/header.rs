@@ -2,8 +2,9 @@
 
 use super::disk::{Disk, SECTOR};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 /// Bytes of a header: `le32 type`, `le32 reserved`, `le64 sector`.
@@ -31,10 +32,70 @@ impl Status {
 /// A request as it is carried out: checked against the disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
-    Read { offset: u64 },
-    Write { offset: u64 },
+    Read {
+        offset: u64,
+    },
+    Write {
+        offset: u64,
+    },
     Flush,
     GetId,
+    /// A discard, or zeroes: which sectors, its data says.
+    Erase(Erase),
+    /// … and these they are.
+    Erased {
+        offset: u64,
+        bytes: u64,
+        may_go: bool,
+    },
+}
+
+/// What is to become of sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Erase {
+    /// The driver needs them no more.
+    Discard,
+    WriteZeroes,
+}
+
+/// Bytes of a `struct virtio_blk_discard_write_zeroes`: `le64 sector`, `le32 num_sectors`, `le32 flags`.
+pub(super) const SEGMENT: usize = 16;
+
+impl Erase {
+    /// Sectors of one request at most: what a reset or the next worker may have to wait for.
+    pub(super) const fn most_sectors(self) -> u32 {
+        match self {
+            Self::Discard => 1 << 21,
+            // Some devices are written for it.
+            Self::WriteZeroes => 1 << 17,
+        }
+    }
+
+    /// What `segment` asks for (virtio 1.3, 5.2.6.2).
+    pub(super) fn parse(self, segment: [u8; SEGMENT], disk: &Disk) -> Result<Command, Status> {
+        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = segment;
+        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+        let flags = u32::from_le_bytes(flags);
+        let known = match self {
+            Self::Discard => 0,
+            Self::WriteZeroes => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+        };
+        if flags & !known != 0 {
+            return Err(Status::Unsupported);
+        }
+        let bytes = u64::from(sectors) * SECTOR;
+        let offset = sector.checked_mul(SECTOR);
+        let offset = offset.filter(|offset| disk.contains(*offset, bytes));
+        match offset {
+            Some(offset) if sectors <= self.most_sectors() => Ok(Command::Erased {
+                offset,
+                bytes,
+                may_go: self == Self::Discard || flags != 0 && disk.erases().discards,
+            }),
+            _ => Err(Status::IoError),
+        }
+    }
 }
 
 impl Command {
@@ -61,13 +122,31 @@ impl Command {
                 .ok_or(Status::IoError),
             VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
             VIRTIO_BLK_T_GET_ID => Ok(Self::GetId),
+            VIRTIO_BLK_T_DISCARD => Self::erase(Erase::Discard, readable, disk),
+            VIRTIO_BLK_T_WRITE_ZEROES => Self::erase(Erase::WriteZeroes, readable, disk),
             _ => Err(Status::Unsupported),
+        }
+    }
+
+    fn erase(erase: Erase, readable: usize, disk: &Disk) -> Result<Self, Status> {
+        let has = match erase {
+            Erase::Discard => disk.erases().discards,
+            Erase::WriteZeroes => disk.erases().zeroes,
+        };
+        if !has {
+            return Err(Status::Unsupported);
+        }
+        // One segment, as the configuration space says.
+        match readable == SEGMENT && !disk.read_only() {
+            true => Ok(Self::Erase(erase)),
+            false => Err(Status::IoError),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::disk::Erases;
     use super::*;
 
     fn header(kind: u32, sector: u64) -> [u8; HEADER] {
@@ -105,5 +184,60 @@ mod tests {
             Command::parse(header(77, 0), 0, 0, &disk),
             Err(Status::Unsupported)
         );
+    }
+
+    #[test]
+    fn what_is_erased_lies_on_the_disk() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(8 * SECTOR).unwrap();
+        let mut disk = Disk::open(file.path(), false).unwrap();
+        let erase =
+            |disk: &Disk, len| Command::parse(header(VIRTIO_BLK_T_DISCARD, 0), len, 0, disk);
+        assert_eq!(erase(&disk, SEGMENT), Err(Status::Unsupported));
+        disk.set_erases(Erases {
+            discards: true,
+            zeroes: false,
+        });
+        let zeroes = Command::parse(header(VIRTIO_BLK_T_WRITE_ZEROES, 0), SEGMENT, 0, &disk);
+        assert_eq!(zeroes, Err(Status::Unsupported));
+        assert_eq!(erase(&disk, SEGMENT), Ok(Command::Erase(Erase::Discard)));
+        for len in [0, 15, 17, 32] {
+            assert_eq!(erase(&disk, len), Err(Status::IoError));
+        }
+        let segment = |sector: u64, sectors: u32, flags: u32| {
+            let mut segment = [0; SEGMENT];
+            segment[..8].copy_from_slice(&sector.to_le_bytes());
+            segment[8..12].copy_from_slice(&sectors.to_le_bytes());
+            segment[12..].copy_from_slice(&flags.to_le_bytes());
+            segment
+        };
+        let (discard, zeroes) = (Erase::Discard, Erase::WriteZeroes);
+        let erased = |may_go| {
+            Ok(Command::Erased {
+                offset: 2 * SECTOR,
+                bytes: 6 * SECTOR,
+                may_go,
+            })
+        };
+        for (erase, segment, expected) in [
+            (discard, segment(2, 6, 0), erased(true)),
+            (zeroes, segment(2, 6, 0), erased(false)),
+            (zeroes, segment(2, 6, 1), erased(true)),
+            // virtio 1.3, 5.2.6.2: flags that are reserved, and unmap of a discard.
+            (discard, segment(2, 6, 1), Err(Status::Unsupported)),
+            (zeroes, segment(2, 6, 2), Err(Status::Unsupported)),
+            (discard, segment(2, 7, 0), Err(Status::IoError)),
+            (discard, segment(u64::MAX, 1, 0), Err(Status::IoError)),
+            (zeroes, segment(0, u32::MAX, 0), Err(Status::IoError)),
+        ] {
+            assert_eq!(erase.parse(segment, &disk), expected, "{segment:?}");
+        }
+        // On a disk that has them, more than a request may have.
+        disk.set_bytes(1 << 40);
+        for erase in [discard, zeroes] {
+            let most = erase.most_sectors();
+            assert!(erase.parse(segment(0, most, 0), &disk).is_ok());
+            assert!(erase.parse(segment(0, most + 1, 0), &disk).is_err());
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::rings::RingStock;
 use crate::tuning::MAX_REQUESTS;
 use io_uring::{IoUring, opcode, types};
+use rustix::fs::FallocateFlags;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
@@ -22,6 +23,20 @@ pub(crate) enum Kind {
     Write,
     /// Everything that was written is on stable storage when this ends.
     Flush,
+    /// As many bytes are zeros when this ends, and take no room if they `may_go`.
+    Erase {
+        bytes: u64,
+        may_go: bool,
+    },
+}
+
+/// How fallocate(2) is to erase what `may_go`, or is to stay.
+const fn erasing(may_go: bool) -> FallocateFlags {
+    let how = match may_go {
+        true => FallocateFlags::PUNCH_HOLE,
+        false => FallocateFlags::ZERO_RANGE,
+    };
+    how.union(FallocateFlags::KEEP_SIZE)
 }
 
 /// One transfer between the file and a part of [`FileIo`]'s memory, which is the transfer's until it ends.
@@ -128,6 +143,10 @@ impl FileIo {
                         .build(),
                     Kind::Flush => opcode::Fsync::new(FILE)
                         .flags(types::FsyncFlags::DATASYNC)
+                        .build(),
+                    Kind::Erase { bytes, may_go } => opcode::Fallocate::new(FILE, bytes)
+                        .offset(offset)
+                        .mode(erasing(may_go).bits().cast_signed())
                         .build(),
                 };
                 let entry = entry.user_data(id.into());
@@ -265,6 +284,10 @@ fn perform(
         Kind::Write => rustix::io::pwrite(file, bytes, transfer.offset)?,
         Kind::Flush => {
             rustix::fs::fdatasync(file)?;
+            0
+        }
+        Kind::Erase { bytes, may_go } => {
+            rustix::fs::fallocate(file, erasing(may_go), transfer.offset, bytes)?;
             0
         }
     })

@@ -97,6 +97,7 @@ fn restricted() -> io::Result<IoUring> {
         Restriction::sqe_op(opcode::ReadFixed::CODE),
         Restriction::sqe_op(opcode::WriteFixed::CODE),
         Restriction::sqe_op(opcode::Fsync::CODE),
+        Restriction::sqe_op(opcode::Fallocate::CODE),
         // No descriptor is looked up, and no entry waits for another one.
         Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
     ];

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use uses::{DeviceLock, Stores, WantedDisk};
 use virtio_bindings::virtio_blk as blk;
 use xen_virtio_backend::RingStock;
-use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, Serial};
+use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, Erases, Serial};
 use xen_virtio_backend::{DeviceType, StateArea};
 
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
@@ -66,6 +66,11 @@ struct Binding {
     path: PathBuf,
     read_only: bool,
     bytes: u64,
+    /// Whether it takes discards, and zeroes, which an earlier version did not know.
+    #[serde(default)]
+    discards: bool,
+    #[serde(default)]
+    zeroes: bool,
 }
 
 /// What a worker is told of a disk, whose file goes beside.
@@ -74,6 +79,8 @@ struct Spec {
     read_only: bool,
     /// The size that its guest is to see.
     bytes: u64,
+    discards: bool,
+    zeroes: bool,
     /// It has other users, by the configuration.
     shared: bool,
     serial: String,
@@ -140,9 +147,18 @@ impl DeviceKind for BlkKind {
         };
         let shared = wanted.config.is_shared(&path);
         let mut disk = open_disk(wanted, &path, read_only)?;
-        if let Some(bound) = &bound {
-            disk.set_bytes(bound.bytes);
-        }
+        let Erases { discards, zeroes } = match &bound {
+            Some(bound) => {
+                disk.set_bytes(bound.bytes);
+                let (discards, zeroes) = (bound.discards, bound.zeroes);
+                Erases { discards, zeroes }
+            }
+            None => {
+                let Erases { discards, zeroes } = disk.can_erase();
+                let discards = discards && wanted.config.may_discard(&path);
+                Erases { discards, zeroes }
+            }
+        };
         let lock = lock::name(wanted.guest.vm.as_deref().unwrap_or_default(), wanted.key);
         let used = WantedDisk {
             guest: wanted.guest,
@@ -168,6 +184,8 @@ impl DeviceKind for BlkKind {
             spec: spec(&Spec {
                 read_only: disk.read_only(),
                 bytes: disk.bytes(),
+                discards,
+                zeroes,
                 shared,
                 serial,
                 lock,
@@ -177,6 +195,8 @@ impl DeviceKind for BlkKind {
                 path: path.clone(),
                 read_only,
                 bytes: disk.bytes(),
+                discards,
+                zeroes,
             })),
             descriptors: vec![OwnedFd::from(disk.into_file())],
             back_end: None,
@@ -234,6 +254,10 @@ impl DeviceKind for BlkKind {
         disk.set_bytes(match told.load(0) {
             0 => spec.bytes,
             bytes => bytes,
+        });
+        disk.set_erases(Erases {
+            discards: spec.discards,
+            zeroes: spec.zeroes,
         });
         let queues = u16::try_from(resources.vcpus.min(MAX_QUEUES))?;
         let serial = padded(&spec.serial);

@@ -150,7 +150,8 @@ pub fn make_device(area: StateArea) -> bool {
     let kept = kept(area);
     with_world(|world| {
         world.device = None;
-        let disk = Disk::open(world.disk.path(), false).expect("a disk");
+        let mut disk = Disk::open(world.disk.path(), false).expect("a disk");
+        disk.set_erases(disk.can_erase());
         let Ok((own, state)) = kept else {
             return false;
         };
