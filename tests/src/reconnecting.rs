@@ -18,8 +18,11 @@ use xen_virtio_guest_mapping::GuestAccess;
 const SIZE: u16 = 64;
 const POOL: usize = 1 << 20;
 
-/// How often a back-end is looked for.
+/// How often a back-end is looked for at first.
 const LOOK: Duration = Duration::from_millis(2);
+/// … and between connections. Nobody has a duplicate of those, as a supervisor has: one that descriptors are left in stays open,
+/// and so can only few of them.
+const RECONNECT: Duration = Duration::from_millis(100);
 
 /// What is done for a device before each of its steps, as a supervisor would.
 pub type Look = Box<dyn FnMut(&mut Frontend, &Link)>;
@@ -51,11 +54,15 @@ impl Reconnecting {
         let frontend = Frontend::new(setup, &offer, link.clone(), lasting);
         let frontend = frontend.and_then(|frontend| frontend.with(arrival));
         let socket = socket.to_owned();
+        let mut last = Instant::now();
         let look = move |frontend: &mut Frontend, link: &Link| {
-            if !frontend.is_connected()
+            if frontend.is_connected() {
+                last = Instant::now();
+            } else if last.elapsed() >= RECONNECT
                 && let Ok(connection) = UnixStream::connect(&socket)
                 && let Ok(brought) = Brought::new(connection.into(), SIZE, POOL)
             {
+                last = Instant::now();
                 link.put(brought);
                 frontend.update();
             }
