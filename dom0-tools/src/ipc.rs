@@ -271,9 +271,11 @@ impl WorkerEnd {
         let answers = self.answers.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut line = serde_json::to_vec(message).map_err(io::Error::other)?;
         line.push(b'\n');
-        let written = with_memory(|| write(answers, &line))?;
-        if written < line.len() {
-            return Err(io::ErrorKind::WouldBlock.into());
+        let mut rest = &line[..];
+        while !rest.is_empty() {
+            // All of it, unless there is no room, or dom0 has no memory for more at once.
+            let written = with_memory(|| write(answers, rest))?;
+            rest = &rest[written..];
         }
         Ok(())
     }

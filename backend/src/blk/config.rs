@@ -41,33 +41,24 @@ pub(super) fn config_space(disk: &Disk, queues: u16) -> Vec<u8> {
         let aligned = u64::from(disk.block_size()) / SECTOR;
         let aligned = u32::try_from(aligned).expect("sectors of a block");
         let most = Erase::Discard.most_sectors();
-        put(
-            offset_of!(virtio_blk_config, max_discard_sectors),
-            &most.to_le_bytes(),
-        );
-        put(
-            offset_of!(virtio_blk_config, max_discard_seg),
-            &SEGMENTS.to_le_bytes(),
-        );
-        put(
-            offset_of!(virtio_blk_config, discard_sector_alignment),
-            &aligned.to_le_bytes(),
-        );
+        for (offset, word) in [
+            (offset_of!(virtio_blk_config, max_discard_sectors), most),
+            (offset_of!(virtio_blk_config, max_discard_seg), SEGMENTS),
+            (
+                offset_of!(virtio_blk_config, discard_sector_alignment),
+                aligned,
+            ),
+        ] {
+            put(offset, &word.to_le_bytes());
+        }
     }
     if zeroes {
-        let most = Erase::WriteZeroes.most_sectors();
-        put(
-            offset_of!(virtio_blk_config, max_write_zeroes_sectors),
-            &most.to_le_bytes(),
-        );
-        put(
-            offset_of!(virtio_blk_config, max_write_zeroes_seg),
-            &SEGMENTS.to_le_bytes(),
-        );
-        put(
-            offset_of!(virtio_blk_config, write_zeroes_may_unmap),
-            &[discards.into()],
-        );
+        let sectors = offset_of!(virtio_blk_config, max_write_zeroes_sectors);
+        put(sectors, &Erase::WriteZeroes.most_sectors().to_le_bytes());
+        let segments = offset_of!(virtio_blk_config, max_write_zeroes_seg);
+        put(segments, &SEGMENTS.to_le_bytes());
+        let may_go = offset_of!(virtio_blk_config, write_zeroes_may_unmap);
+        put(may_go, &[discards.into()]);
     }
     space
 }

@@ -1,4 +1,5 @@
-//! The io_urings of a worker, made before its sandbox closes: they do the transfers of files, and nothing else.
+//! The io_urings of a worker, made before its sandbox closes: they do the transfers of files, erase
+//! parts of them, and nothing else.
 //!
 //! The kernel checks no entry of a ring against a system call filter. A ring of the stock refuses by itself
 //! what is not listed here (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10), and that cannot be taken back.

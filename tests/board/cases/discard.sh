@@ -1,4 +1,4 @@
-# A guest gives back what it does not need of its disk, and dom0 has the room; it zeroes, is killed at that, and is refused it.
+# A guest discards and zeroes parts of its disk: dom0 has the room, its worker dies meanwhile; a disk that is to keep its room does.
 # A file system that has both kinds of fallocate(2), which tmpfs has not.
 truncate -s 200M /tmp/store
 mke2fs -q -t ext4 /tmp/store
@@ -27,6 +27,17 @@ for ((i = 0; i < $(whole && echo 5 || echo 2); i++)); do
 done
 note "$(said g 'guest: rounds' 60)"
 destroy g
+if whole; then
+    # A block device.
+    truncate -s 64M /tmp/mnt/loop.img
+    losetup /dev/loop6 /tmp/mnt/loop.img
+    guest l discard "disk = [ $(disk /dev/loop6) ]"
+    create l
+    note "a loop device: $(said l 'zeroed:')"
+    said l 'guest: rounds' 60 >/dev/null
+    destroy l
+    losetup -d /dev/loop6
+fi
 # A disk that is to keep its room.
 truncate -s 16M /tmp/mnt/kept.img
 configure <<'CONFIG'

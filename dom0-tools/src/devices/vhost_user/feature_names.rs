@@ -44,7 +44,7 @@ const SCSI: &[(u32, &str)] = &[
     (VIRTIO_SCSI_F_CHANGE, "CHANGE"),
     (VIRTIO_SCSI_F_T10_PI, "T10_PI"),
 ];
-// Types that no header of Linux's user space, or of the crate, has all of.
+// The crate has no constants of these types.
 const VSOCK: &[(u32, &str)] = &[(0, "STREAM"), (1, "SEQPACKET"), (2, "NO_IMPLIED_STREAM")];
 const FS: &[(u32, &str)] = &[(0, "NOTIFICATION")];
 const SCMI: &[(u32, &str)] = &[(0, "P2A_CHANNELS"), (1, "SHARED_MEMORY")];
