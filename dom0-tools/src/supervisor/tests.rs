@@ -306,6 +306,28 @@ fn a_guest_is_served_and_libxl_told() {
     assert_eq!(dom0.workers.launched.borrow()[0].domid, 3);
 }
 
+/// A guest of `init-dom0less` could write another guest's.
+#[test]
+fn what_is_known_of_devices_goes_by_a_uuid_that_was_given() {
+    for (is_given, expected) in [(true, Some("x".into())), (false, None)] {
+        let mut dom0 = Dom0::new();
+        match is_given {
+            true => dom0.store.introduce(3, "ivi", "a"),
+            false => dom0.store.introduce_owner(3, "dom0less-3", "a"),
+        }
+        dom0.add_disk(3, XVDA, "a.img", 1);
+        let started = dom0.next(0);
+        assert!(matches!(started, ToWorker::Start { .. }), "{started:?}");
+        dom0.hands(0, XVDA, false);
+        let attached = FromWorker::Attached {
+            key: XVDA,
+            known: Some("x".into()),
+        };
+        dom0.says(0, &attached);
+        assert_eq!(dom0.supervisor.known.of("a", XVDA), expected);
+    }
+}
+
 #[test]
 fn a_second_disk_goes_to_the_same_worker() {
     let mut dom0 = Dom0::new();
