@@ -5,13 +5,17 @@ use crate::engine::{Allowance, Failure, Scratch, Serve};
 use crate::virtqueue::{QueueIndex, Request, Unfinished};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_guest_mapping::GuestAccess;
 
 /// A request counts at least as so many bytes: what a small one costs.
 const LEAST: u64 = 64;
+
+/// What was not asked for in one is not kept for the next. Long enough that whoever waits for the next one sleeps most of the
+/// time.
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// Fills buffers with random bytes.
 pub struct Rng {
@@ -40,7 +44,7 @@ impl Rng {
                 queue_sizes: vec![Self::QUEUE_SIZE],
             },
             scratch: Scratch::new()?,
-            allowance: Allowance::new(rate, Instant::now()),
+            allowance: Allowance::new(rate, PERIOD, Instant::now()),
             bytes: 0,
         })
     }
