@@ -6,6 +6,7 @@ mod copy;
 // Hands memory to the kernel for as long as a transfer takes.
 #[allow(unsafe_code)]
 mod file_io;
+mod limiter;
 mod one_by_one;
 mod pool;
 mod rings;
@@ -16,6 +17,8 @@ pub(crate) use allowance::Allowance;
 pub(crate) use coalescer::Coalescer;
 pub(crate) use copy::{copy, first_fault};
 pub(crate) use file_io::{Ended, FileIo, Kind, Transfer};
+pub(crate) use limiter::Limiter;
+pub use limiter::Limits;
 pub use one_by_one::{Failure, OneByOne, Serve};
 pub(crate) use pool::{PageRun, Pool};
 pub use rings::RingStock;

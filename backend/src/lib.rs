@@ -7,11 +7,18 @@ pub mod blk;
 mod device;
 mod engine;
 mod error_line;
+// Makes the calls.
+#[allow(unsafe_code)]
+mod ioctl;
 mod log_limit;
+pub mod net;
 mod persist;
 pub mod rng;
 pub mod shadow;
 mod shortage;
+// Makes the calls.
+#[allow(unsafe_code)]
+pub mod tap;
 pub mod tuning;
 pub mod vhost_kernel;
 pub mod vhost_user;
@@ -21,7 +28,7 @@ pub use device::{
     Activity, Device, DeviceError, DeviceFailure, DeviceType, Identity, Interest, RequestCounters,
     Step,
 };
-pub use engine::{Failure, OneByOne, RingStock, Scratch, Serve};
+pub use engine::{Failure, Limits, OneByOne, RingStock, Scratch, Serve};
 pub use error_line::with_sources;
 pub use log_limit::LogLimit;
 pub use persist::{

@@ -53,6 +53,13 @@ tuning! {
     /// descriptors, each in a page of its own, and the guest's other devices wait meanwhile.
     MAX_COPIES: usize = 256;
 
+    /// Frames of a network device's queue that are copied at once.
+    FRAMES: usize = 64;
+    /// Bytes of memory for the frames of one queue: three of the largest.
+    FRAME_DATA: usize = 256 << 10;
+    /// Steps that find no frame at an interface between two looks there, each a system call.
+    STEPS_PER_FRAME_LOOK: u32 = 16;
+
     /// Steps without a look at what else is readable.
     BUSY_STEPS: u32 = 256;
     /// The longest time without one, but for that of a few steps. So many steps take less, as a rule.

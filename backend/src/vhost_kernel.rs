@@ -8,7 +8,7 @@ pub mod abi;
 mod calls;
 mod session;
 
-pub use calls::{attach_tap, set_guest_cid};
+pub use calls::set_guest_cid;
 pub(crate) use session::KernelSession;
 
 use std::os::fd::OwnedFd;
@@ -34,7 +34,7 @@ impl Kernel {
         Self::new(device, Kind::Vsock)
     }
 
-    /// `/dev/vhost-net`, which moves frames between the queues and `tap`: [`attach_tap`].
+    /// `/dev/vhost-net`, which moves frames between the queues and `tap`: [`attach`](crate::tap::attach).
     pub fn net(device: OwnedFd, tap: OwnedFd) -> Self {
         Self::new(device, Kind::Net { tap })
     }

@@ -3,6 +3,7 @@
 
 pub(crate) mod blk;
 mod kernel_vhost;
+mod net;
 mod rng;
 mod vhost_user;
 
@@ -13,13 +14,14 @@ use crate::toolstack::Identity;
 use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail};
 use blk::Uses;
+use rustix::fs::{Mode, OFlags, open};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 pub(crate) use vhost_user::MAX_SHARED;
 use xen_virtio_backend::RingStock;
@@ -27,7 +29,7 @@ use xen_virtio_backend::vhost_user::Brought;
 use xen_virtio_backend::{Device, DeviceType};
 
 /// Every kind that we serve.
-const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind, &rng::RngKind];
+const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind, &net::NetKind, &rng::RngKind];
 
 /// Those that dom0's kernel serves.
 const KERNEL_KINDS: &[&dyn DeviceKind] = &[&kernel_vhost::VsockKind, &kernel_vhost::NetKind];
@@ -50,14 +52,22 @@ pub(crate) const SOCKET: &str = "socket";
 impl Service {
     /// That of a device with these settings.
     pub(crate) fn of(settings: &toml::Table) -> Self {
-        Self::of_keys(|key| settings.contains_key(key))
+        let is_set = |key: &str| settings.get(key).and_then(toml::Value::as_bool) == Some(true);
+        if settings.contains_key(SOCKET) {
+            Self::BackEnd
+        } else if settings.contains_key(kernel_vhost::CID) || is_set(kernel_vhost::VHOST) {
+            Self::Kernel
+        } else {
+            Self::Own
+        }
     }
 
-    /// That of a device with the settings of which `has` tells whether they are there.
-    fn of_keys(has: impl Fn(&str) -> bool) -> Self {
+    /// That of a device of which this was [kept](Opened::kept).
+    fn of_kept(kept: Option<&Value>) -> Self {
+        let has = |key: &str| kept.is_some_and(|kept| kept.get(key).is_some());
         if has(SOCKET) {
             Self::BackEnd
-        } else if has(kernel_vhost::CID) || has(kernel_vhost::TAP) {
+        } else if has(kernel_vhost::CID) || has(net::TAP) {
             Self::Kernel
         } else {
             Self::Own
@@ -281,8 +291,7 @@ impl Wanted<'_> {
     /// Who is to serve it: what has served it goes on.
     pub(crate) fn service(&self) -> Service {
         if self.served {
-            let kept = self.kept.as_ref();
-            return Service::of_keys(|key| kept.is_some_and(|kept| kept.get(key).is_some()));
+            return Service::of_kept(self.kept.as_ref());
         }
         match self.source {
             EntryKind::Disk { .. } => Service::Own,
@@ -463,6 +472,31 @@ pub(crate) fn is_busy(error: &anyhow::Error) -> bool {
 /// Whether a device that failed is with an earlier worker.
 pub(crate) fn is_held(error: &anyhow::Error) -> bool {
     error.is::<Held>()
+}
+
+/// An ioctl's number as the system call filter compares it.
+fn ioctl_number(request: impl Into<u64>) -> u64 {
+    request.into()
+}
+
+/// Why `what` could not be taken for a device.
+fn in_use(wanted: &Wanted<'_>, error: io::Error, what: &str) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy if wanted.served => {
+            Held(format!("its earlier worker has {what} still")).into()
+        }
+        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy => {
+            Busy(format!("somebody else has {what}")).into()
+        }
+        _ => anyhow::Error::new(error).context(format!("taking {what}")),
+    }
+}
+
+/// Opens a device of dom0's kernel, which has it by `option`.
+fn open_device(path: &Path, option: &str, flags: OFlags) -> Result<OwnedFd> {
+    let opened = open(path, OFlags::RDWR | OFlags::CLOEXEC | flags, Mode::empty());
+    let path = path.display();
+    opened.with_context(|| format!("opening {path} (has dom0's kernel {option}?)"))
 }
 
 /// `value` as one part of the service hands it to another.

@@ -3,6 +3,7 @@
 
 mod echo;
 mod mortal;
+mod network;
 mod platform;
 mod reconnecting;
 mod shadow_echo;
@@ -10,6 +11,7 @@ mod workload;
 
 pub use echo::Echo;
 pub use mortal::{MakeDevice, allow_descriptors, drive_over_deaths, wait_for_all};
+pub use network::{Flood, MAC, Wire, frame, network};
 pub use platform::{Staged, allocate, disk_device, disk_of, drive, driver, numbered_disk};
 pub use reconnecting::{Look, Reconnecting, arrive};
 pub use shadow_echo::{Framing, SAYS_NOTHING, ShadowEcho};

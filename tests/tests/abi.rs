@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::mem::offset_of;
 use std::process::Command;
+use xen_virtio_backend::tap;
 use xen_virtio_backend::vhost_kernel::abi as vhost;
 use xen_virtio_guest_mapping::xen::abi as memory;
 use xen_virtio_transport::xen::abi as transport;
@@ -137,9 +138,11 @@ fn checks() -> Checks {
             vhost::VHOST_VSOCK_SET_GUEST_CID,
         ),
         ("VHOST_VSOCK_SET_RUNNING", vhost::VHOST_VSOCK_SET_RUNNING),
-        ("TUNSETIFF", vhost::TUNSETIFF),
-        ("TUNSETOFFLOAD", vhost::TUNSETOFFLOAD),
-        ("TUNSETVNETHDRSZ", vhost::TUNSETVNETHDRSZ),
+        ("TUNSETIFF", tap::TUNSETIFF),
+        ("TUNSETOFFLOAD", tap::TUNSETOFFLOAD),
+        ("TUNSETPERSIST", tap::TUNSETPERSIST),
+        ("TUNSETQUEUE", tap::TUNSETQUEUE),
+        ("TUNSETVNETHDRSZ", tap::TUNSETVNETHDRSZ),
     ] {
         c.equal(name, number);
     }

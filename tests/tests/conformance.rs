@@ -8,13 +8,16 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::net::Net;
 use xen_virtio_backend::rng::Rng;
-use xen_virtio_backend::{Device, OneByOne, Unfinished};
+use xen_virtio_backend::tap::HEADER;
+use xen_virtio_backend::{Device, Limits, OneByOne, Unfinished};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
 use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
-    BlkRequest, Buffer, Driver, Echo, MakeDevice, NEXT, Negotiated, Random, RawQueue, ShadowEcho,
-    WRITE, allow_descriptors, drive_over_deaths, driver, numbered_disk, wait_for_all,
+    BlkRequest, Buffer, Driver, Echo, Flood, MAC, MakeDevice, NEXT, Negotiated, Random, RawQueue,
+    ShadowEcho, WRITE, allow_descriptors, drive_over_deaths, driver, frame, network, numbered_disk,
+    wait_for_all,
 };
 use xen_virtio_transport::{Register, Width};
 
@@ -53,6 +56,25 @@ impl Piece for Entropy {
     fn check(&self, written: u32) {
         assert_eq!(written, 64);
         assert!(self.0.read().iter().any(|byte| *byte != 0));
+    }
+}
+
+struct Received(Buffer);
+
+impl Received {
+    const FRAME: usize = 60;
+}
+
+impl Piece for Received {
+    fn describe(&self, queue: &RawQueue, head: u16) {
+        queue.set_descriptor(head, self.0.address(), 2048, WRITE, 0);
+    }
+
+    fn check(&self, written: u32) {
+        let bytes = self.0.read();
+        assert_eq!(written as usize, HEADER + Self::FRAME);
+        assert_eq!(bytes[HEADER..][..6], MAC);
+        assert!(bytes[HEADER + Self::FRAME..].iter().all(|byte| *byte == 0));
     }
 }
 
@@ -95,6 +117,16 @@ fn subjects() -> Vec<Subject> {
             make: Arc::new(blk),
             unfinished: Unfinished::Repeat,
             request: |driver| Box::new(BlkRequest::new(driver, VIRTIO_BLK_T_IN, 3, 512, true)),
+        },
+        Subject {
+            name: "net",
+            make: Arc::new(|records| {
+                let flood = Flood::new(frame(MAC, Received::FRAME, 7)).unwrap();
+                let kept = records.own(0, Net::kept_bytes(1)).unwrap();
+                network(vec![Box::new(flood)], [Limits::default(); 2], kept).unwrap()
+            }),
+            unfinished: Unfinished::Repeat,
+            request: |driver| Box::new(Received(driver.buffer(2048, true))),
         },
         Subject {
             name: "rng",

@@ -1,12 +1,11 @@
-//! The structures of Linux's vhost devices (`linux/vhost.h`, `linux/vhost_types.h`) and what is used of TUN/TAP
-//! (`linux/if_tun.h`).
+//! The structures of Linux's vhost devices (`linux/vhost.h`, `linux/vhost_types.h`).
 //!
 //! The `abi` test of the `tests` package checks every layout and number against the C headers.
 
+use crate::tap;
 use nix::sys::ioctl::ioctl_num_type;
 
 const VHOST: u8 = 0xaf;
-const TUN: u8 = b'T';
 
 /// `struct vhost_memory`, with one `struct vhost_memory_region`.
 #[repr(C)]
@@ -72,10 +71,6 @@ pub const VHOST_NET_SET_BACKEND: ioctl_num_type = write::<VhostVringFile>(VHOST,
 pub const VHOST_VSOCK_SET_GUEST_CID: ioctl_num_type = write::<u64>(VHOST, 0x60);
 pub const VHOST_VSOCK_SET_RUNNING: ioctl_num_type = write::<i32>(VHOST, 0x61);
 
-pub const TUNSETIFF: ioctl_num_type = write::<i32>(TUN, 202);
-pub const TUNSETOFFLOAD: ioctl_num_type = write::<u32>(TUN, 208);
-pub const TUNSETVNETHDRSZ: ioctl_num_type = write::<i32>(TUN, 216);
-
 /// What a worker may ask of the devices that it was given. The guest's number and the interface are not its to choose.
 pub const OF_A_WORKER: [ioctl_num_type; 14] = [
     VHOST_GET_FEATURES,
@@ -91,5 +86,5 @@ pub const OF_A_WORKER: [ioctl_num_type; 14] = [
     VHOST_SET_VRING_ERR,
     VHOST_NET_SET_BACKEND,
     VHOST_VSOCK_SET_RUNNING,
-    TUNSETOFFLOAD,
+    tap::TUNSETOFFLOAD,
 ];

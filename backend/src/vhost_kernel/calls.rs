@@ -1,37 +1,20 @@
 //! The calls.
 
 use super::abi::{self, VhostMemory, VhostVringAddr, VhostVringFile, VhostVringState};
+use crate::ioctl;
 use nix::sys::ioctl::ioctl_num_type;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use xen_virtio_guest_mapping::syscalls;
-
-/// # Safety
-///
-/// `argument` is what `request` asks for, and stays what the device keeps of it.
-unsafe fn call(
-    device: BorrowedFd<'_>,
-    request: ioctl_num_type,
-    argument: *mut libc::c_void,
-) -> io::Result<()> {
-    syscalls::count();
-    // SAFETY: the caller's promise; the descriptor is open.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), request, argument) };
-    match result {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
 /// A call with a structure that the kernel reads, or fills in, and keeps no pointer to.
 fn with<T>(device: BorrowedFd<'_>, request: ioctl_num_type, argument: &mut T) -> io::Result<()> {
     // SAFETY: every request of this module is passed the structure that its number is made of (`abi`).
-    unsafe { call(device, request, std::ptr::from_mut(argument).cast()) }
+    unsafe { ioctl::with(device, request, argument) }
 }
 
 pub(super) fn set_owner(device: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: it takes no argument.
-    unsafe { call(device, abi::VHOST_SET_OWNER, std::ptr::null_mut()) }
+    unsafe { ioctl::call(device, abi::VHOST_SET_OWNER, std::ptr::null_mut()) }
 }
 
 pub(super) fn features(device: BorrowedFd<'_>) -> io::Result<u64> {
@@ -119,36 +102,4 @@ pub(super) fn set_running(device: BorrowedFd<'_>, runs: bool) -> io::Result<()> 
 /// The system's: `AddrInUse` if another guest has it, `InvalidInput` if none may have it.
 pub fn set_guest_cid(device: BorrowedFd<'_>, cid: u32) -> io::Result<()> {
     with(device, abi::VHOST_VSOCK_SET_GUEST_CID, &mut u64::from(cid))
-}
-
-/// Bytes of the header before a frame (virtio 1.3, 5.1.6).
-const NET_HEADER: i32 = 12;
-
-/// Has `tun`, which is `/dev/net/tun`, be the interface `name`, whose frames have a header as virtio 1.3, 5.1.6 has it.
-///
-/// # Errors
-///
-/// The system's: `ResourceBusy` if somebody else has the interface, `InvalidInput` for a name of 16 bytes or more.
-pub fn attach_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    // SAFETY: integers and unions of such, for which zeros are values.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed() as libc::c_char;
-    }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).expect("flags of 15 bits");
-    // Its number tells of an int, and it takes a `struct ifreq`.
-    with(tun, abi::TUNSETIFF, &mut request)?;
-    with(tun, abi::TUNSETVNETHDRSZ, &mut { NET_HEADER })
-}
-
-/// Which frames the interface may hand over: `offloads` are `TUN_F_…`.
-pub(super) fn set_offloads(tap: BorrowedFd<'_>, offloads: u32) -> io::Result<()> {
-    // The flags are the argument itself.
-    let flags = std::ptr::without_provenance_mut(offloads as usize);
-    // SAFETY: it takes no pointer.
-    unsafe { call(tap, abi::TUNSETOFFLOAD, flags) }
 }

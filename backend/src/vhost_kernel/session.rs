@@ -4,6 +4,7 @@ use super::abi::{VhostMemory, VhostVringAddr, VhostVringState};
 use super::calls::{self, VringFile, VringState};
 use super::{Kernel, Kind};
 use crate::shadow::{Region, RingPlaces};
+use crate::tap;
 use crate::vhost_user::{
     Class, Conversation, Doorbell, Driver, Ended, Heard, Offer, SessionError, of_system,
 };
@@ -14,22 +15,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6,
-};
 use vm_memory::VolatileSlice;
 
 /// The queues of either device that the kernel serves: the first two.
 const SERVED: usize = 2;
-
-/// What the interface may hand over, by the feature that the driver accepts it with.
-const OFFLOADS: [(u32, u32); 4] = [
-    (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
-    (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
-    (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
-    (VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN),
-];
 
 pub(crate) struct KernelSession {
     kernel: Option<Kernel>,
@@ -180,8 +169,8 @@ impl Conversation for KernelSession {
             calls::set_features(self.device(), features),
         )?;
         if let Kind::Net { tap } = &self.kernel().kind {
-            let offloads = offloads(driver.accepted);
-            refused("TUNSETOFFLOAD", calls::set_offloads(tap.as_fd(), offloads))?;
+            let offloads = tap::offloads(driver.accepted);
+            refused("TUNSETOFFLOAD", tap::set_offloads(tap.as_fd(), offloads))?;
         }
         self.memory = address(&region.memory());
         let memory = VhostMemory {
@@ -296,20 +285,6 @@ fn begin(kernel: &mut Kernel, class: &Class) -> Result<(Offer, OwnedFd), Session
     Ok((offer, errors.map_err(|errno| of_system(errno.into()))?))
 }
 
-/// What the interface may hand over to a driver that has accepted `features`: some of it needs another part (virtio 1.3, 5.1.3.1),
-/// which the kernel refuses it without.
-fn offloads(features: u64) -> u32 {
-    let accepted = OFFLOADS.iter().filter(|(bit, _)| features & 1 << bit != 0);
-    let mut offloads = accepted.fold(0, |flags, (_, flag)| flags | flag);
-    if offloads & libc::TUN_F_CSUM == 0 {
-        offloads = 0;
-    }
-    if offloads & (libc::TUN_F_TSO4 | libc::TUN_F_TSO6) == 0 {
-        offloads &= !libc::TUN_F_TSO_ECN;
-    }
-    offloads
-}
-
 fn refused<T>(call: &'static str, result: io::Result<T>) -> Result<T, SessionError> {
     result.map_err(|source| SessionError::Kernel { call, source })
 }
@@ -320,20 +295,4 @@ fn address(memory: &VolatileSlice<'_>) -> u64 {
 
 fn number(queue: usize) -> u32 {
     u32::try_from(queue).expect("few queues")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_needs_another_part_is_not_asked_for_without_it() {
-        let all = OFFLOADS.iter().fold(0u64, |bits, (bit, _)| bits | 1 << bit);
-        let flags = OFFLOADS.iter().fold(0, |flags, (_, flag)| flags | flag);
-        assert_eq!(offloads(all | 1 << 5), flags);
-        assert_eq!(offloads(all & !(1 << VIRTIO_NET_F_GUEST_CSUM)), 0);
-        let tso = 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO6;
-        assert_eq!(offloads(all & !tso), libc::TUN_F_CSUM);
-        assert_eq!(offloads(0), 0);
-    }
 }

@@ -210,6 +210,11 @@ impl VirtQueue {
         Ok(queue)
     }
 
+    /// How many descriptors it has.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// How many requests wait to be popped. What the driver's index cannot be, [`VirtQueue::pop`] tells.
     ///
     /// # Errors

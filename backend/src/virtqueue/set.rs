@@ -141,6 +141,11 @@ impl ActiveQueue {
         self.index
     }
 
+    /// How many descriptors it has.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Whether the driver has accepted the feature of this number.
     pub fn has_feature(&self, bit: u32) -> bool {
         self.features & (1 << bit) != 0

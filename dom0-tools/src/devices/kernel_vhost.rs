@@ -2,17 +2,15 @@
 
 use super::vhost_user::parse_mac;
 use super::{
-    Building, Built, Busy, DeviceKind, Held, NewDevice, Opened, Resources, SyscallRule, Wanted,
-    parse_settings, spec,
+    Building, Built, DeviceKind, NewDevice, Opened, Resources, SyscallRule, Wanted, in_use,
+    ioctl_number, net, open_device, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
 use crate::guest_state;
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use virtio_bindings::virtio_ids as ids;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -20,12 +18,13 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
 };
 use xen_virtio_backend::DeviceType;
-use xen_virtio_backend::vhost_kernel::{Kernel, abi, attach_tap, set_guest_cid};
+use xen_virtio_backend::tap::{self, Queues};
+use xen_virtio_backend::vhost_kernel::{Kernel, abi, set_guest_cid};
 use xen_virtio_backend::vhost_user::{Class, Frontend, Setup};
 
-/// The setting that has dom0's kernel serve a socket device, and the one for a network device.
+/// The setting that has dom0's kernel serve a socket device, and the one that has it serve a network device.
 pub(crate) const CID: &str = "cid";
-pub(crate) const TAP: &str = "tap";
+pub(crate) const VHOST: &str = "vhost";
 
 /// The numbers that a guest may have: those before are the hypervisor's and the host's (`linux/vm_sockets.h`).
 const CIDS: std::ops::Range<u32> = 3..u32::MAX;
@@ -34,9 +33,6 @@ const CIDS: std::ops::Range<u32> = 3..u32::MAX;
 const POOL: usize = 8 << 20;
 /// The place of the largest packet's size in a network device's configuration space (virtio 1.3, 5.1.4).
 const MTU_PLACE: usize = 10;
-
-/// The smallest size of that.
-const MIN_MTU: u16 = 68;
 
 /// What the interface does for the driver, and the driver for it.
 const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
@@ -67,6 +63,9 @@ struct NetSettings {
     mac: String,
     /// The largest packet that it takes.
     mtu: Option<u16>,
+    /// The kernel serves it.
+    #[serde(default)]
+    vhost: bool,
 }
 
 impl VsockSettings {
@@ -83,16 +82,9 @@ impl VsockSettings {
 
 impl NetSettings {
     fn check(self) -> Result<Self> {
-        let tap = &self.tap;
-        let odd = |letter: char| letter.is_whitespace() || matches!(letter, '/' | ':' | '%');
-        ensure!(
-            (1..libc::IFNAMSIZ).contains(&tap.len()) && !tap.contains(odd),
-            "tap = {tap:?} is no interface's name"
-        );
+        net::check_name(&self.tap)?;
         parse_mac(&self.mac)?;
-        // RFC 791: what any host takes.
-        let mtu = self.mtu.unwrap_or(MIN_MTU);
-        ensure!(mtu >= MIN_MTU, "mtu = {mtu} is less than {MIN_MTU}");
+        net::check_mtu(self.mtu)?;
         Ok(self)
     }
 }
@@ -125,9 +117,13 @@ impl DeviceKind for VsockKind {
     fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
         let settings = settings(wanted, VsockSettings::check)?;
         let VsockSettings { cid } = settings;
-        let device = open_device("/dev/vhost-vsock", "CONFIG_VHOST_VSOCK")?;
+        let device = open_device(
+            "/dev/vhost-vsock".as_ref(),
+            "CONFIG_VHOST_VSOCK",
+            OFlags::empty(),
+        )?;
         let set = set_guest_cid(device.as_fd(), cid);
-        set.map_err(|error| taken(wanted, error, &format!("cid = {cid}")))?;
+        set.map_err(|error| in_use(wanted, error, &format!("cid = {cid}")))?;
         let detail = format!("vsock by dom0's kernel, cid {cid}");
         Ok(opened(detail, &settings, vec![device]))
     }
@@ -157,17 +153,11 @@ impl DeviceKind for NetKind {
     }
 
     fn needs(&self) -> Option<&'static str> {
-        Some("tap = the interface in dom0, by dom0's kernel")
+        Some("tap = the interface in dom0 and vhost = true, by dom0's kernel")
     }
 
     fn warnings(&self, settings: &toml::Table) -> Vec<String> {
-        let tap = settings.get(TAP).and_then(toml::Value::as_str);
-        let is_missing = |tap: &&str| !Path::new("/sys/class/net").join(tap).exists();
-        let missing = tap.filter(is_missing);
-        let missing = missing.map(|tap| {
-            format!("there is no interface {tap} now: ip tuntap add dev {tap} mode tap")
-        });
-        missing.into_iter().collect()
+        net::missing(settings)
     }
 
     fn driver_option(&self) -> Option<&'static str> {
@@ -185,15 +175,15 @@ impl DeviceKind for NetKind {
     fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
         let settings = settings(wanted, NetSettings::check)?;
         let name = &settings.tap;
-        // The kernel would make one by that name, which nobody has put anywhere.
-        ensure!(
-            Path::new("/sys/class/net").join(name).exists(),
-            "there is no interface {name}: ip tuntap add dev {name} mode tap"
-        );
-        let device = open_device("/dev/vhost-net", "CONFIG_VHOST_NET")?;
-        let tap = open_device("/dev/net/tun", "CONFIG_TUN")?;
-        let attached = attach_tap(tap.as_fd(), name);
-        attached.map_err(|error| taken(wanted, error, &format!("tap = {name}")))?;
+        net::ensure_there(name, 1)?;
+        let device = open_device(
+            "/dev/vhost-net".as_ref(),
+            "CONFIG_VHOST_NET",
+            OFlags::empty(),
+        )?;
+        let tap = open_device("/dev/net/tun".as_ref(), "CONFIG_TUN", OFlags::empty())?;
+        let attached = tap::attach(tap.as_fd(), name, Queues::One);
+        attached.map_err(|error| in_use(wanted, error, &format!("tap = {name}")))?;
         let detail = format!("net by dom0's kernel, {name}");
         Ok(opened(detail, &settings, vec![device, tap]))
     }
@@ -220,24 +210,6 @@ fn settings<T: serde::de::DeserializeOwned>(
         Some(kept) => Ok(serde_json::from_value(kept)?),
         None => check(wanted.settings()?.context("it has no settings")?),
     }
-}
-
-/// Why `what` could not be taken for the device.
-fn taken(wanted: &Wanted<'_>, error: io::Error, what: &str) -> anyhow::Error {
-    match error.kind() {
-        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy if wanted.served => {
-            Held(format!("its earlier worker has {what} still")).into()
-        }
-        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy => {
-            Busy(format!("somebody else has {what}")).into()
-        }
-        _ => anyhow::Error::new(error).context(format!("taking {what}")),
-    }
-}
-
-fn open_device(path: &str, option: &str) -> Result<OwnedFd> {
-    let opened = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    opened.with_context(|| format!("opening {path} (has dom0's kernel {option}?)"))
 }
 
 fn opened(detail: String, settings: &impl Serialize, descriptors: Vec<OwnedFd>) -> Opened {
@@ -287,11 +259,6 @@ fn build(
     }))
 }
 
-/// As the filter compares it.
-fn ioctl_number(request: impl Into<u64>) -> u64 {
-    request.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,25 +269,15 @@ mod tests {
             kind.check_settings(&settings.parse::<toml::Table>().unwrap())
         };
         check(&VsockKind, "cid = 3").unwrap();
-        check(&NetKind, "tap = \"vif3.0\"\nmac = \"00:16:3e:00:00:01\"").unwrap();
-        let mac = "mac = \"00:16:3e:00:00:01\"\n";
-        let cases: [(&dyn DeviceKind, String, &str); 8] = [
+        let mac = "mac = \"00:16:3e:00:00:01\"\nvhost = true\n";
+        check(&NetKind, &format!("{mac}tap = \"vif3.0\"")).unwrap();
+        let cases: [(&dyn DeviceKind, String, &str); 6] = [
             (&NetKind, format!("{mac}tap = \"vif\"\nmtu = 0"), "mtu = 0"),
             (&VsockKind, "cid = 2".to_owned(), "cid = 2 is not from 3"),
             (&VsockKind, "cid = 4294967295".to_owned(), "is not from 3"),
             (&VsockKind, "cid = 3\nmtu = 5".to_owned(), "mtu"),
             (&NetKind, "tap = \"vif\"".to_owned(), "mac"),
             (&NetKind, format!("{mac}tap = \"\""), "no interface's name"),
-            (
-                &NetKind,
-                format!("{mac}tap = \"a/b\""),
-                "no interface's name",
-            ),
-            (
-                &NetKind,
-                format!("{mac}tap = \"vif0123456789012\""),
-                "no interface's name",
-            ),
         ];
         for (kind, settings, wrong) in cases {
             let error = check(kind, &settings).unwrap_err().to_string();

@@ -14,6 +14,7 @@ for grants in true false; do
     guest $name net "$(by_file $name <<<"[[device]]
 type = 'net'
 tap = 'tap7'
+vhost = true
 mac = '00:16:3e:00:00:07'
 grant-usage = $grants")"
     sed -i 's/GUEST=net/& MIB=64/' /tmp/$name.cfg

@@ -115,9 +115,9 @@ mod tests {
                 "fs needs socket = where its back-end listens; it has sockt, tag",
             ),
             ("fs", "it has nothing"),
-            ("net, mac=x", "back-end listens, or tap = the interface"),
+            ("net, mac=x", "needs tap = the interface in dom0"),
             (
-                "gpio, tap=x",
+                "gpio, vhost=true",
                 "\"gpio\" is none of net, vsock, which dom0's kernel",
             ),
             ("fs, socket=run/g.sock", "no absolute path"),

@@ -1,0 +1,390 @@
+//! A network interface: a tap or a macvtap of dom0's, whose frames a worker moves.
+
+use super::vhost_user::parse_mac;
+use super::{
+    Building, Built, DeviceKind, NewDevice, Opened, Resources, SyscallRule, Wanted, in_use,
+    ioctl_number, open_device, parse_settings, spec,
+};
+use crate::devices::blk::Uses;
+use crate::guest_state;
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use virtio_bindings::virtio_net as ids;
+use xen_virtio_backend::net::{Interface, MAX_PAIRS, Net, Setup, Tap};
+use xen_virtio_backend::tap::{self, Queues, TUN_F_USO4, TUN_F_USO6};
+use xen_virtio_backend::{DeviceType, Limits, StateCell};
+
+/// The setting that names the interface.
+pub(super) const TAP: &str = "tap";
+/// The smallest size of a packet that may be the largest: what any host takes (RFC 791).
+const MIN_MTU: u16 = 68;
+const INTERFACES: &str = "/sys/class/net";
+
+pub(super) struct NetKind;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Settings {
+    /// The interface's name.
+    tap: String,
+    /// The guest's address.
+    mac: String,
+    /// The largest packet that it takes.
+    mtu: Option<u16>,
+    /// Pairs of queues.
+    #[serde(default = "one")]
+    queues: u16,
+    send_bytes_per_second: Option<NonZeroU64>,
+    send_frames_per_second: Option<NonZeroU64>,
+    receive_bytes_per_second: Option<NonZeroU64>,
+    receive_frames_per_second: Option<NonZeroU64>,
+}
+
+/// What may go one way in a second.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Rate {
+    bytes: Option<NonZeroU64>,
+    frames: Option<NonZeroU64>,
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// What the guest has had it with, and a worker builds it by. `interface` is not called as the setting is: what the kernel served
+/// an earlier guest by is told by that name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Spec {
+    interface: String,
+    mac: [u8; 6],
+    mtu: Option<u16>,
+    queues: u16,
+    /// The interface segments UDP.
+    segments_udp: bool,
+    sends: Rate,
+    receives: Rate,
+}
+
+impl From<Rate> for Limits {
+    fn from(Rate { bytes, frames }: Rate) -> Self {
+        Self {
+            bytes,
+            operations: frames,
+            burst_tenths: 0,
+        }
+    }
+}
+
+impl Settings {
+    fn check(self) -> Result<Self> {
+        check_name(&self.tap)?;
+        parse_mac(&self.mac)?;
+        check_mtu(self.mtu)?;
+        ensure!(
+            (1..=MAX_PAIRS).contains(&self.queues),
+            "queues = {} is not from 1 to {MAX_PAIRS}",
+            self.queues
+        );
+        Ok(self)
+    }
+}
+
+/// Whether `tap` can be an interface's name.
+pub(super) fn check_name(tap: &str) -> Result<()> {
+    let odd = |letter: char| letter.is_whitespace() || matches!(letter, '/' | ':' | '%');
+    let is_dots = matches!(tap, "." | "..");
+    ensure!(
+        (1..libc::IFNAMSIZ).contains(&tap.len()) && !tap.contains(odd) && !is_dots,
+        "tap = {tap:?} is no interface's name"
+    );
+    Ok(())
+}
+
+pub(super) fn check_mtu(mtu: Option<u16>) -> Result<()> {
+    let mtu = mtu.unwrap_or(MIN_MTU);
+    ensure!(mtu >= MIN_MTU, "mtu = {mtu} is less than {MIN_MTU}");
+    Ok(())
+}
+
+/// What a device whose settings name `tap` will not be served for, as dom0 is now.
+pub(super) fn missing(settings: &toml::Table) -> Vec<String> {
+    let tap = settings.get(TAP).and_then(toml::Value::as_str);
+    let queues = settings.get("queues").and_then(toml::Value::as_integer);
+    let missing = tap.filter(|tap| !is_there(tap));
+    let missing = missing.map(|tap| {
+        let queues = if queues > Some(1) { " multi_queue" } else { "" };
+        format!("there is no interface {tap} now: ip tuntap add dev {tap} mode tap{queues}")
+    });
+    missing.into_iter().collect()
+}
+
+fn is_there(name: &str) -> bool {
+    Path::new(INTERFACES).join(name).exists()
+}
+
+/// Fails if there is no interface `name`: the kernel would make one by that name, which nobody has put anywhere.
+pub(super) fn ensure_there(name: &str, queues: u16) -> Result<()> {
+    let several = if queues > 1 { " multi_queue" } else { "" };
+    ensure!(
+        is_there(name),
+        "there is no interface {name}: ip tuntap add dev {name} mode tap{several}"
+    );
+    Ok(())
+}
+
+impl Spec {
+    fn of(settings: Settings) -> Result<Self> {
+        Ok(Self {
+            mac: parse_mac(&settings.mac)?,
+            interface: settings.tap,
+            mtu: settings.mtu,
+            queues: settings.queues,
+            segments_udp: false,
+            sends: Rate {
+                bytes: settings.send_bytes_per_second,
+                frames: settings.send_frames_per_second,
+            },
+            receives: Rate {
+                bytes: settings.receive_bytes_per_second,
+                frames: settings.receive_frames_per_second,
+            },
+        })
+    }
+
+    fn kind_of_queues(&self) -> Queues {
+        match self.queues {
+            1 => Queues::One,
+            _ => Queues::Several,
+        }
+    }
+
+    /// The file whose descriptors are queues of the interface.
+    fn file(&self) -> Result<PathBuf> {
+        let name = &self.interface;
+        let interface = Path::new(INTERFACES).join(name);
+        if !interface.join("macvtap").exists() {
+            return Ok("/dev/net/tun".into());
+        }
+        // It receives what is for its own address, and nothing else.
+        let address = fs::read_to_string(interface.join("address"))?;
+        let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
+        ensure!(
+            address.trim() == mac,
+            "the macvtap {name} has the address {}, and the guest is to have {mac}: ip link set {name} address {mac}",
+            address.trim()
+        );
+        let index = fs::read_to_string(interface.join("ifindex"))?;
+        Ok(format!("/dev/tap{}", index.trim()).into())
+    }
+
+    fn open(&self, wanted: &Wanted<'_>) -> Result<Vec<OwnedFd>> {
+        let name = &self.interface;
+        ensure_there(name, self.queues)?;
+        let file = self.file()?;
+        let open = |_| {
+            let queue = open_device(
+                &file,
+                "CONFIG_TUN, or for a macvtap CONFIG_MACVTAP",
+                OFlags::NONBLOCK,
+            )?;
+            let attached = tap::attach(queue.as_fd(), name, self.kind_of_queues());
+            match attached {
+                Ok(()) => Ok(queue),
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => bail!(
+                    "{name} is no tap with {} (queues = {})",
+                    match self.queues {
+                        1 => "one queue, as `ip tuntap add` makes it without multi_queue",
+                        _ => "several queues, as `ip tuntap add … multi_queue` makes it",
+                    },
+                    self.queues
+                ),
+                Err(error) => Err(in_use(wanted, error, &format!("tap = {name}"))),
+            }
+        };
+        (0..self.queues).map(open).collect()
+    }
+}
+
+impl DeviceKind for NetKind {
+    fn device_type(&self) -> DeviceType {
+        Net::DEVICE_TYPE
+    }
+
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn needs(&self) -> Option<&'static str> {
+        Some("tap = the interface in dom0")
+    }
+
+    fn feature_names(&self) -> &'static [(u32, &'static str)] {
+        &[
+            (ids::VIRTIO_NET_F_CSUM, "csum"),
+            (ids::VIRTIO_NET_F_GUEST_CSUM, "guest-csum"),
+            (ids::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, "ctrl-guest-offloads"),
+            (ids::VIRTIO_NET_F_MTU, "mtu"),
+            (ids::VIRTIO_NET_F_MAC, "mac"),
+            (ids::VIRTIO_NET_F_GUEST_TSO4, "guest-tso4"),
+            (ids::VIRTIO_NET_F_GUEST_TSO6, "guest-tso6"),
+            (ids::VIRTIO_NET_F_GUEST_ECN, "guest-ecn"),
+            (ids::VIRTIO_NET_F_HOST_TSO4, "host-tso4"),
+            (ids::VIRTIO_NET_F_HOST_TSO6, "host-tso6"),
+            (ids::VIRTIO_NET_F_HOST_ECN, "host-ecn"),
+            (ids::VIRTIO_NET_F_MRG_RXBUF, "mrg-rxbuf"),
+            (ids::VIRTIO_NET_F_STATUS, "status"),
+            (ids::VIRTIO_NET_F_CTRL_VQ, "ctrl-vq"),
+            (ids::VIRTIO_NET_F_CTRL_RX, "ctrl-rx"),
+            (ids::VIRTIO_NET_F_CTRL_VLAN, "ctrl-vlan"),
+            (ids::VIRTIO_NET_F_CTRL_RX_EXTRA, "ctrl-rx-extra"),
+            (ids::VIRTIO_NET_F_GUEST_ANNOUNCE, "guest-announce"),
+            (ids::VIRTIO_NET_F_MQ, "mq"),
+            (ids::VIRTIO_NET_F_CTRL_MAC_ADDR, "ctrl-mac-addr"),
+            (ids::VIRTIO_NET_F_VQ_NOTF_COAL, "vq-notf-coal"),
+            (ids::VIRTIO_NET_F_NOTF_COAL, "notf-coal"),
+            (ids::VIRTIO_NET_F_GUEST_USO4, "guest-uso4"),
+            (ids::VIRTIO_NET_F_GUEST_USO6, "guest-uso6"),
+            (ids::VIRTIO_NET_F_HOST_USO, "host-uso"),
+        ]
+    }
+
+    fn warnings(&self, settings: &toml::Table) -> Vec<String> {
+        missing(settings)
+    }
+
+    fn driver_option(&self) -> Option<&'static str> {
+        Some("CONFIG_VIRTIO_NET")
+    }
+
+    fn check_settings(&self, settings: &toml::Table) -> Result<()> {
+        let needs = self.needs().expect("it needs something");
+        ensure!(settings.contains_key(TAP), "it needs {needs}");
+        parse_settings::<Settings>(settings)?.check().map(drop)
+    }
+
+    fn state_bytes(&self) -> usize {
+        let kept = Net::kept_bytes(MAX_PAIRS);
+        guest_state::device_bytes(&[kept], &Net::queue_sizes(MAX_PAIRS))
+    }
+
+    fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
+        let mut built_by = match wanted.kept.clone() {
+            Some(kept) => serde_json::from_value(kept)?,
+            None => {
+                let settings: Option<Settings> = wanted.settings()?;
+                let settings = settings.with_context(|| {
+                    format!(
+                        "nothing says which interface this is: its settings need {}, and mac",
+                        self.needs().expect("it needs something")
+                    )
+                })?;
+                Spec::of(settings.check()?)?
+            }
+        };
+        let queues = built_by.open(wanted)?;
+        if wanted.kept.is_none() {
+            let of_udp = libc::TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6;
+            let queue = queues.first().expect("at least one");
+            // What the driver accepts is set when it has.
+            built_by.segments_udp = tap::set_offloads(queue.as_fd(), of_udp).is_ok();
+        }
+        let pairs = match built_by.queues {
+            1 => String::new(),
+            more => format!(", {more} queues"),
+        };
+        Ok(Opened {
+            detail: format!("net on {}{pairs}", built_by.interface),
+            spec: spec(&built_by),
+            descriptors: queues,
+            backing: None,
+            kept: Some(spec(&built_by)),
+            back_end: None,
+        })
+    }
+
+    fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {
+        let built_by: Spec = serde_json::from_value(new.spec)?;
+        let count = new.descriptors.len();
+        ensure!(
+            count == usize::from(built_by.queues),
+            "{count} descriptors came for {} queues",
+            built_by.queues
+        );
+        let kind_of_queues = built_by.kind_of_queues();
+        let tap = |queue| Box::new(Tap::new(queue, kind_of_queues)) as Box<dyn Interface>;
+        let kept = new.records.own(0, Net::kept_bytes(built_by.queues))?;
+        let setup = Setup {
+            mac: built_by.mac,
+            mtu: built_by.mtu,
+            segments_udp: built_by.segments_udp,
+            sends: built_by.sends.into(),
+            receives: built_by.receives.into(),
+        };
+        let interfaces = new.descriptors.into_iter().map(tap).collect();
+        let device = Net::new(setup, interfaces, StateCell::new(kept), true)?;
+        Ok(Building::Ready(Built {
+            device: Box::new(device),
+            control: None,
+            known: None,
+        }))
+    }
+
+    fn syscalls(&self) -> Vec<SyscallRule> {
+        vec![SyscallRule {
+            call: libc::SYS_ioctl,
+            argument: Some((
+                1,
+                [tap::TUNSETOFFLOAD, tap::TUNSETQUEUE]
+                    .map(ioctl_number)
+                    .to_vec(),
+            )),
+        }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_judged() {
+        let check = |settings: &str| NetKind.check_settings(&settings.parse().unwrap());
+        let mac = "mac = \"00:16:3e:00:00:01\"\n";
+        check(&format!("{mac}tap = \"vif3.0\"\nqueues = 8\nmtu = 9000")).unwrap();
+        check(&format!("{mac}tap = \"v\"\nsend-bytes-per-second = 1")).unwrap();
+        for (settings, wrong) in [
+            (String::new(), "needs tap = the interface in dom0"),
+            (mac.to_owned(), "needs tap"),
+            ("tap = \"vif\"".to_owned(), "mac"),
+            ("tap = \"vif\"\nmac = \"1:2\"".to_owned(), "not like 00:16"),
+            (
+                "tap = \"vif\"\nmac = \"01:16:3e:00:00:01\"".to_owned(),
+                "group",
+            ),
+            (format!("{mac}tap = \"\""), "no interface's name"),
+            (format!("{mac}tap = \"a/b\""), "no interface's name"),
+            (format!("{mac}tap = \"..\""), "no interface's name"),
+            (
+                format!("{mac}tap = \"vif0123456789012\""),
+                "no interface's name",
+            ),
+            (format!("{mac}tap = \"vif\"\nmtu = 67"), "mtu = 67"),
+            (format!("{mac}tap = \"vif\"\nmtu = 65536"), "65536"),
+            (format!("{mac}tap = \"vif\"\nqueues = 0"), "queues = 0"),
+            (format!("{mac}tap = \"vif\"\nqueues = 9"), "from 1 to 8"),
+            (
+                format!("{mac}tap = \"vif\"\nsend-bytes-per-second = 0"),
+                "zero",
+            ),
+            (format!("{mac}tap = \"vif\"\nbridge = \"x\""), "bridge"),
+        ] {
+            let error = format!("{:#}", check(&settings).unwrap_err());
+            assert!(error.contains(wrong), "{settings}: {error}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+# virtio-net on a tap: a guest reaches dom0 by TCP and UDP; the worker and the service die.
+mount_back_ends
+start_daemon
+fds=$(daemon_fds)
+ip() { chroot /back-ends ip "$@"; }
+ip link set lo up
+ip tuntap add dev tap7 mode tap
+ip addr add 10.9.0.2/24 dev tap7
+ip link set tap7 up
+has_worker() { local now; now=$(pids_of "$(domid $name)") && [ "$now" != "$worker" ]; }
+for grants in true false; do
+    name=n$grants
+    guest $name net "$(by_file $name <<<"[[device]]
+type = 'net'
+tap = 'tap7'
+mac = '00:16:3e:00:00:07'
+grant-usage = $grants")"
+    sed -i 's/GUEST=net/& MIB=64/' /tmp/$name.cfg
+    begin_streams 64
+    create_by_file $name
+    note "grants $grants: $(said $name 'stream: received 64 MiB as sent' 60)"
+    worker=$(pids_of "$(domid $name)")
+    kill -KILL "$worker"
+    wait_for 10 "the next worker" has_worker
+    kill -KILL $DAEMON && restart_daemon
+    end_streams $name 64
+    xen-virtioctl list
+    is_well $name
+    destroy $name
+done
+ip link del tap7
+nothing_left "$fds"
