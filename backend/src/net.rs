@@ -20,12 +20,12 @@ use crate::device::{
 use crate::engine::{Limiter, Limits, Scratch};
 use crate::persist::StateCell;
 use crate::shortage::Shortage;
-use crate::tuning::{SIMPLE_BATCH, STEPS_PER_FRAME_LOOK};
+use crate::tuning::{SENT_BYTES, SIMPLE_BATCH, STEPS_PER_FRAME_LOOK};
 use crate::virtqueue::{QueueError, QueueIndex, QueueSet, QueueStart, Request, Unfinished};
 use command::Command;
 use controls::Controls;
 use counters::Counters;
-use interrupts::Interrupts;
+use interrupts::{Interrupts, Moderation};
 use offloads::{Offloads, SEGMENTED_UDP};
 use receive::{Receiver, Wishes};
 use send::{Sender, Wire};
@@ -128,6 +128,22 @@ const OFFERED: u64 = 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << ids::VIRTIO_NET_F_GUEST_ANNOUNCE
     | 1 << ids::VIRTIO_NET_F_NOTF_COAL
     | 1 << ids::VIRTIO_NET_F_VQ_NOTF_COAL;
+
+/// What was moved by a queue at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Moved {
+    /// The driver's requests that are done.
+    requests: u32,
+    bytes: usize,
+}
+
+impl Moved {
+    /// For how many frames it counts where the driver waits to hear of frames: one that sends much waits for its memory.
+    fn weight(self) -> u32 {
+        let large = u32::try_from(self.bytes / SENT_BYTES).unwrap_or(u32::MAX);
+        self.requests.max(large)
+    }
+}
 
 /// Why frames were not moved.
 #[derive(Debug)]
@@ -365,11 +381,15 @@ impl Net {
         let (mut interrupt, mut activity) = (false, Activity::Idle);
         for index in 0..self.queues.count() {
             match self.serve(index, access) {
-                Ok(0) => {}
-                Ok(shown) => {
+                Ok(Moved { requests: 0, .. }) => {}
+                Ok(moved) => {
                     let queue = self.queues.get(index).expect("it was served");
                     let is_wanted = queue.publish()?;
-                    let rule = self.controls.moderation[index];
+                    let asked = self.controls.moderation[index];
+                    let (shown, rule) = match self.role(index) {
+                        Role::Sends(_) if asked.is_none() => (moved.weight(), Moderation::SENT),
+                        _ => (moved.requests, asked),
+                    };
                     interrupt |= self.interrupts[index].shown(shown, is_wanted, rule);
                     activity = Activity::Working;
                     self.unlooked = 0;
@@ -385,8 +405,12 @@ impl Net {
         Ok((interrupt, activity))
     }
 
-    /// Moves frames by one queue. How many of its requests are done.
-    fn serve(&mut self, index: usize, access: &mut dyn GuestAccess) -> Result<u32, TransferError> {
+    /// Moves frames by one queue.
+    fn serve(
+        &mut self,
+        index: usize,
+        access: &mut dyn GuestAccess,
+    ) -> Result<Moved, TransferError> {
         let role = self.role(index);
         let wishes = Wishes {
             filter: &self.controls.filter,
@@ -394,7 +418,7 @@ impl Net {
             is_up: self.controls.is_up,
         };
         let Some(queue) = self.queues.get(index) else {
-            return Ok(0);
+            return Ok(Moved::default());
         };
         let counters = &mut self.counters;
         match role {
@@ -406,7 +430,7 @@ impl Net {
                     Some(true) => pair
                         .receiver
                         .step(queue, interface, &wishes, limiter, counters, access),
-                    Some(false) | None => Ok(0),
+                    Some(false) | None => Ok(Moved::default()),
                 }
             }
             Role::Sends(pair) => {
@@ -419,15 +443,8 @@ impl Net {
                 let limiter = &mut self.sends;
                 pair.sender.step(queue, wire, limiter, counters, access)
             }
-            Role::Controls | Role::Nothing => Ok(0),
+            Role::Controls | Role::Nothing => Ok(Moved::default()),
         }
-    }
-
-    /// Whether a driver has waited long enough for an interrupt.
-    fn is_due(&mut self) -> bool {
-        self.interrupts
-            .iter_mut()
-            .fold(false, |due, queue| due | queue.is_due())
     }
 }
 
@@ -477,30 +494,30 @@ impl Device for Net {
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let mut step = Step {
-            interrupt: self.is_due(),
+            interrupt: self.interrupts.iter().any(Interrupts::is_due),
             ..Step::default()
         };
-        if self.shortage.holds() {
-            return Ok(step);
+        if !self.shortage.holds() {
+            if self.control(access)? {
+                step.interrupt |= self.queues.publish()?;
+                step.activity = Activity::Working;
+            }
+            let (interrupt, activity) = self.transfer(access)?;
+            step.interrupt |= interrupt;
+            step.activity = step.activity.max(activity);
         }
-        if self.control(access)? {
-            step.interrupt |= self.queues.publish()?;
-            step.activity = Activity::Working;
+        if step.interrupt {
+            self.interrupts.iter_mut().for_each(Interrupts::raised);
         }
-        let (interrupt, activity) = self.transfer(access)?;
-        step.interrupt |= interrupt;
-        step.activity = step.activity.max(activity);
         Ok(step)
     }
 
-    fn prepare_sleep(&mut self, _access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
+    fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
+        // The event that woke us may have been that of a frame, which is told of once.
+        self.unlooked = 0;
+        let step = self.step(access)?;
         let mut more = false;
         if !self.shortage.holds() {
-            // The event that woke us may be that of a frame.
-            if self.unlooked != 1 {
-                self.unlooked = 0;
-                more = true;
-            }
             let limited = self.sends.next().is_some();
             for index in 0..self.queues.count() {
                 let role = self.role(index);
@@ -524,9 +541,9 @@ impl Device for Net {
         Ok(Step {
             activity: match more {
                 true => Activity::Working,
-                false => Activity::Idle,
+                false => step.activity,
             },
-            ..Step::default()
+            ..step
         })
     }
 

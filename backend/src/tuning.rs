@@ -57,6 +57,12 @@ tuning! {
     FRAMES: usize = 64;
     /// Bytes of memory for the frames of one queue: three of the largest.
     FRAME_DATA: usize = 256 << 10;
+    /// Frames after which a driver is told that they were sent, if nothing else interrupts it before.
+    SENT_FRAMES: u32 = 32;
+    /// The bytes of one that counts as a frame there.
+    SENT_BYTES: usize = 2048;
+    /// The longest time, in microseconds, for which it is not told.
+    SENT_DELAY_US: u32 = 500;
     /// Steps that find no frame at an interface between two looks there, each a system call.
     STEPS_PER_FRAME_LOOK: u32 = 16;
 

@@ -70,10 +70,11 @@ fn serve(
     let state = state.expect("room");
     let mode = AddressMode::Grants;
     let device = MmioDevice::new(device, &hypervisor, mode, FIRST_IRQ, state);
+    let mut device = device.expect("registers of such a device");
+    // The driver may have been told otherwise by an earlier process.
+    device.update();
     let mut server = EventLoop::new(hypervisor, Duration::from_micros(20), 100).expect("memory");
-    server
-        .add(FIRST_DEVICE, device.expect("registers of such a device"))
-        .expect("a free page");
+    server.add(FIRST_DEVICE, device).expect("a free page");
     while !over.load(Ordering::SeqCst) {
         server
             .serve(Some(Duration::from_millis(1)))

@@ -153,7 +153,8 @@ pub fn frame(to: [u8; 6], len: usize, mark: u8) -> Vec<u8> {
     frame
 }
 
-/// A network device on these queues of an interface, that keeps what its driver sets in `kept`.
+/// A network device on these queues of an interface, that keeps what its driver sets in `kept`, and whose cable is plugged in or
+/// not.
 ///
 /// # Errors
 ///
@@ -162,6 +163,7 @@ pub fn network(
     interfaces: Vec<Box<dyn Interface>>,
     [sends, receives]: [Limits; 2],
     kept: StateArea,
+    is_up: bool,
 ) -> io::Result<Box<dyn Device>> {
     let setup = Setup {
         mac: MAC,
@@ -170,6 +172,6 @@ pub fn network(
         sends,
         receives,
     };
-    let net = Net::new(setup, interfaces, StateCell::new(kept), true)?;
+    let net = Net::new(setup, interfaces, StateCell::new(kept), is_up)?;
     Ok(Box::new(net))
 }

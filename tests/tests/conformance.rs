@@ -123,7 +123,7 @@ fn subjects() -> Vec<Subject> {
             make: Arc::new(|records| {
                 let flood = Flood::new(frame(MAC, Received::FRAME, 7)).unwrap();
                 let kept = records.own(0, Net::kept_bytes(1)).unwrap();
-                network(vec![Box::new(flood)], [Limits::default(); 2], kept).unwrap()
+                network(vec![Box::new(flood)], [Limits::default(); 2], kept, true).unwrap()
             }),
             unfinished: Unfinished::Repeat,
             request: |driver| Box::new(Received(driver.buffer(2048, true))),

@@ -2,20 +2,22 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_net as ids;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_backend::net::{Interface, Net};
 use xen_virtio_backend::tap::HEADER;
-use xen_virtio_backend::{Limits, StateArea};
+use xen_virtio_backend::{Activity, Limits, StateArea};
+use xen_virtio_dom0_tools::guest_state::DeviceRecords;
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_sim::{FIRST_IRQ, Fault, SimGuest, SimMachine};
+use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, Fault, SimGuest, SimMachine, simulate};
 use xen_virtio_tests::{
-    Buffer, Driver, Flood, MAC, NEXT, Negotiated, RawQueue, WRITE, Wire, drive_over_deaths, driver,
-    frame, network,
+    Buffer, Driver, Flood, MAC, MakeDevice, NEXT, Negotiated, RawQueue, WRITE, Wire, drive,
+    drive_over_deaths, driver, frame, network,
 };
-use xen_virtio_transport::{DeviceReport, Register, Width};
+use xen_virtio_transport::{DeviceReport, DeviceState, GuestDevices, MmioDevice, Register, Width};
 
 const SIZE: u16 = 16;
 const RECEIVE: u32 = 0;
@@ -46,7 +48,7 @@ impl Bench {
         let (guest, machine) = SimMachine::start(AddressMode::Grants, move || {
             let kept = StateArea::private(Net::kept_bytes(pairs))?;
             let interfaces = interfaces.into_iter().map(|one| one as Box<dyn Interface>);
-            Ok(vec![network(interfaces.collect(), limits, kept)?])
+            Ok(vec![network(interfaces.collect(), limits, kept, true)?])
         })
         .unwrap();
         Self {
@@ -335,7 +337,7 @@ fn a_reset_in_a_flood_delivers_nothing_into_old_buffers() {
     let (guest, machine) = SimMachine::start(AddressMode::Grants, || {
         let flood = Flood::new(frame(MAC, 60, 7))?;
         let kept = StateArea::private(Net::kept_bytes(1))?;
-        Ok(vec![network(vec![Box::new(flood)], NO_LIMITS, kept)?])
+        Ok(vec![network(vec![Box::new(flood)], NO_LIMITS, kept, true)?])
     })
     .unwrap();
     let driver = driver(&guest, 0);
@@ -554,15 +556,15 @@ fn a_rate_holds_both_ways() {
 #[test]
 fn what_the_driver_has_set_outlives_the_process_that_it_told() {
     // Frames for another address, which nobody may see after the first command.
-    let make = |records: &xen_virtio_dom0_tools::guest_state::DeviceRecords<'_>| {
+    let make = |records: &DeviceRecords<'_>| {
         let flood = Flood::new(frame(OTHER, 60, 7)).unwrap();
         let kept = records.own(0, Net::kept_bytes(1)).unwrap();
-        network(vec![Box::new(flood)], NO_LIMITS, kept).unwrap()
+        network(vec![Box::new(flood)], NO_LIMITS, kept, true).unwrap()
     };
-    let make: Arc<xen_virtio_tests::MakeDevice> = Arc::new(make);
+    let make: Arc<MakeDevice> = Arc::new(make);
     let mut died = 0;
-    for death in (20..400).step_by(20) {
-        died += drive_over_deaths(&[death, 30], 0, &make, |guest| {
+    for death in (500..4000).step_by(200) {
+        died += drive_over_deaths(&[death, 700], 0, &make, |guest| {
             let driver = driver(guest, 0);
             let [mut receive, mut control] = start(&driver, 0, [RECEIVE, 2]);
             assert_eq!(command(&driver, &mut control, 2, &[0, 0, 0]).0, 0);
@@ -580,4 +582,76 @@ fn what_the_driver_has_set_outlives_the_process_that_it_told() {
         });
     }
     assert!(died > 10, "{died}");
+}
+
+#[test]
+fn a_cable_that_was_unplugged_is_told_of_by_the_next_process_and_carries_nothing() {
+    // The first process has it plugged in.
+    let is_up = AtomicBool::new(true);
+    let make = move |records: &DeviceRecords<'_>| {
+        let flood = Flood::new(frame(MAC, 60, 7)).unwrap();
+        let kept = records.own(0, Net::kept_bytes(1)).unwrap();
+        let is_up = is_up.swap(false, Ordering::SeqCst);
+        network(vec![Box::new(flood)], NO_LIMITS, kept, is_up).unwrap()
+    };
+    let make: Arc<MakeDevice> = Arc::new(make);
+    let died = drive_over_deaths(&[4000], 0, &make, |guest| {
+        let driver = driver(guest, 0);
+        let generation = driver.read(Register::ConfigGeneration);
+        let [mut receive] = start(&driver, 0, [RECEIVE]);
+        assert_eq!(status(&driver), 1);
+        let _buffers = post(&driver, &mut receive, RECEIVE, 0, &[256; 8]);
+        let mut next = 8u16;
+        while status(&driver) == 1 {
+            if receive.used_index() == next {
+                receive.offer_together(&[0, 1, 2, 3, 4, 5, 6, 7]);
+                driver.notify(RECEIVE);
+                next = next.wrapping_add(8);
+            }
+        }
+        assert_ne!(driver.read(Register::ConfigGeneration), generation);
+        let before = receive.used_index();
+        driver.settle();
+        assert_eq!(receive.used_index(), before);
+        // The next driver finds it so.
+        let [_receive] = start(&driver, 0, [RECEIVE]);
+        assert_eq!(status(&driver), 0);
+    });
+    assert_eq!(died, 1);
+}
+
+#[test]
+fn a_device_with_nothing_to_do_lets_its_worker_sleep() {
+    let (hypervisor, guest) = simulate(1024).unwrap();
+    let (wire, interface) = Wire::new().unwrap();
+    let kept = StateArea::private(Net::kept_bytes(1)).unwrap();
+    let net = network(vec![interface], NO_LIMITS, kept, true).unwrap();
+    let state = DeviceState::private().unwrap();
+    let net = MmioDevice::new(net, &hypervisor, AddressMode::Grants, FIRST_IRQ, state);
+    let mut machine = GuestDevices::new(hypervisor);
+    machine.add(FIRST_DEVICE, net.unwrap()).unwrap();
+    let (receive, _sending) = drive(&mut machine, &guest, |driver| {
+        let [mut receive, sending] = start(driver, 0, [RECEIVE, SEND]);
+        post(driver, &mut receive, RECEIVE, 0, &[256; 8]);
+        (receive, sending)
+    });
+    // However many steps have found nothing before.
+    for steps in 0..40 {
+        for _ in 0..steps {
+            machine.step();
+        }
+        assert!(
+            machine.prepare_sleep().unwrap() < Activity::Working,
+            "{steps}"
+        );
+    }
+    // What has woken it is found, whatever the step before has looked at.
+    for mark in 0..8u16 {
+        wire.send(&frame(MAC, 60, 1));
+        for _ in 0..mark {
+            machine.step();
+        }
+        while machine.prepare_sleep().unwrap() == Activity::Working {}
+        assert_eq!(receive.used_index(), mark + 1);
+    }
 }

@@ -1,5 +1,6 @@
 //! When a driver is told of frames: at once, or some at a time, as it has asked (virtio 1.3, 5.1.6.5.7).
 
+use crate::tuning::{SENT_DELAY_US, SENT_FRAMES};
 use std::time::{Duration, Instant};
 
 /// What a driver waits for before it is told. The default is nothing.
@@ -12,6 +13,17 @@ pub(super) struct Moderation {
 }
 
 impl Moderation {
+    /// That of frames that were sent, of which nobody waits to hear: a driver that is told of received frames looks at these too.
+    pub(super) const SENT: Self = Self {
+        max_packets: SENT_FRAMES,
+        max_usecs: SENT_DELAY_US,
+    };
+
+    /// Whether it is what a reset leaves: the driver has not asked for any.
+    pub(super) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
     /// Bytes of `struct virtio_net_ctrl_coal`.
     pub(super) const BYTES: usize = 8;
 
@@ -50,7 +62,7 @@ impl Interrupts {
             return false;
         }
         if rule.max_usecs == 0 || self.packets >= rule.max_packets {
-            return self.raise();
+            return true;
         }
         let limit = Duration::from_micros(rule.max_usecs.into());
         self.due_at.get_or_insert_with(|| Instant::now() + limit);
@@ -58,17 +70,17 @@ impl Interrupts {
     }
 
     /// Whether the driver has waited long enough.
-    pub(super) fn is_due(&mut self) -> bool {
-        self.due_at.is_some_and(|at| at <= Instant::now()) && self.raise()
+    pub(super) fn is_due(&self) -> bool {
+        self.due_at.is_some_and(|at| at <= Instant::now())
     }
 
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.due_at
     }
 
-    fn raise(&mut self) -> bool {
+    /// The driver is interrupted, for whichever queue: it looks at all of them.
+    pub(super) fn raised(&mut self) {
         *self = Self::default();
-        true
     }
 }
 
@@ -85,15 +97,21 @@ mod tests {
         assert_eq!(Moderation::read(some.bytes()), some);
         let mut interrupts = Interrupts::default();
         assert!(interrupts.shown(1, true, Moderation::default()));
+        interrupts.raised();
         assert!(!interrupts.shown(9, false, some) && interrupts.due_at().is_none());
         // Those were before it wanted any, and count.
         assert!(interrupts.shown(1, true, some));
+        interrupts.raised();
         assert!(!interrupts.shown(3, true, some) && !interrupts.is_due());
         // Wanted once is wanted until it comes.
-        assert!(interrupts.shown(1, false, some) && interrupts.due_at().is_none());
+        assert!(interrupts.shown(1, false, some));
+        interrupts.raised();
+        assert!(interrupts.due_at().is_none());
         assert!(!interrupts.shown(1, true, some));
         std::thread::sleep(Duration::from_millis(3));
-        assert!(interrupts.is_due() && !interrupts.is_due());
+        assert!(interrupts.is_due());
+        interrupts.raised();
+        assert!(!interrupts.is_due());
     }
 
     #[test]

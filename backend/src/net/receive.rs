@@ -1,11 +1,11 @@
 //! Frames from the interface into a driver's buffers (virtio 1.3, 5.1.6.3, 5.1.6.4).
 
-use super::TransferError;
 use super::counters::Counters;
 use super::filter::{Filter, LOOKED_AT};
 use super::frame::{FrameHeader, MAX_FRAME};
 use super::interface::Interface;
 use super::offloads::Offloads;
+use super::{Moved, TransferError};
 use crate::device::DeviceError;
 use crate::engine::{Limiter, copy};
 use crate::tap::HEADER;
@@ -18,9 +18,6 @@ use std::ops::Range;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MRG_RXBUF};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use xen_virtio_guest_mapping::{CopyOp, Direction, GuestAccess};
-
-/// Frames begin at multiples of it in our memory.
-const ALIGNMENT: usize = 64;
 
 /// What a driver gets.
 pub(super) struct Wishes<'a> {
@@ -115,7 +112,7 @@ impl Receiver {
         self.outlook = Outlook::Dry;
     }
 
-    /// Takes frames off `interface`, and gives them to the driver. How many it is given.
+    /// Takes frames off `interface`, and gives them to the driver.
     ///
     /// # Errors
     ///
@@ -128,7 +125,7 @@ impl Receiver {
         limiter: &mut Limiter,
         counters: &mut Counters,
         access: &mut dyn GuestAccess,
-    ) -> Result<u32, TransferError> {
+    ) -> Result<Moved, TransferError> {
         // Those that dom0 could not copy before go first, and alone.
         if self.frames.is_empty() {
             self.gather(queue, interface, wishes, limiter, counters)?;
@@ -154,26 +151,26 @@ impl Receiver {
             let unplaced = match self.unplaced.take() {
                 Some(frame) => frame,
                 None => {
-                    if self.used + MAX_FRAME > self.memory.len() {
-                        break;
-                    }
                     if !limiter.admits() {
                         self.outlook = Outlook::Limited;
                         break;
                     }
                     // Without buffers, frames are better off where the kernel bounds them.
-                    if self.buffers.is_empty() && queue.available()? == 0 {
+                    let Some(start) = self.next_place(queue)? else {
                         self.outlook = Outlook::Starved;
                         break;
+                    };
+                    if start + MAX_FRAME > self.memory.len() {
+                        break;
                     }
-                    let Some(frame) = self.read(interface, counters) else {
+                    let Some(frame) = self.read(start, interface, counters) else {
                         self.outlook = Outlook::Dry;
                         break;
                     };
                     if !self.is_wanted(&frame, queue, wishes, counters) {
-                        self.used = frame.start;
                         continue;
                     }
+                    self.used = frame.end;
                     limiter.spend(frame.len());
                     frame
                 }
@@ -194,20 +191,27 @@ impl Receiver {
         Ok(())
     }
 
+    /// Where the next frame is read to, if there is a buffer for it.
+    fn next_place(&mut self, queue: &mut ActiveQueue) -> Result<Option<usize>, DeviceError> {
+        if self.buffers.is_empty() {
+            self.buffers.extend(queue.pop()?);
+        }
+        let first = self.buffers.front();
+        Ok(first.map(|request| request.writable.alike(self.used)))
+    }
+
     /// The next frame of the interface.
     fn read(
         &mut self,
+        start: usize,
         interface: &mut dyn Interface,
         counters: &mut Counters,
     ) -> Option<Range<usize>> {
-        let start = self.used;
         let mut room = self.memory.get_slice(start, MAX_FRAME).expect("room");
         match interface.read(&mut room) {
             Ok(len) => {
                 counters.interface = None;
-                let len = len.min(MAX_FRAME);
-                self.used = (start + len).next_multiple_of(ALIGNMENT);
-                Some(start..start + len)
+                Some(start..start + len.min(MAX_FRAME))
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
@@ -294,9 +298,9 @@ impl Receiver {
         queue: &mut ActiveQueue,
         counters: &mut Counters,
         access: &mut dyn GuestAccess,
-    ) -> Result<u32, TransferError> {
+    ) -> Result<Moved, TransferError> {
         if self.frames.is_empty() {
-            return Ok(0);
+            return Ok(Moved::default());
         }
         self.operations.clear();
         for Frame { bytes, buffers } in &self.frames {
@@ -313,14 +317,15 @@ impl Receiver {
         let memory = self.memory.as_volatile_slice();
         copy(access, &memory, &mut self.operations).map_err(TransferError::Dom0)?;
         let mut operations = self.operations.iter().peekable();
-        let mut delivered = 0;
+        let mut delivered = Moved::default();
         for Frame { bytes, buffers } in self.frames.drain(..) {
             let of_frame = std::iter::from_fn(|| {
                 operations.next_if(|operation| operation.local.start < bytes.end)
             });
             let is_whole = of_frame.fold(true, |whole, one| whole & one.result.is_ok());
             counters.received(is_whole, bytes.len() - HEADER);
-            delivered += 1;
+            delivered.requests += 1;
+            delivered.bytes += bytes.len();
             let mut left = bytes.len();
             for request in buffers {
                 let len = request.writable.len().min(left);

@@ -1,9 +1,9 @@
 //! Frames of a driver's to the interface (virtio 1.3, 5.1.6.2).
 
-use super::TransferError;
 use super::counters::Counters;
 use super::frame::{ETHERNET, FrameHeader, MAX_FRAME};
 use super::interface::Interface;
+use super::{Moved, TransferError};
 use crate::engine::{Limiter, copy};
 use crate::tap::HEADER;
 use crate::tuning::{FRAME_DATA, FRAMES};
@@ -11,7 +11,10 @@ use crate::virtqueue::{ActiveQueue, Request};
 use std::io;
 use std::ops::Range;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
-use xen_virtio_guest_mapping::{CopyOp, Direction, GuestAccess};
+use xen_virtio_guest_mapping::{CopyOp, Direction, GuestAccess, PAGE_SIZE};
+
+/// A frame of so many bytes is laid so that its pages are copied in one piece each.
+const LONG: usize = PAGE_SIZE / 2;
 
 /// The frames of one queue on their way from the driver.
 pub(super) struct Sender {
@@ -56,7 +59,7 @@ impl Sender {
         self.frames.clear();
     }
 
-    /// Takes frames off the driver's queue, and sends them. How many it has back.
+    /// Takes frames off the driver's queue, and sends them.
     ///
     /// # Errors
     ///
@@ -68,13 +71,13 @@ impl Sender {
         limiter: &mut Limiter,
         counters: &mut Counters,
         access: &mut dyn GuestAccess,
-    ) -> Result<u32, TransferError> {
+    ) -> Result<Moved, TransferError> {
         // Those that dom0 could not copy before go first, and alone.
         if self.frames.is_empty() {
             self.gather(queue, limiter)?;
         }
         if self.frames.is_empty() {
-            return Ok(0);
+            return Ok(Moved::default());
         }
         self.operations.clear();
         for Frame { request, bytes } in &self.frames {
@@ -95,7 +98,7 @@ impl Sender {
         limiter: &mut Limiter,
     ) -> Result<(), TransferError> {
         while self.frames.len() < FRAMES
-            && self.used + MAX_FRAME <= self.memory.len()
+            && self.used + PAGE_SIZE + MAX_FRAME <= self.memory.len()
             && limiter.admits()
         {
             let Some(request) = queue.pop()? else { break };
@@ -105,7 +108,11 @@ impl Sender {
                 false => 0,
             };
             limiter.spend(len);
-            let bytes = self.used..self.used + len;
+            let start = match len < LONG {
+                true => self.used,
+                false => request.readable.alike(self.used),
+            };
+            let bytes = start..start + len;
             self.used = bytes.end;
             self.frames.push(Frame { request, bytes });
         }
@@ -118,20 +125,21 @@ impl Sender {
         queue: &mut ActiveQueue,
         wire: Wire<'_>,
         counters: &mut Counters,
-    ) -> Result<u32, TransferError> {
+    ) -> Result<Moved, TransferError> {
         let Wire {
             mut interface,
             features,
         } = wire;
         let mut operations = self.operations.iter().peekable();
-        let mut sent = 0;
+        let mut sent = Moved::default();
         for Frame { request, bytes } in self.frames.drain(..) {
             let of_frame = std::iter::from_fn(|| {
                 operations.next_if(|operation| operation.local.start < bytes.end)
             });
             let is_whole =
                 of_frame.fold(!bytes.is_empty(), |whole, one| whole & one.result.is_ok());
-            sent += 1;
+            sent.requests += 1;
+            sent.bytes += bytes.len();
             let frame = self
                 .memory
                 .get_slice(bytes.start, bytes.len())

@@ -4,7 +4,7 @@ use super::queue::QueueError;
 use smallvec::SmallVec;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::GuestAddress;
-use xen_virtio_guest_mapping::{CopyOp, Direction};
+use xen_virtio_guest_mapping::{CopyOp, Direction, PAGE_SIZE};
 
 /// A piece of guest memory that a descriptor names. Its address is judged when it is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,32 @@ impl Buffers {
             self.buffers.push(buffer);
         }
         Some(())
+    }
+
+    /// The first place from byte `at` of a memory of whole pages on from which a copy of these buffers crosses pages where its
+    /// longest buffer does in the guest. Elsewhere each page of the guest's would be copied in two pieces.
+    pub(crate) fn alike(&self, at: usize) -> usize {
+        let mut skip = 0u64;
+        let mut longest = GuestBuffer {
+            address: GuestAddress(0),
+            len: 0,
+        };
+        let mut begins = 0;
+        for buffer in &self.buffers {
+            if buffer.len > longest.len {
+                longest = *buffer;
+                begins = skip;
+            }
+            skip += u64::from(buffer.len);
+        }
+        let page = PAGE_SIZE as u64;
+        let wanted = longest
+            .address
+            .0
+            .wrapping_sub(begins)
+            .wrapping_sub(at as u64)
+            % page;
+        at + usize::try_from(wanted).expect("less than a page")
     }
 
     /// Adds to `operations` what copies `len` bytes, from byte `skip` of these buffers on, to or from the
@@ -226,6 +252,21 @@ mod tests {
         assert_eq!(copies(&buffers, 27, 99), [(0x4003, 100..101)]);
         assert_eq!(copies(&buffers, 28, 1), []);
         assert_eq!(copies(&buffers, 0, 0), []);
+    }
+
+    #[test]
+    fn a_copy_begins_where_its_longest_buffer_crosses_pages_as_the_guests_does() {
+        let mut buffers = Buffers::default();
+        for (address, len) in [(0x1ff0, 12), (0x5300, 8000), (0x9000, 100)] {
+            let address = GuestAddress(address);
+            buffers.push(GuestBuffer { address, len }).unwrap();
+        }
+        for at in [0, 1, 0x2f4, 0x2f5, 0xfff, 0x1000, 0x12345] {
+            let place = buffers.alike(at);
+            assert!((at..at + 0x1000).contains(&place), "{at:#x}");
+            assert_eq!((place + 12) % 0x1000, 0x300, "{at:#x}");
+        }
+        assert_eq!(Buffers::default().alike(5), 0x1000);
     }
 
     #[test]
