@@ -2,6 +2,7 @@
 //! the sandbox.
 
 pub(crate) mod blk;
+mod feature_names;
 mod kernel_vhost;
 mod net;
 mod rng;
@@ -126,14 +127,19 @@ pub(crate) trait DeviceKind: Sync {
     /// What keeps it from being served; [`Busy`] if that may go away by itself.
     fn open(&self, wanted: &Wanted<'_>, uses: &mut Uses) -> Result<Opened>;
 
-    /// What a device that is resized while it runs changes to: `kept` is what was [kept](Opened::kept) of it, and
-    /// `backing` what it is in.
+    /// What a device that runs changes to by `order`: `kept` is what was [kept](Opened::kept) of it, and `backing` what it is
+    /// in.
     ///
     /// # Errors
     ///
     /// Why it cannot.
-    fn resize(&self, _kept: Option<Value>, _backing: Option<Backing>) -> Result<Resized> {
-        bail!("a device of type {} has no size", self.name())
+    fn change(
+        &self,
+        order: Order,
+        _kept: Option<Value>,
+        _backing: Option<Backing>,
+    ) -> Result<Changed> {
+        bail!("a device of type {} has no {}", self.name(), order.part())
     }
 
     /// Builds the device, in the sandbox.
@@ -354,11 +360,30 @@ impl RegionSize {
     }
 }
 
-/// What a device is resized to.
-pub(crate) struct Resized {
-    /// Bytes before and after.
-    pub(crate) before: u64,
-    pub(crate) after: u64,
+/// How a person has a device changed that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// The guest is told of the size that its disk has now.
+    Resize,
+    /// The cable of its interface is plugged in, or out.
+    Link { is_up: bool },
+}
+
+impl Order {
+    /// What a device has that can be changed so.
+    fn part(self) -> &'static str {
+        match self {
+            Self::Resize => "size",
+            Self::Link { .. } => "link",
+        }
+    }
+}
+
+/// What a device is changed to.
+pub(crate) struct Changed {
+    /// For whoever has ordered it.
+    pub(crate) done: String,
     pub(crate) kept: Value,
     /// For its [`Control`].
     pub(crate) change: Value,

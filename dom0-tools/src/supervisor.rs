@@ -214,8 +214,12 @@ impl Supervisor {
                     .accept(self.poll.registry(), &mut self.next_token),
                 token => match self.clients.ready(token, self.poll.registry()) {
                     Some(Question::List) => self.collect(token),
-                    Some(Question::Resize { guest, device }) => {
-                        self.resize(token, &guest, &device);
+                    Some(Question::Change {
+                        guest,
+                        device,
+                        order,
+                    }) => {
+                        self.change(token, &guest, &device, order);
                     }
                     None if !self.clients.has(token) => {
                         self.back_ends.ready(token, self.poll.registry());

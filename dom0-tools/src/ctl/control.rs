@@ -1,6 +1,7 @@
 //! The socket at which `xen-virtioctl` asks the supervisor.
 
 use crate::ctl::report::Report;
+pub use crate::devices::Order;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
@@ -20,9 +21,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub enum Question {
     /// Answered by a [`Report`].
     List,
-    /// Tells a guest, by its name or domid, of what was added to its disk. Answered by what was done, or why nothing
-    /// was: a `Result<String, String>`.
-    Resize { guest: String, device: String },
+    /// Changes a device of a guest, which goes by its name or domid. Answered by what was done, or why nothing was: a
+    /// `Result<String, String>`.
+    Change {
+        guest: String,
+        device: String,
+        order: Order,
+    },
 }
 
 /// Why there is no answer.
@@ -49,14 +54,23 @@ pub fn list(path: &Path) -> Result<Report, ControlError> {
     ask(path, &Question::List)
 }
 
-/// Has the supervisor that listens at `path` tell `guest` of the size that its disk `device` has now. What was done.
+/// Has the supervisor that listens at `path` change the `device` of `guest`. What was done.
 ///
 /// # Errors
 ///
 /// [`ControlError`].
-pub fn resize(path: &Path, guest: String, device: String) -> Result<String, ControlError> {
-    ask::<Result<String, String>>(path, &Question::Resize { guest, device })?
-        .map_err(ControlError::Refused)
+pub fn change(
+    path: &Path,
+    guest: String,
+    device: String,
+    order: Order,
+) -> Result<String, ControlError> {
+    let question = Question::Change {
+        guest,
+        device,
+        order,
+    };
+    ask::<Result<String, String>>(path, &question)?.map_err(ControlError::Refused)
 }
 
 fn ask<Answer: DeserializeOwned>(path: &Path, question: &Question) -> Result<Answer, ControlError> {

@@ -6,8 +6,8 @@ mod uses;
 pub(crate) use uses::Uses;
 
 use super::{
-    Building, Built, Busy, Control, DeviceKind, NewDevice, Opened, Resized, Resources, SyscallRule,
-    Wanted, parse_settings, spec,
+    Building, Built, Busy, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
+    SyscallRule, Wanted, parse_settings, spec,
 };
 use crate::config::CONFIG_PATH;
 use crate::guest_state::{self, Backing};
@@ -203,14 +203,24 @@ impl DeviceKind for BlkKind {
         })
     }
 
-    fn resize(&self, kept: Option<Value>, backing: Option<Backing>) -> Result<Resized> {
+    fn change(
+        &self,
+        order: Order,
+        kept: Option<Value>,
+        backing: Option<Backing>,
+    ) -> Result<Changed> {
+        ensure!(
+            order == Order::Resize,
+            "a device of type {} has no {}",
+            self.name(),
+            order.part()
+        );
         let bound = kept.context("nothing is recorded of it")?;
         let bound: Binding = serde_json::from_value(bound)?;
         let after = new_size(&bound, backing)?;
         let before = bound.bytes;
-        Ok(Resized {
-            before,
-            after,
+        Ok(Changed {
+            done: format!("{before} bytes before, {after} bytes now"),
             kept: spec(&Binding {
                 bytes: after,
                 ..bound

@@ -1,21 +1,23 @@
 //! A network interface: a tap or a macvtap of dom0's, whose frames a worker moves.
 
+use super::feature_names;
 use super::vhost_user::parse_mac;
 use super::{
-    Building, Built, DeviceKind, NewDevice, Opened, Resources, SyscallRule, Wanted, in_use,
-    ioctl_number, open_device, parse_settings, spec,
+    Building, Built, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
+    SyscallRule, Wanted, in_use, ioctl_number, open_device, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
-use crate::guest_state;
+use crate::guest_state::{self, Backing};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fs;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use virtio_bindings::virtio_net as ids;
-use xen_virtio_backend::net::{Interface, MAX_PAIRS, Net, Setup, Tap};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use xen_virtio_backend::net::{Interface, Link, MAX_PAIRS, Net, Setup, Tap};
 use xen_virtio_backend::tap::{self, Queues, TUN_F_USO4, TUN_F_USO6};
 use xen_virtio_backend::{DeviceType, Limits, StateCell};
 
@@ -68,6 +70,8 @@ struct Spec {
     segments_udp: bool,
     sends: Rate,
     receives: Rate,
+    /// The cable is plugged in.
+    is_up: bool,
 }
 
 impl From<Rate> for Limits {
@@ -153,6 +157,7 @@ impl Spec {
                 bytes: settings.receive_bytes_per_second,
                 frames: settings.receive_frames_per_second,
             },
+            is_up: true,
         })
     }
 
@@ -224,33 +229,7 @@ impl DeviceKind for NetKind {
     }
 
     fn feature_names(&self) -> &'static [(u32, &'static str)] {
-        &[
-            (ids::VIRTIO_NET_F_CSUM, "csum"),
-            (ids::VIRTIO_NET_F_GUEST_CSUM, "guest-csum"),
-            (ids::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, "ctrl-guest-offloads"),
-            (ids::VIRTIO_NET_F_MTU, "mtu"),
-            (ids::VIRTIO_NET_F_MAC, "mac"),
-            (ids::VIRTIO_NET_F_GUEST_TSO4, "guest-tso4"),
-            (ids::VIRTIO_NET_F_GUEST_TSO6, "guest-tso6"),
-            (ids::VIRTIO_NET_F_GUEST_ECN, "guest-ecn"),
-            (ids::VIRTIO_NET_F_HOST_TSO4, "host-tso4"),
-            (ids::VIRTIO_NET_F_HOST_TSO6, "host-tso6"),
-            (ids::VIRTIO_NET_F_HOST_ECN, "host-ecn"),
-            (ids::VIRTIO_NET_F_MRG_RXBUF, "mrg-rxbuf"),
-            (ids::VIRTIO_NET_F_STATUS, "status"),
-            (ids::VIRTIO_NET_F_CTRL_VQ, "ctrl-vq"),
-            (ids::VIRTIO_NET_F_CTRL_RX, "ctrl-rx"),
-            (ids::VIRTIO_NET_F_CTRL_VLAN, "ctrl-vlan"),
-            (ids::VIRTIO_NET_F_CTRL_RX_EXTRA, "ctrl-rx-extra"),
-            (ids::VIRTIO_NET_F_GUEST_ANNOUNCE, "guest-announce"),
-            (ids::VIRTIO_NET_F_MQ, "mq"),
-            (ids::VIRTIO_NET_F_CTRL_MAC_ADDR, "ctrl-mac-addr"),
-            (ids::VIRTIO_NET_F_VQ_NOTF_COAL, "vq-notf-coal"),
-            (ids::VIRTIO_NET_F_NOTF_COAL, "notf-coal"),
-            (ids::VIRTIO_NET_F_GUEST_USO4, "guest-uso4"),
-            (ids::VIRTIO_NET_F_GUEST_USO6, "guest-uso6"),
-            (ids::VIRTIO_NET_F_HOST_USO, "host-uso"),
-        ]
+        feature_names::of(VIRTIO_ID_NET)
     }
 
     fn warnings(&self, settings: &toml::Table) -> Vec<String> {
@@ -307,6 +286,24 @@ impl DeviceKind for NetKind {
         })
     }
 
+    fn change(
+        &self,
+        order: Order,
+        kept: Option<Value>,
+        _backing: Option<Backing>,
+    ) -> Result<Changed> {
+        let Order::Link { is_up } = order else {
+            bail!("a device of type {} has no {}", self.name(), order.part());
+        };
+        let kept = kept.context("nothing is recorded of it")?;
+        let kept: Spec = serde_json::from_value(kept)?;
+        Ok(Changed {
+            done: format!("the link is {}", if is_up { "up" } else { "down" }),
+            kept: spec(&Spec { is_up, ..kept }),
+            change: spec(&is_up),
+        })
+    }
+
     fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {
         let built_by: Spec = serde_json::from_value(new.spec)?;
         let count = new.descriptors.len();
@@ -326,10 +323,11 @@ impl DeviceKind for NetKind {
             receives: built_by.receives.into(),
         };
         let interfaces = new.descriptors.into_iter().map(tap).collect();
-        let device = Net::new(setup, interfaces, StateCell::new(kept), true)?;
+        let device = Net::new(setup, interfaces, StateCell::new(kept), built_by.is_up)?;
+        let control = NetControl(device.link());
         Ok(Building::Ready(Built {
             device: Box::new(device),
-            control: None,
+            control: Some(Box::new(control)),
             known: None,
         }))
     }
@@ -347,9 +345,39 @@ impl DeviceKind for NetKind {
     }
 }
 
+/// Plugs a device's cable in and out.
+struct NetControl(Link);
+
+impl Control for NetControl {
+    fn change(&self, change: &Value, _descriptors: Vec<OwnedFd>) -> Result<()> {
+        self.0.set_up(bool::deserialize(change)?);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cable_is_plugged_and_nothing_else_is_changed() {
+        let settings = "mac = \"00:16:3e:00:00:01\"\ntap = \"v\"\nmtu = 9000";
+        let settings = toml::from_str::<Settings>(settings).unwrap();
+        let kept = Spec::of(settings).unwrap();
+        assert!(kept.is_up);
+        let down = Order::Link { is_up: false };
+        let changed = NetKind.change(down, Some(spec(&kept)), None).unwrap();
+        assert_eq!(
+            (&*changed.done, changed.change),
+            ("the link is down", false.into())
+        );
+        let mut expected = spec(&kept);
+        expected["is_up"] = false.into();
+        assert_eq!(changed.kept, expected);
+        let refused = NetKind.change(Order::Resize, Some(spec(&kept)), None);
+        let error = refused.err().unwrap().to_string();
+        assert_eq!(error, "a device of type net has no size");
+    }
 
     #[test]
     fn settings_are_judged() {

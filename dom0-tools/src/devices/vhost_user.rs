@@ -1,12 +1,11 @@
 //! Devices that vhost-user back-ends serve: programs of others, each at a socket.
 
-mod feature_names;
 mod offer_record;
 mod settings;
 
 use super::{
     Arriving, BackEnd, Building, Built, Busy, Control, DeviceKind, Inherited, NewDevice, Opened,
-    RegionSize, Resources, SyscallRule, Wanted, blk, parse_settings, spec,
+    RegionSize, Resources, SyscallRule, Wanted, blk, feature_names, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, DeviceRecords};

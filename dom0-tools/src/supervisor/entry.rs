@@ -4,7 +4,7 @@ use super::guest::WorkerContext;
 use super::orphan_workers;
 use crate::connections::close_later;
 use crate::ctl::report::EntryReport;
-use crate::devices::{self, DeviceKind, Opened, Resized, Service, Wanted};
+use crate::devices::{self, Changed, DeviceKind, Opened, Order, Service, Wanted};
 use crate::guest_state::Backing;
 use crate::ipc::{Attachment, ToWorker};
 use crate::toolstack::Identity;
@@ -163,14 +163,14 @@ impl DeviceEntry {
         self.hint.as_deref()
     }
 
-    /// What it changes to, if it was resized: `kept` is what was kept of it.
+    /// What it changes to by `order`: `kept` is what was kept of it.
     ///
     /// # Errors
     ///
     /// Why it cannot be.
-    pub(super) fn resize(&self, kept: Option<Value>) -> Result<Resized> {
+    pub(super) fn change(&self, order: Order, kept: Option<Value>) -> Result<Changed> {
         let kind = self.kind.context("it was not opened yet")?;
-        kind.resize(kept, self.backing)
+        kind.change(order, kept, self.backing)
     }
 
     /// Whether its guest was kept from running for want of it.

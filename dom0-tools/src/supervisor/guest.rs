@@ -12,9 +12,9 @@ use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
 use crate::created::Created;
 use crate::ctl::report::{GuestReport, Refusal};
-use crate::devices::Resized;
 use crate::devices::blk::Uses;
 use crate::devices::blk::lock::{self, Locks};
+use crate::devices::{Changed, Order};
 use crate::ipc::{FromWorker, ToWorker};
 use crate::text::without_controls;
 use crate::toolstack::libxl::EntryKey;
@@ -221,11 +221,12 @@ impl Guest {
     /// # Errors
     ///
     /// Why it cannot be.
-    pub(super) fn resize(
+    pub(super) fn change(
         &mut self,
         device: &str,
+        order: Order,
         context: &mut WorkerContext<'_>,
-    ) -> Result<(u64, u64)> {
+    ) -> Result<String> {
         let domid = self.domid();
         let mut found = None;
         for key in self.lifecycle.entries.keys() {
@@ -247,18 +248,14 @@ impl Guest {
             bail!("{key} is not served now");
         }
         let kept = context.files.kept(&self.identity, key)?;
-        let Resized {
-            before,
-            after,
-            kept,
-            change,
-        } = known.resize(kept).with_context(|| key.to_string())?;
+        let changed = known.change(order, kept);
+        let Changed { done, kept, change } = changed.with_context(|| key.to_string())?;
         context.files.keep(&self.identity, key, Some(kept))?;
-        // A worker that dies before it is told is followed by one that is told this size.
+        // A worker that dies before it is told is followed by one that is told this.
         if let Some(broken) = self.send(&ToWorker::Change { key, change }) {
             self.handle(broken, context)?;
         }
-        Ok((before, after))
+        Ok(done)
     }
 
     /// A connection to the back-end of device `key` is there. What became of the worker, if it does not take it; nothing if no

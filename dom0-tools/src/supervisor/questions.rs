@@ -3,6 +3,7 @@
 use super::guest::Guest;
 use super::{REPORT_LIMIT, Supervisor};
 use crate::ctl::report::Report;
+use crate::devices::Order;
 use mio::Token;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -15,8 +16,8 @@ pub(super) struct Collection {
 }
 
 impl Supervisor {
-    /// Has a guest told of what was added to its disk, and `client` of how that went.
-    pub(super) fn resize(&mut self, client: Token, guest: &str, device: &str) {
+    /// Has a device of a guest changed, and `client` told of how that went.
+    pub(super) fn change(&mut self, client: Token, guest: &str, device: &str, order: Order) {
         let (guests, mut context) = self.parts();
         let mut guests = guests.iter_mut();
         let found =
@@ -24,15 +25,13 @@ impl Supervisor {
         let result = match found {
             None => Err(format!("there is no guest {guest} with a virtio device")),
             Some((_, found)) => found
-                .resize(device, &mut context)
-                .map(|(before, now)| {
-                    format!("guest {guest}, {device}: {before} bytes before, {now} bytes now")
-                })
+                .change(device, order, &mut context)
+                .map(|done| format!("guest {guest}, {device}: {done}"))
                 .map_err(|error| format!("guest {guest}: {error:#}")),
         };
         match &result {
             Ok(done) => tracing::info!("{done}"),
-            Err(error) => tracing::warn!("not resized: {error}"),
+            Err(error) => tracing::warn!("not changed: {error}"),
         }
         let answer = serde_json::to_vec(&result).expect("a text can be written");
         self.clients.answer(client, answer, self.poll.registry());

@@ -5,6 +5,7 @@ use super::Supervisor;
 use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
 use crate::config::Config;
+use crate::devices::Order;
 use crate::devices::blk::lock;
 use crate::ipc::{Attachment, FromWorker, SupervisorEnd, ToWorker, WorkerEnd, WorkerEnds};
 use crate::toolstack::guest_file::GuestFiles;
@@ -370,7 +371,10 @@ fn a_source_of_entropy_needs_no_configuration_and_keeps_nothing() {
     );
     dom0.says(0, &FromWorker::Serving);
     let (guests, mut context) = dom0.supervisor.parts();
-    let resized = guests.get_mut(&3).unwrap().resize("virtio/0", &mut context);
+    let resized = guests
+        .get_mut(&3)
+        .unwrap()
+        .change("virtio/0", Order::Resize, &mut context);
     let error = format!("{:#}", resized.unwrap_err());
     assert!(
         error.contains("virtio/0: a device of type rng has no size"),
@@ -841,7 +845,10 @@ fn a_disk_grows_on_request_and_never_shrinks() {
             .set_len(sectors * SECTOR)
             .unwrap();
         let (guests, mut context) = dom0.supervisor.parts();
-        let resized = guests.get_mut(&3).unwrap().resize(device, &mut context);
+        let resized = guests
+            .get_mut(&3)
+            .unwrap()
+            .change(device, Order::Resize, &mut context);
         resized.map_err(|error| format!("{error:#}"))
     };
     assert!(
@@ -862,7 +869,7 @@ fn a_disk_grows_on_request_and_never_shrinks() {
     dom0.hears_nothing(0);
     assert_eq!(
         resize(&mut dom0, 80, "virtio_disk/51712"),
-        Ok((64 * SECTOR, 80 * SECTOR))
+        Ok("32768 bytes before, 40960 bytes now".to_owned())
     );
     let told = dom0.next(0);
     assert!(

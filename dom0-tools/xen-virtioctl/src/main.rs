@@ -3,7 +3,7 @@
 mod demo;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::created::{self, Created};
+use xen_virtio_dom0_tools::ctl::control::Order;
 use xen_virtio_dom0_tools::ctl::stats::Stats;
 use xen_virtio_dom0_tools::ctl::{control, create, xl_config};
 use xen_virtio_dom0_tools::toolstack::guest_file::{self, GuestFiles};
@@ -74,8 +75,22 @@ enum Command {
         /// The disk: its vdev, like xvda, or what `list` names it, like virtio_disk/51712.
         device: String,
     },
+    /// Plugs the cable of a guest's network interface in or out.
+    Link {
+        /// The guest's name or domid.
+        guest: String,
+        /// The interface, as `list` names it, like virtio/0.
+        device: String,
+        state: LinkState,
+    },
     /// Runs a block device for a simulated guest, on this machine, without Xen.
     Demo(demo::Options),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LinkState {
+    Up,
+    Down,
 }
 
 fn main() -> ExitCode {
@@ -142,11 +157,22 @@ fn run(command: Command) -> Result<String> {
             );
             Ok(guest_file::device_tree(&guest, &devices))
         }
-        Command::Resize { guest, device } => {
-            Ok(control::resize(control::SOCKET_PATH.as_ref(), guest, device)? + "\n")
+        Command::Resize { guest, device } => change(guest, device, Order::Resize),
+        Command::Link {
+            guest,
+            device,
+            state,
+        } => {
+            let is_up = state == LinkState::Up;
+            change(guest, device, Order::Link { is_up })
         }
         Command::Demo(options) => demo::run(&options),
     }
+}
+
+fn change(guest: String, device: String, order: Order) -> Result<String> {
+    let path = control::SOCKET_PATH.as_ref();
+    Ok(control::change(path, guest, device, order)? + "\n")
 }
 
 fn config_summary(path: &Path, config: &Config) -> String {
