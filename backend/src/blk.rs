@@ -8,14 +8,14 @@ mod header;
 mod io;
 mod pipeline;
 
-pub use disk::{Disk, DiskError, Erases, SECTOR};
+pub use disk::{Disk, DiskError, Erases, SECTOR, Topology};
 pub use pipeline::Claim;
 
 use crate::device::{
     Activity, Device, DeviceError, DeviceType, Identity, Interest, RequestCounters, Step,
     read_space,
 };
-use crate::engine::{Coalescer, RingStock};
+use crate::engine::{Coalescer, Limiter, Limits, RingStock};
 use crate::persist::StateArea;
 use crate::tuning::HELD_STEPS;
 use crate::virtqueue::{MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueSet, QueueStart, Unfinished};
@@ -26,8 +26,9 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Instant;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_guest_mapping::GuestAccess;
@@ -50,8 +51,27 @@ pub struct Blk {
     capacity: Capacity,
     pipeline: Pipeline,
     coalescer: Coalescer,
+    limiter: Limiter,
+    /// Where it is remembered whether the driver has turned the write cache off, if it may.
+    cache: Option<WriteCache>,
     /// Steps for which something that has ended is being held back.
     held: u32,
+}
+
+/// Whether a driver that may choose has turned the write cache off (virtio 1.3, 5.2.5.2).
+struct WriteCache(StateArea);
+
+impl WriteCache {
+    /// Its word of what a disk keeps. Zero is on: what a reset leaves, and an earlier version.
+    const IS_OFF: usize = 2;
+
+    fn is_on(&self) -> bool {
+        self.0.load(Self::IS_OFF) == 0
+    }
+
+    fn turn(&self, is_on: bool) {
+        self.0.store(Self::IS_OFF, u64::from(!is_on));
+    }
 }
 
 /// The bytes of a disk that its driver is to see: changed from outside, and taken up by the disk's next
@@ -71,13 +91,16 @@ impl Capacity {
 
 impl Blk {
     /// Bytes of the state that a disk keeps beyond its process.
-    pub const KEPT: usize = 16;
+    pub const KEPT: usize = 24;
+
+    /// As many as a version kept that did not let its driver turn the write cache off: with these, no driver may.
+    pub const KEPT_BEFORE: usize = 16;
 
     /// The largest size of each of its queues.
     pub const QUEUE_SIZE: u16 = 512;
 
-    /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `kept`
-    /// ([`Blk::KEPT`] bytes) remembers a failed flush beyond this process. The disk has a ring of `rings` while it lives;
+    /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `kept` ([`Blk::KEPT`] or
+    /// [`Blk::KEPT_BEFORE`] bytes) remembers a failed flush, and what the driver has set, beyond this process. The disk has a ring of `rings` while it lives;
     /// without one it does one transfer after the other.
     ///
     /// # Errors
@@ -107,7 +130,16 @@ impl Blk {
         if disk.erases().zeroes {
             features |= 1 << VIRTIO_BLK_F_WRITE_ZEROES;
         }
+        if disk.topology().is_some() {
+            features |= 1 << VIRTIO_BLK_F_TOPOLOGY;
+        }
+        let cache = (kept.len() >= Self::KEPT).then(|| WriteCache(kept.clone()));
+        if cache.is_some() {
+            features |= 1 << VIRTIO_BLK_F_CONFIG_WCE;
+        }
         Ok(Self {
+            cache,
+            limiter: Limiter::new(Limits::default()),
             identity: Identity {
                 device_type: DeviceType::BLOCK,
                 features,
@@ -128,6 +160,11 @@ impl Blk {
         self.capacity.clone()
     }
 
+    /// Holds the driver to `limits`, of the bytes that requests have beside their headers.
+    pub fn limit(&mut self, limits: Limits) {
+        self.limiter = Limiter::new(limits);
+    }
+
     /// Has nothing begun before `claim` has taken the disk; registers are answered meanwhile.
     pub fn claim_first(&mut self, claim: Claim) {
         self.pipeline.claim_first(claim);
@@ -146,11 +183,16 @@ impl Blk {
             let Some(queue) = self.queues.get(index) else {
                 continue;
             };
-            // A driver that does not flush expects a write to be stable when it is done (virtio 1.3, 5.2.6.2).
-            let write_through = !queue.has_feature(VIRTIO_BLK_F_FLUSH);
-            while room > 0 {
+            // A driver that does not flush, or has turned the write cache off, expects a write to be stable when it is done
+            // (virtio 1.3, 5.2.6.2).
+            let is_off = self.cache.as_ref().is_some_and(|cache| !cache.is_on());
+            let write_through = !queue.has_feature(VIRTIO_BLK_F_FLUSH)
+                || queue.has_feature(VIRTIO_BLK_F_CONFIG_WCE) && is_off;
+            while room > 0 && self.limiter.admits() {
                 let Some(request) = queue.pop()? else { break };
                 room -= 1;
+                self.limiter
+                    .spend(request.readable.len() + request.writable.len());
                 self.pipeline
                     .admit(index, request, write_through)
                     .map_err(|failure| failure.of(index))?;
@@ -158,6 +200,14 @@ impl Blk {
         }
         self.first_queue = (self.first_queue + 1) % count;
         Ok(room < full)
+    }
+
+    /// How many requests wait that may be taken now.
+    fn available(&mut self) -> Result<usize, DeviceError> {
+        match self.limiter.admits() {
+            true => self.queues.available(),
+            false => Ok(0),
+        }
     }
 
     /// How busy the device is when it has found nothing to do.
@@ -198,6 +248,21 @@ impl Device for Blk {
 
     fn read_config(&self, offset: usize, to: &mut [u8]) {
         read_space(&self.config, offset, to);
+        if let Some(cache) = &self.cache
+            && let Some(at) = config::WRITE_BACK.checked_sub(offset)
+            && let Some(byte) = to.get_mut(at)
+        {
+            *byte = cache.is_on().into();
+        }
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        if let Some(cache) = &self.cache
+            && let Some(at) = config::WRITE_BACK.checked_sub(offset)
+            && let Some(byte) = data.get(at)
+        {
+            cache.turn(*byte != 0);
+        }
     }
 
     fn update(&mut self) -> bool {
@@ -225,7 +290,7 @@ impl Device for Blk {
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let ended = self.pipeline.gather_ended();
-        let available = self.queues.available()?;
+        let available = self.available()?;
         let take = self.coalescer.step(available, self.pipeline.len());
         self.held += u32::from(self.pipeline.has_ended());
         if self.pipeline.is_due() || self.held > HELD_STEPS {
@@ -260,7 +325,8 @@ impl Device for Blk {
         }
         let mut more = self.pipeline.must_submit();
         // Without room, a kick would tell of what cannot be taken; the end of a transfer makes room.
-        if self.pipeline.room() > 0 {
+        // Nor would one of what may not be taken yet.
+        if self.pipeline.room() > 0 && self.limiter.admits() {
             more |= self.queues.resume_kicks()?;
             // Those that wait for more do not wait for the disk: nothing else may tell of them.
             more |= self.queues.available()? > 0;
@@ -294,6 +360,7 @@ impl Device for Blk {
 
     fn retire(&mut self) {
         self.pipeline.retire();
+        self.cache = None;
     }
 
     fn settle(&mut self) -> bool {
@@ -303,10 +370,14 @@ impl Device for Blk {
 
     fn reset(&mut self) {
         self.pipeline.reset();
+        if let Some(cache) = &self.cache {
+            cache.turn(true);
+        }
     }
 
     fn try_again_at(&self) -> Option<Instant> {
-        self.pipeline.try_again_at()
+        let waits = [self.pipeline.try_again_at(), self.limiter.next()];
+        waits.into_iter().flatten().min()
     }
 
     fn warning(&self) -> Option<String> {

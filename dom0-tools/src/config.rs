@@ -4,8 +4,10 @@ use crate::devices::{self, DeviceKind, Service};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use xen_virtio_backend::Limits;
 
 /// Where the configuration is read from, if it is there.
 pub const CONFIG_PATH: &str = "/etc/xen-virtiod/config.toml";
@@ -38,6 +40,12 @@ pub struct DiskConfig {
     /// What a guest discards, or zeroes, takes no room any more. A file that has all of its room reserved is to keep it.
     #[serde(default = "yes")]
     pub discard: bool,
+    /// What each of its guests may read and write in a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+    pub requests_per_second: Option<NonZeroU64>,
+    /// What a guest may have at once after a rest: as much as in so many seconds.
+    #[serde(default)]
+    pub burst_seconds: u32,
 }
 
 fn yes() -> bool {
@@ -230,6 +238,16 @@ impl Config {
         self.entries_of(path).all(|disk| disk.discard)
     }
 
+    /// What a guest may do with the disk at `path`: the first entry for it says so.
+    pub fn disk_limits(&self, path: &Path) -> Limits {
+        let entry = self.entries_of(path).next();
+        entry.map_or_else(Limits::default, |disk| Limits {
+            bytes: disk.bytes_per_second,
+            operations: disk.requests_per_second,
+            burst_seconds: disk.burst_seconds,
+        })
+    }
+
     fn entries_of<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a DiskConfig> {
         let disks = self.disks.iter();
         disks.filter(move |disk| disk.path == path || is_same(&disk.path, path).unwrap_or(false))
@@ -281,7 +299,8 @@ mod tests {
         std::os::unix::fs::symlink(&image, &link).unwrap();
         std::fs::hard_link(&image, &hard).unwrap();
         let config = load(&format!(
-            "[[disk]]\npath = {link:?}\nshared = true\ndiscard = false\n[[disk]]\npath = \"/b\"\n"
+            "[[disk]]\npath = {link:?}\nshared = true\ndiscard = false\nrequests-per-second = 100\nburst-seconds = 2\n\
+             [[disk]]\npath = \"/b\"\n"
         ));
         let config = config.unwrap();
         assert!(
@@ -291,6 +310,13 @@ mod tests {
         );
         assert!(!config.is_shared(Path::new("/b")) && !config.is_shared(Path::new("/c")));
         assert!(!config.may_discard(&link));
+        let limits = Limits {
+            bytes: None,
+            operations: NonZeroU64::new(100),
+            burst_seconds: 2,
+        };
+        assert_eq!(config.disk_limits(&hard), limits);
+        assert_eq!(config.disk_limits(Path::new("/c")), Limits::default());
         assert!(config.may_discard(Path::new("/b")) && config.may_discard(Path::new("/c")));
     }
 

@@ -1,20 +1,24 @@
 //! The block device, from the driver's registers to the file, on the simulator.
 
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::device::blk::VirtIOBlk;
 use xen_virtio_backend::RingStock;
-use xen_virtio_backend::blk::{Blk, Disk};
-use xen_virtio_backend::{Device, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea};
+use xen_virtio_backend::blk::{Blk, Disk, Topology};
+use xen_virtio_backend::{
+    Device, Limits, QueueIndex, QueueJournal, QueueLayout, QueueStart, StateArea,
+};
 use xen_virtio_guest_mapping::{AddressMode, GuestAddress};
-use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimTransport, simulate};
+use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, SimHal, SimMachine, SimTransport, simulate};
 use xen_virtio_tests::{
     BlkRequest, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE, disk_of, driver, numbered_disk,
 };
@@ -599,4 +603,87 @@ fn an_invalidate_is_answered() {
     assert_eq!(guest.trap(TrapRequest::Invalidate), Some(0));
     assert_eq!(guest.trap(TrapRequest::Unknown), Some(0));
     assert_eq!(guest.read(FIRST_DEVICE.base + 0x10_0000, Width::Eight), 0);
+}
+
+/// Where the driver sets whether there is a write cache (virtio 1.3, 5.2.4).
+const WRITE_BACK: u64 = 0x100 + 32;
+
+#[test]
+fn a_write_is_stable_when_it_is_done_if_the_driver_has_turned_the_cache_off() {
+    let calls = |is_on: bool| {
+        let file = numbered_disk(SECTORS);
+        let (guest, machine) = disk_of(&[file.path()], 1, false);
+        let driver = driver(&guest, 0);
+        assert!(driver.offered_features() & 1 << VIRTIO_BLK_F_CONFIG_WCE != 0);
+        let mut queue = driver.start(64);
+        assert_eq!(driver.raw_read(WRITE_BACK, Width::One), 1);
+        driver.raw_write(WRITE_BACK, Width::One, is_on.into());
+        assert_eq!(driver.raw_read(WRITE_BACK, Width::One), u64::from(is_on));
+        for sector in 0..8 {
+            let write = BlkRequest::new(&driver, VIRTIO_BLK_T_OUT, sector, 512, false);
+            assert_eq!(write.perform(&driver, &mut queue), (0, 1));
+        }
+        driver.write(Register::Status, 0);
+        assert_eq!(driver.raw_read(WRITE_BACK, Width::One), 1, "a reset");
+        machine.stop().unwrap()[0].metrics["submissions"]
+    };
+    // A write, and what makes it stable.
+    assert_eq!((calls(true), calls(false)), (8, 16));
+}
+
+#[test]
+fn a_driver_is_told_which_sizes_suit_the_disk() {
+    let file = numbered_disk(SECTORS);
+    let mut disk = Disk::open(file.path(), false).unwrap();
+    let block = u32::try_from(file.as_file().metadata().unwrap().blksize()).unwrap();
+    let measured = disk.measure_topology().unwrap();
+    assert_eq!((measured.physical_block, measured.least), (block, block));
+    disk.set_topology(Some(Topology {
+        physical_block: 4096,
+        least: 65536,
+        best: 1 << 20,
+    }));
+    let kept = StateArea::private(Blk::KEPT_BEFORE).unwrap();
+    let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1)).unwrap();
+    let features = blk.identity().features;
+    assert!(features & 1 << VIRTIO_BLK_F_TOPOLOGY != 0);
+    assert!(
+        features & 1 << VIRTIO_BLK_F_CONFIG_WCE == 0,
+        "no room for it"
+    );
+    // physical_block_exp, alignment_offset, min_io_size, opt_io_size; then writeback, which there is not.
+    let mut sizes = [0xff; 9];
+    blk.read_config(24, &mut sizes);
+    assert_eq!(sizes, [3, 0, 128, 0, 0, 8, 0, 0, 0]);
+}
+
+#[test]
+fn a_disk_holds_its_guest_to_a_rate_after_a_burst() {
+    let file = numbered_disk(SECTORS);
+    let path = file.path().to_owned();
+    let (guest, machine) = SimMachine::start(AddressMode::Grants, move || {
+        let disk = Disk::open(&path, false).unwrap();
+        let kept = StateArea::private(Blk::KEPT)?;
+        let mut blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1))?;
+        blk.limit(Limits {
+            operations: NonZeroU64::new(100),
+            bytes: None,
+            burst_seconds: 1,
+        });
+        Ok(vec![Box::new(blk) as Box<dyn Device>])
+    })
+    .unwrap();
+    let driver = driver(&guest, 0);
+    let mut queue = driver.start(64);
+    let read = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, 3, 512, true);
+    let mut times = Vec::new();
+    let began = Instant::now();
+    for _ in 0..131 {
+        assert_eq!(read.perform(&driver, &mut queue), (0, 513));
+        times.push(began.elapsed());
+    }
+    assert!(times[99] < Duration::from_millis(900), "{:?}", times[99]);
+    let rest = times[130] - times[99];
+    assert!(rest > Duration::from_millis(250), "{rest:?}");
+    drop(machine.stop().unwrap());
 }

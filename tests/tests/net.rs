@@ -27,7 +27,7 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 const NO_LIMITS: [Limits; 2] = [Limits {
     bytes: None,
     operations: None,
-    burst_tenths: 0,
+    burst_seconds: 0,
 }; 2];
 /// Features without which a driver has none of the offloads.
 const PLAIN: u64 = 1 << ids::VIRTIO_NET_F_GUEST_CSUM | 1 << ids::VIRTIO_NET_F_CSUM;

@@ -11,7 +11,10 @@ const SEG_MAX: u32 = 126;
 /// Segments of a discard or of zeroes.
 const SEGMENTS: u32 = 1;
 
-/// The fields that the device's features make valid; the others are zero.
+/// Where the driver reads and sets whether there is a write cache.
+pub(super) const WRITE_BACK: usize = offset_of!(virtio_blk_config, wce);
+
+/// The fields that the device's features make valid, but for [`WRITE_BACK`]; the others are zero.
 pub(super) fn config_space(disk: &Disk, queues: u16) -> Vec<u8> {
     let Erases { discards, zeroes } = disk.erases();
     let bytes = match discards || zeroes {
@@ -33,6 +36,28 @@ pub(super) fn config_space(disk: &Disk, queues: u16) -> Vec<u8> {
         offset_of!(virtio_blk_config, blk_size),
         &disk.block_size().to_le_bytes(),
     );
+    if let Some(topology) = disk.topology() {
+        let exponent = (topology.physical_block / disk.block_size().max(1)).checked_ilog2();
+        let exponent = u8::try_from(exponent.unwrap_or(0)).expect("of 32 bits");
+        let blocks = |bytes: u32| bytes / disk.block_size().max(1);
+        let least = u16::try_from(blocks(topology.least)).unwrap_or(u16::MAX);
+        for (offset, field) in [
+            (
+                offset_of!(virtio_blk_config, physical_block_exp),
+                &[exponent][..],
+            ),
+            (
+                offset_of!(virtio_blk_config, min_io_size),
+                &least.to_le_bytes(),
+            ),
+            (
+                offset_of!(virtio_blk_config, opt_io_size),
+                &blocks(topology.best).to_le_bytes(),
+            ),
+        ] {
+            put(offset, field);
+        }
+    }
     put(
         offset_of!(virtio_blk_config, num_queues),
         &queues.to_le_bytes(),

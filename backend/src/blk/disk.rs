@@ -50,6 +50,18 @@ pub struct Disk {
     block_size: u32,
     read_only: bool,
     erases: Erases,
+    topology: Option<Topology>,
+}
+
+/// The sizes of transfers that suit a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// What it writes at once, and reads before it writes a part of that.
+    pub physical_block: u32,
+    /// The least that suits it.
+    pub least: u32,
+    /// What suits it best, zero if nothing in particular does.
+    pub best: u32,
 }
 
 /// How parts of a disk can be erased.
@@ -118,6 +130,7 @@ impl Disk {
             block_size: FILE_BLOCK,
             read_only: false,
             erases: Erases::default(),
+            topology: None,
         }
     }
 
@@ -163,6 +176,7 @@ impl Disk {
             block_size,
             read_only,
             erases: Erases::default(),
+            topology: None,
         })
     }
 
@@ -176,6 +190,47 @@ impl Disk {
 
     pub fn erases(&self) -> Erases {
         self.erases
+    }
+
+    /// The driver is to be told of `topology`; what the disk has, [`Disk::measure_topology`] tells.
+    pub fn set_topology(&mut self, topology: Option<Topology>) {
+        self.topology = topology;
+    }
+
+    pub fn topology(&self) -> Option<Topology> {
+        self.topology
+    }
+
+    /// The sizes that suit the block device, or the file system that the file is in; none if those are not known.
+    pub fn measure_topology(&self) -> Option<Topology> {
+        let data = self.file.metadata().ok()?;
+        let topology = match data.file_type().is_block_device() {
+            true => {
+                let size = |name: &str| attribute(data.rdev(), name)?.parse().ok();
+                Topology {
+                    physical_block: size("queue/physical_block_size")?,
+                    least: size("queue/minimum_io_size")?,
+                    best: size("queue/optimal_io_size")?,
+                }
+            }
+            false => {
+                let block = u32::try_from(data.blksize()).ok()?;
+                Topology {
+                    physical_block: block,
+                    least: block,
+                    best: 0,
+                }
+            }
+        };
+        let fits = |bytes: u32| bytes.is_multiple_of(self.block_size);
+        let block = topology.physical_block;
+        let is_sound = block.is_power_of_two() && [block, topology.least].into_iter().all(fits);
+        is_sound.then_some(topology)
+    }
+
+    /// Whether transfers pass dom0's page cache by, which would hold what the guest holds in its own.
+    pub fn is_direct(&self) -> bool {
+        fcntl_getfl(&self.file).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
     }
 
     /// How it can be erased.

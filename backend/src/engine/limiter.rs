@@ -12,8 +12,8 @@ const PERIOD: Duration = Duration::from_millis(10);
 pub struct Limits {
     pub bytes: Option<NonZeroU64>,
     pub operations: Option<NonZeroU64>,
-    /// What may be had at once after a rest, in tenths of what is allowed in a second.
-    pub burst_tenths: u32,
+    /// What may be had at once after a rest: as much as in so many seconds.
+    pub burst_seconds: u32,
 }
 
 /// Holds something to [`Limits`].
@@ -30,7 +30,7 @@ impl Limiter {
         let now = Instant::now();
         let allowance = |limit: Option<NonZeroU64>| {
             let rate = limit?.get();
-            let burst = rate.saturating_mul(limits.burst_tenths.into()) / 10;
+            let burst = rate.saturating_mul(limits.burst_seconds.into());
             Some(Allowance::new(rate, PERIOD, now).with_burst(burst))
         };
         Self {
@@ -84,7 +84,7 @@ mod tests {
         let limits = |bytes, operations| Limits {
             bytes: NonZeroU64::new(bytes),
             operations: NonZeroU64::new(operations),
-            burst_tenths: 0,
+            burst_seconds: 0,
         };
         let mut none = Limiter::new(limits(0, 0));
         for _ in 0..1000 {

@@ -17,14 +17,15 @@ use lock::LockError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use uses::{DeviceLock, Stores, WantedDisk};
 use virtio_bindings::virtio_blk as blk;
 use xen_virtio_backend::RingStock;
-use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, Erases, Serial};
-use xen_virtio_backend::{DeviceType, StateArea};
+use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, Erases, Serial, Topology};
+use xen_virtio_backend::{DeviceType, Limits, StateArea};
 
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
 const MAX_QUEUES: usize = 4;
@@ -71,6 +72,46 @@ struct Binding {
     discards: bool,
     #[serde(default)]
     zeroes: bool,
+    #[serde(default)]
+    topology: Option<Sizes>,
+}
+
+/// [`Topology`], as one part of the service hands it to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sizes {
+    physical_block: u32,
+    least: u32,
+    best: u32,
+}
+
+impl From<Topology> for Sizes {
+    fn from(topology: Topology) -> Self {
+        let Topology {
+            physical_block,
+            least,
+            best,
+        } = topology;
+        Self {
+            physical_block,
+            least,
+            best,
+        }
+    }
+}
+
+impl From<Sizes> for Topology {
+    fn from(sizes: Sizes) -> Self {
+        let Sizes {
+            physical_block,
+            least,
+            best,
+        } = sizes;
+        Self {
+            physical_block,
+            least,
+            best,
+        }
+    }
 }
 
 /// What a worker is told of a disk, whose file goes beside.
@@ -81,6 +122,11 @@ struct Spec {
     bytes: u64,
     discards: bool,
     zeroes: bool,
+    topology: Option<Sizes>,
+    /// What may be asked of it in a second, and at once.
+    bytes_per_second: Option<NonZeroU64>,
+    requests_per_second: Option<NonZeroU64>,
+    burst_seconds: u32,
     /// It has other users, by the configuration.
     shared: bool,
     serial: String,
@@ -159,6 +205,11 @@ impl DeviceKind for BlkKind {
                 Erases { discards, zeroes }
             }
         };
+        let topology = match &bound {
+            Some(bound) => bound.topology,
+            None => disk.measure_topology().map(Sizes::from),
+        };
+        let limits = wanted.config.disk_limits(&path);
         let lock = lock::name(wanted.guest.vm.as_deref().unwrap_or_default(), wanted.key);
         let used = WantedDisk {
             guest: wanted.guest,
@@ -180,12 +231,16 @@ impl DeviceKind for BlkKind {
             EntryKind::Virtio { .. } => format!("virtio{}", wanted.key.devid),
         };
         Ok(Opened {
-            detail: describe(&path, read_only),
+            detail: describe(&path, read_only, disk.is_direct()),
             spec: spec(&Spec {
                 read_only: disk.read_only(),
                 bytes: disk.bytes(),
                 discards,
                 zeroes,
+                topology,
+                bytes_per_second: limits.bytes,
+                requests_per_second: limits.operations,
+                burst_seconds: limits.burst_seconds,
                 shared,
                 serial,
                 lock,
@@ -197,6 +252,7 @@ impl DeviceKind for BlkKind {
                 bytes: disk.bytes(),
                 discards,
                 zeroes,
+                topology,
             })),
             descriptors: vec![OwnedFd::from(disk.into_file())],
             back_end: None,
@@ -258,7 +314,9 @@ impl DeviceKind for BlkKind {
             Err(error) => return Err(of_lock(error)),
         }
         let mut disk = Disk::from_file(file.into(), spec.read_only)?;
-        let kept = new.records.own(KEPT, Blk::KEPT)?;
+        // A guest that the first version has begun with has no room for more.
+        let kept = new.records.own(KEPT, Blk::KEPT);
+        let kept = kept.or_else(|_| new.records.own(KEPT, Blk::KEPT_BEFORE))?;
         let told = new.records.own(TOLD, TOLD_BYTES)?;
         // The driver may have been told of another size, which it is to keep until it is told of this one.
         disk.set_bytes(match told.load(0) {
@@ -269,9 +327,15 @@ impl DeviceKind for BlkKind {
             discards: spec.discards,
             zeroes: spec.zeroes,
         });
+        disk.set_topology(spec.topology.map(Topology::from));
         let queues = u16::try_from(resources.vcpus.min(MAX_QUEUES))?;
         let serial = padded(&spec.serial);
         let mut blk = Blk::new(disk, serial, queues, kept, resources.rings)?;
+        blk.limit(Limits {
+            bytes: spec.bytes_per_second,
+            operations: spec.requests_per_second,
+            burst_seconds: spec.burst_seconds,
+        });
         if let Some(claim) = claim {
             blk.claim_first(claim);
         }
@@ -396,9 +460,13 @@ fn in_use(path: &Path, error: DiskError) -> anyhow::Error {
     }
 }
 
-fn describe(path: &Path, read_only: bool) -> String {
+fn describe(path: &Path, read_only: bool, is_direct: bool) -> String {
     let how = if read_only { "read-only" } else { "read-write" };
-    format!("{}, {how}", path.display())
+    let cached = match is_direct {
+        true => "",
+        false => ", through dom0's page cache",
+    };
+    format!("{}, {how}{cached}", path.display())
 }
 
 /// What a running disk can be resized to.

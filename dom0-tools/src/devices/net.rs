@@ -79,7 +79,7 @@ impl From<Rate> for Limits {
         Self {
             bytes,
             operations: frames,
-            burst_tenths: 0,
+            burst_seconds: 0,
         }
     }
 }
