@@ -8,7 +8,7 @@ mod header;
 mod io;
 mod pipeline;
 
-pub use disk::{Disk, DiskError, Erases, SECTOR, Topology};
+pub use disk::{Caching, Disk, DiskError, Erases, SECTOR, Topology};
 pub use pipeline::Claim;
 
 use crate::device::{

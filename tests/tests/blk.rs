@@ -1,5 +1,6 @@
 //! The block device, from the driver's registers to the file, on the simulator.
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -686,4 +687,57 @@ fn a_disk_holds_its_guest_to_a_rate_after_a_burst() {
     let rest = times[130] - times[99];
     assert!(rest > Duration::from_millis(250), "{rest:?}");
     drop(machine.stop().unwrap());
+}
+
+/// Has a disk's transfers not be direct, as those of a disk that takes none.
+fn go_through_cache(disk: &Disk) {
+    let flags = fcntl_getfl(disk.file()).unwrap();
+    fcntl_setfl(disk.file(), flags - OFlags::DIRECT).unwrap();
+}
+
+#[test]
+fn the_page_cache_keeps_nothing_of_a_disk_that_goes_through_it() {
+    // Not tmpfs, which is the page cache.
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.as_file().set_len(4 << 20).unwrap();
+    let disk = Disk::open(file.path(), false).unwrap();
+    go_through_cache(&disk);
+    if !disk.can_keep_nothing_cached() {
+        println!("not shown: this kernel has no RWF_DONTCACHE, or not for this file system");
+        return;
+    }
+    let cached = |passes_cache: bool| {
+        let path = file.path().to_owned();
+        let (guest, machine) = SimMachine::start(AddressMode::Grants, move || {
+            let mut disk = Disk::open(&path, false).unwrap();
+            go_through_cache(&disk);
+            if passes_cache {
+                disk.keep_nothing_cached();
+            }
+            let kept = StateArea::private(Blk::KEPT)?;
+            let blk = Blk::new(disk, [0; 20], 1, kept, &RingStock::new(1))?;
+            Ok(vec![Box::new(blk) as Box<dyn Device>])
+        })
+        .unwrap();
+        let driver = driver(&guest, 0);
+        let mut queue = driver.start(64);
+        for sector in (0..8192).step_by(128) {
+            let write = BlkRequest::new(&driver, VIRTIO_BLK_T_OUT, sector, 65536, false);
+            assert_eq!(write.perform(&driver, &mut queue), (0, 1));
+            let read = BlkRequest::new(&driver, VIRTIO_BLK_T_IN, sector, 65536, true);
+            assert_eq!(read.perform(&driver, &mut queue), (0, 65537));
+        }
+        let flush = BlkRequest::new(&driver, VIRTIO_BLK_T_FLUSH, 0, 1, false);
+        flush.perform(&driver, &mut queue);
+        drop(machine.stop().unwrap());
+        let resident = std::process::Command::new("fincore")
+            .args(["--bytes", "--noheadings", "--output", "RES"])
+            .arg(file.path())
+            .output();
+        let resident = String::from_utf8(resident.unwrap().stdout).unwrap();
+        resident.trim().parse::<u64>().unwrap()
+    };
+    let passing = cached(true);
+    assert!(passing < 1 << 20, "{passing} bytes");
+    assert_eq!(cached(false), 4 << 20);
 }

@@ -4,6 +4,7 @@ use rustix::fs::{
     AtFlags, FallocateFlags, FileType, OFlags, StatxFlags, fallocate, fcntl_getfl, fcntl_setfl,
     statx,
 };
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -51,6 +52,19 @@ pub struct Disk {
     read_only: bool,
     erases: Erases,
     topology: Option<Topology>,
+    /// The page cache is to keep nothing of it.
+    passes_cache: bool,
+}
+
+/// What dom0's page cache holds of a disk, which its guest holds in its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// Nothing: transfers pass it by.
+    Direct,
+    /// What is being transferred.
+    Passing,
+    /// What was read and written, as long as there is room.
+    Kept,
 }
 
 /// The sizes of transfers that suit a disk, in bytes.
@@ -131,6 +145,7 @@ impl Disk {
             read_only: false,
             erases: Erases::default(),
             topology: None,
+            passes_cache: false,
         }
     }
 
@@ -177,6 +192,7 @@ impl Disk {
             read_only,
             erases: Erases::default(),
             topology: None,
+            passes_cache: false,
         })
     }
 
@@ -228,9 +244,30 @@ impl Disk {
         is_sound.then_some(topology)
     }
 
-    /// Whether transfers pass dom0's page cache by, which would hold what the guest holds in its own.
-    pub fn is_direct(&self) -> bool {
-        fcntl_getfl(&self.file).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
+    pub fn caching(&self) -> Caching {
+        match fcntl_getfl(&self.file) {
+            Ok(flags) if flags.contains(OFlags::DIRECT) => Caching::Direct,
+            _ if self.passes_cache => Caching::Passing,
+            _ => Caching::Kept,
+        }
+    }
+
+    /// The page cache is to keep nothing of a disk that does not pass it by; whether that can be,
+    /// [`Disk::can_keep_nothing_cached`] tells.
+    pub fn keep_nothing_cached(&mut self) {
+        self.passes_cache = true;
+    }
+
+    /// Whether the kernel and the file system have reads and writes of which the page cache keeps nothing (Linux 6.14,
+    /// `RWF_DONTCACHE`).
+    pub fn can_keep_nothing_cached(&self) -> bool {
+        let mut sector = [0; FILE_BLOCK as usize];
+        let mut buffers = [io::IoSliceMut::new(&mut sector)];
+        // Not by waiting for the disk: what it would wait for is an answer too.
+        let flags = ReadWriteFlags::from_bits_retain(libc::RWF_DONTCACHE.cast_unsigned())
+            | ReadWriteFlags::NOWAIT;
+        let mut read = || preadv2(&self.file, &mut buffers, 0, flags);
+        self.caching() != Caching::Direct && matches!(read(), Ok(_) | Err(Errno::AGAIN))
     }
 
     /// How it can be erased.

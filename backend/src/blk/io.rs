@@ -1,6 +1,6 @@
 //! A disk's transfers: one flush at a time stands for those that wait, and one that failed is not forgotten.
 
-use super::disk::Disk;
+use super::disk::{Caching, Disk};
 use crate::engine::{Ended, FileIo, Kind, RingStock, Transfer};
 use crate::persist::StateArea;
 use crate::tuning::MAX_REQUESTS;
@@ -46,8 +46,12 @@ impl DiskIo {
         kept: StateArea,
         rings: &RingStock,
     ) -> io::Result<Self> {
+        let mut transfers = FileIo::new(disk.file().as_fd(), bytes, rings)?;
+        if disk.caching() == Caching::Passing {
+            transfers.keep_nothing_cached();
+        }
         Ok(Self {
-            transfers: FileIo::new(disk.file().as_fd(), bytes, rings)?,
+            transfers,
             ended: VecDeque::new(),
             in_flight: 0,
             flushing: Vec::new(),

@@ -61,6 +61,8 @@ pub(crate) struct FileIo {
     ended: VecDeque<Ended>,
     in_flight: usize,
     submissions: u64,
+    /// `RWF_…` of each read and write.
+    flags: i32,
     memory: MmapRegion<()>,
 }
 
@@ -95,8 +97,14 @@ impl FileIo {
             ended: VecDeque::with_capacity(MAX_REQUESTS.into()),
             in_flight: 0,
             submissions: 0,
+            flags: 0,
             memory,
         })
+    }
+
+    /// Has the page cache keep nothing of what is read and written (`RWF_DONTCACHE`), of a file that takes that.
+    pub(crate) fn keep_nothing_cached(&mut self) {
+        self.flags |= libc::RWF_DONTCACHE;
     }
 
     pub(crate) fn memory(&self) -> VolatileSlice<'_> {
@@ -137,9 +145,11 @@ impl FileIo {
                 let entry = match kind {
                     Kind::Read => opcode::ReadFixed::new(FILE, start, len, MEMORY)
                         .offset(offset)
+                        .rw_flags(self.flags)
                         .build(),
                     Kind::Write => opcode::WriteFixed::new(FILE, start, len, MEMORY)
                         .offset(offset)
+                        .rw_flags(self.flags)
                         .build(),
                     Kind::Flush => opcode::Fsync::new(FILE)
                         .flags(types::FsyncFlags::DATASYNC)

@@ -24,7 +24,9 @@ use std::path::{Path, PathBuf};
 use uses::{DeviceLock, Stores, WantedDisk};
 use virtio_bindings::virtio_blk as blk;
 use xen_virtio_backend::RingStock;
-use xen_virtio_backend::blk::{Blk, Capacity, Claim, Disk, DiskError, Erases, Serial, Topology};
+use xen_virtio_backend::blk::{
+    Blk, Caching, Capacity, Claim, Disk, DiskError, Erases, Serial, Topology,
+};
 use xen_virtio_backend::{DeviceType, Limits, StateArea};
 
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
@@ -127,6 +129,8 @@ struct Spec {
     bytes_per_second: Option<NonZeroU64>,
     requests_per_second: Option<NonZeroU64>,
     burst_seconds: u32,
+    /// dom0's page cache, which it goes through, is to keep nothing of it.
+    passes_cache: bool,
     /// It has other users, by the configuration.
     shared: bool,
     serial: String,
@@ -209,6 +213,9 @@ impl DeviceKind for BlkKind {
             Some(bound) => bound.topology,
             None => disk.measure_topology().map(Sizes::from),
         };
+        if disk.can_keep_nothing_cached() {
+            disk.keep_nothing_cached();
+        }
         let limits = wanted.config.disk_limits(&path);
         let lock = lock::name(wanted.guest.vm.as_deref().unwrap_or_default(), wanted.key);
         let used = WantedDisk {
@@ -231,7 +238,7 @@ impl DeviceKind for BlkKind {
             EntryKind::Virtio { .. } => format!("virtio{}", wanted.key.devid),
         };
         Ok(Opened {
-            detail: describe(&path, read_only, disk.is_direct()),
+            detail: describe(&path, read_only, disk.caching()),
             spec: spec(&Spec {
                 read_only: disk.read_only(),
                 bytes: disk.bytes(),
@@ -241,6 +248,7 @@ impl DeviceKind for BlkKind {
                 bytes_per_second: limits.bytes,
                 requests_per_second: limits.operations,
                 burst_seconds: limits.burst_seconds,
+                passes_cache: disk.caching() == Caching::Passing,
                 shared,
                 serial,
                 lock,
@@ -327,6 +335,9 @@ impl DeviceKind for BlkKind {
             discards: spec.discards,
             zeroes: spec.zeroes,
         });
+        if spec.passes_cache {
+            disk.keep_nothing_cached();
+        }
         disk.set_topology(spec.topology.map(Topology::from));
         let queues = u16::try_from(resources.vcpus.min(MAX_QUEUES))?;
         let serial = padded(&spec.serial);
@@ -460,11 +471,12 @@ fn in_use(path: &Path, error: DiskError) -> anyhow::Error {
     }
 }
 
-fn describe(path: &Path, read_only: bool, is_direct: bool) -> String {
+fn describe(path: &Path, read_only: bool, caching: Caching) -> String {
     let how = if read_only { "read-only" } else { "read-write" };
-    let cached = match is_direct {
-        true => "",
-        false => ", through dom0's page cache",
+    let cached = match caching {
+        Caching::Direct => "",
+        Caching::Passing => ", through dom0's page cache, which keeps nothing of it",
+        Caching::Kept => ", through dom0's page cache",
     };
     format!("{}, {how}{cached}", path.display())
 }
