@@ -19,16 +19,32 @@ impl Supervisor {
     /// Has a device of a guest changed, and `client` told of how that went.
     pub(super) fn change(&mut self, client: Token, guest: &str, device: &str, order: Order) {
         let (guests, mut context) = self.parts();
-        let mut guests = guests.iter_mut();
-        let found =
-            guests.find(|(domid, other)| other.name() == guest || domid.to_string() == guest);
-        let result = match found {
-            None => Err(format!("there is no guest {guest} with a virtio device")),
-            Some((_, found)) => found
-                .change(device, order, &mut context)
-                .map(|done| format!("guest {guest}, {device}: {done}"))
-                .map_err(|error| format!("guest {guest}: {error:#}")),
+        // A name may be a number, and the guest may have chosen it (init-dom0less): a domid goes first.
+        let of_number = guest
+            .parse()
+            .ok()
+            .filter(|domid| guests.contains_key(domid));
+        let of_name: Vec<_> = guests
+            .iter()
+            .filter(|(_, other)| other.name() == guest)
+            .map(|(domid, _)| *domid)
+            .collect();
+        let found = match (of_number, &of_name[..]) {
+            (Some(domid), _) => Ok(domid),
+            (None, [domid]) => Ok(*domid),
+            (None, []) => Err(format!("there is no guest {guest} with a virtio device")),
+            (None, several) => Err(format!(
+                "the guests {several:?} are all named {guest}: give the number of one"
+            )),
         };
+        let result = found.and_then(|domid| {
+            let found = guests.get_mut(&domid).expect("it was found");
+            let named = format!("guest {} ({domid})", found.name());
+            match found.change(device, order, &mut context) {
+                Ok(done) => Ok(format!("{named}, {device}: {done}")),
+                Err(error) => Err(format!("{named}: {error:#}")),
+            }
+        });
         match &result {
             Ok(done) => tracing::info!("{done}"),
             Err(error) => tracing::warn!("not changed: {error}"),
