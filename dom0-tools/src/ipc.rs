@@ -18,12 +18,13 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+use xen_virtio_backend::net::MAX_PAIRS;
 use xen_virtio_transport::DeviceReport;
 
 /// The largest message: a report of eleven devices takes about 8 KiB.
 const MAX_MESSAGE: usize = 64 << 10;
-/// The most descriptors that any message carries: [`ToWorker::Start`]'s.
-const MAX_FDS: usize = 4;
+/// The most descriptors that any message carries: a network device's, one for each of its pairs of queues.
+const MAX_FDS: usize = MAX_PAIRS as usize;
 
 /// How often a message is sent that dom0 has no memory for, and the wait between: nothing tells of memory.
 const MEMORY_TRIES: u32 = 100;
