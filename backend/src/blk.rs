@@ -353,6 +353,7 @@ impl Device for Blk {
     }
 
     fn stop_queue(&mut self, index: QueueIndex) {
+        self.limiter.forget();
         if self.queues.stop(index) {
             self.pipeline.forget(index.get());
         }

@@ -1,6 +1,7 @@
 //! The network device (virtio 1.3, 5.1), on an interface of dom0's.
 
 mod command;
+mod control_queue;
 mod controls;
 mod counters;
 mod filter;
@@ -8,8 +9,10 @@ mod frame;
 mod interface;
 mod interrupts;
 mod offloads;
+mod pair;
 mod receive;
 mod send;
+mod transfer;
 
 pub use interface::{Interface, Tap};
 
@@ -20,15 +23,14 @@ use crate::device::{
 use crate::engine::{Limiter, Limits, Scratch};
 use crate::persist::StateCell;
 use crate::shortage::Shortage;
-use crate::tuning::{SENT_BYTES, SIMPLE_BATCH, STEPS_PER_FRAME_LOOK};
+use crate::tuning::SHORTEST_SLEEP;
 use crate::virtqueue::{QueueError, QueueIndex, QueueSet, QueueStart, Request, Unfinished};
-use command::Command;
 use controls::Controls;
 use counters::Counters;
-use interrupts::{Interrupts, Moderation};
+use frame::low;
+use interrupts::Interrupts;
 use offloads::{Offloads, SEGMENTED_UDP};
-use receive::{Receiver, Wishes};
-use send::{Sender, Wire};
+use pair::{Following, Pair};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -67,6 +69,9 @@ pub struct Net {
     kept: StateCell,
     link: Link,
     pairs: Vec<Pair>,
+    following: Following,
+    /// The queue that is served first, so that none is always last.
+    first: usize,
     control: Scratch,
     /// A command that waits for dom0's memory.
     held: Option<Request>,
@@ -78,15 +83,8 @@ pub struct Net {
     unlooked: u32,
     counters: Counters,
     shortage: Shortage,
-}
-
-/// A receiving and a sending queue, with the queue of the interface that they share.
-struct Pair {
-    receiver: Receiver,
-    sender: Sender,
-    interface: Box<dyn Interface>,
-    /// Whether frames come by it, once that has been said.
-    is_used: Option<bool>,
+    /// What dom0 lacked in this step.
+    lack: Option<CopyFault>,
 }
 
 /// Whether the cable is plugged in: changed from outside, and taken up by the device's next [`Device::update`]. A clone is of
@@ -128,36 +126,6 @@ const OFFERED: u64 = 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << ids::VIRTIO_NET_F_GUEST_ANNOUNCE
     | 1 << ids::VIRTIO_NET_F_NOTF_COAL
     | 1 << ids::VIRTIO_NET_F_VQ_NOTF_COAL;
-
-/// What was moved by a queue at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Moved {
-    /// The driver's requests that are done.
-    requests: u32,
-    bytes: usize,
-}
-
-impl Moved {
-    /// For how many frames it counts where the driver waits to hear of frames: one that sends much waits for its memory.
-    fn weight(self) -> u32 {
-        let large = u32::try_from(self.bytes / SENT_BYTES).unwrap_or(u32::MAX);
-        self.requests.max(large)
-    }
-}
-
-/// Why frames were not moved.
-#[derive(Debug)]
-enum TransferError {
-    Device(DeviceError),
-    /// dom0 lacks something; they are moved by a later call.
-    Dom0(CopyFault),
-}
-
-impl From<DeviceError> for TransferError {
-    fn from(error: DeviceError) -> Self {
-        Self::Device(error)
-    }
-}
 
 impl Net {
     pub const DEVICE_TYPE: DeviceType = DeviceType(VIRTIO_ID_NET);
@@ -209,14 +177,6 @@ impl Net {
             })?,
         };
         let queue_sizes = Self::queue_sizes(pairs);
-        let pair = |interface| {
-            io::Result::Ok(Pair {
-                receiver: Receiver::new()?,
-                sender: Sender::new()?,
-                interface,
-                is_used: None,
-            })
-        };
         Ok(Self {
             queues: QueueSet::new(queue_sizes.len()),
             interrupts: (1..queue_sizes.len())
@@ -231,7 +191,12 @@ impl Net {
             controls,
             kept,
             link: Link(Rc::new(Cell::new(is_up))),
-            pairs: interfaces.into_iter().map(pair).collect::<Result<_, _>>()?,
+            pairs: interfaces
+                .into_iter()
+                .map(Pair::new)
+                .collect::<Result<_, _>>()?,
+            following: Following::new(),
+            first: 0,
             control: Scratch::new()?,
             held: None,
             sends: Limiter::new(setup.sends),
@@ -239,6 +204,7 @@ impl Net {
             unlooked: 0,
             counters: Counters::default(),
             shortage: Shortage::default(),
+            lack: None,
             setup,
         })
     }
@@ -267,98 +233,16 @@ impl Net {
         }
     }
 
+    /// Whether a driver has waited long enough for an interrupt.
+    fn is_interrupt_due(&self) -> bool {
+        let mut waiting = self.interrupts.iter().filter(|queue| queue.waits());
+        let now = || Instant::now();
+        waiting.any(|queue| queue.is_due_by(now()))
+    }
+
     fn offloads(&self) -> Offloads {
         let accepted = Offloads::accepted(self.features);
         self.controls.offloads.unwrap_or(accepted)
-    }
-
-    /// Tells the interface what the driver has set.
-    fn apply_controls(&mut self) {
-        let offloads = self.offloads();
-        let used = usize::from(self.controls.pairs);
-        for (index, pair) in self.pairs.iter_mut().enumerate() {
-            // One that cannot be told hands over what the driver does not take, which is dropped.
-            let mut result = pair.interface.set_offloads(offloads.bits());
-            let is_used = index < used;
-            if pair.is_used.replace(is_used) != Some(is_used) {
-                result = result.and(pair.interface.set_used(is_used));
-            }
-            pair.receiver.look();
-            if let Err(error) = result {
-                self.counters.interface = Some(error.to_string());
-            }
-        }
-    }
-
-    /// Carries out what is in the control queue. True if there was anything.
-    fn control(&mut self, access: &mut dyn GuestAccess) -> Result<bool, DeviceError> {
-        let index = (0..self.queues.count()).find(|index| self.role(*index) == Role::Controls);
-        let Some(index) = index else { return Ok(false) };
-        for done in 0..SIMPLE_BATCH {
-            let Some(queue) = self.queues.get(index) else {
-                return Ok(done > 0);
-            };
-            let request = match self.held.take() {
-                Some(held) => Some(held),
-                None => queue.pop()?,
-            };
-            let Some(request) = request else {
-                return Ok(done > 0);
-            };
-            match self.carry_out(&request, access) {
-                Ok(written) => {
-                    let queue = self.queues.get(index).expect("it was there");
-                    queue.complete(request.finish(written))?;
-                }
-                Err(fault) => {
-                    self.held = Some(request);
-                    self.lacks(fault);
-                    return Ok(done > 0);
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Carries out a command. How many bytes of its answer were written.
-    ///
-    /// # Errors
-    ///
-    /// A fault that is dom0's: nothing has come of the command.
-    fn carry_out(
-        &mut self,
-        request: &Request,
-        access: &mut dyn GuestAccess,
-    ) -> Result<usize, CopyFault> {
-        let command = match self.control.read(&request.readable, access) {
-            Ok(bytes) => Command::read(bytes, self.features),
-            Err(fault) if fault.is_dom0s() => return Err(fault),
-            Err(_) => None,
-        };
-        let mut controls = self.controls.clone();
-        let applied = command.map(|command| controls.apply(command));
-        let answer = match applied {
-            Some(Ok(answer)) => {
-                if controls != self.controls {
-                    self.controls = controls;
-                    self.keep_controls();
-                    self.apply_controls();
-                }
-                let mut bytes = vec![low(ids::VIRTIO_NET_OK)];
-                bytes.extend(answer.into_iter().flat_map(|of| of.bytes()));
-                bytes
-            }
-            Some(Err(_)) | None => {
-                self.counters.refused_commands += 1;
-                vec![low(ids::VIRTIO_NET_ERR)]
-            }
-        };
-        self.counters.commands += 1;
-        match self.control.write(&answer, &request.writable, access) {
-            Err(fault) if fault.is_dom0s() => Err(fault),
-            // A driver that takes no answer gets none.
-            written => Ok(written.unwrap_or(0)),
-        }
     }
 
     fn keep_controls(&self) {
@@ -366,84 +250,11 @@ impl Net {
         kept.expect("a cell with room for what controls can be");
     }
 
-    fn lacks(&mut self, fault: CopyFault) {
-        self.shortage.note("copying frames", &fault, Instant::now());
-    }
-
-    /// Moves frames, both ways, and shows the driver those that it has. True if it is to be interrupted.
-    fn transfer(&mut self, access: &mut dyn GuestAccess) -> Result<(bool, Activity), DeviceError> {
-        if self.unlooked.is_multiple_of(STEPS_PER_FRAME_LOOK) {
-            for pair in &mut self.pairs {
-                pair.receiver.look();
-            }
-        }
-        self.unlooked = self.unlooked.wrapping_add(1);
-        let (mut interrupt, mut activity) = (false, Activity::Idle);
-        for index in 0..self.queues.count() {
-            match self.serve(index, access) {
-                Ok(Moved { requests: 0, .. }) => {}
-                Ok(moved) => {
-                    let queue = self.queues.get(index).expect("it was served");
-                    let is_wanted = queue.publish()?;
-                    let asked = self.controls.moderation[index];
-                    let (shown, rule) = match self.role(index) {
-                        Role::Sends(_) if asked.is_none() => (moved.weight(), Moderation::SENT),
-                        _ => (moved.requests, asked),
-                    };
-                    interrupt |= self.interrupts[index].shown(shown, is_wanted, rule);
-                    activity = Activity::Working;
-                    self.unlooked = 0;
-                    self.shortage.end();
-                }
-                Err(TransferError::Dom0(fault)) => self.lacks(fault),
-                Err(TransferError::Device(error)) => return Err(error),
-            }
-        }
-        if self.pairs.iter().any(|pair| pair.receiver.has_more()) {
-            activity = Activity::Working;
-        }
-        Ok((interrupt, activity))
-    }
-
-    /// Moves frames by one queue.
-    fn serve(
-        &mut self,
-        index: usize,
-        access: &mut dyn GuestAccess,
-    ) -> Result<Moved, TransferError> {
-        let role = self.role(index);
-        let wishes = Wishes {
-            filter: &self.controls.filter,
-            offloads: self.offloads(),
-            is_up: self.controls.is_up,
-        };
-        let Some(queue) = self.queues.get(index) else {
-            return Ok(Moved::default());
-        };
-        let counters = &mut self.counters;
-        match role {
-            Role::Receives(pair) => {
-                let pair = &mut self.pairs[pair];
-                let interface = &mut *pair.interface;
-                let limiter = &mut self.receives;
-                match pair.is_used {
-                    Some(true) => pair
-                        .receiver
-                        .step(queue, interface, &wishes, limiter, counters, access),
-                    Some(false) | None => Ok(Moved::default()),
-                }
-            }
-            Role::Sends(pair) => {
-                let pair = &mut self.pairs[pair];
-                let interface: &mut dyn Interface = &mut *pair.interface;
-                let wire = Wire {
-                    interface: wishes.is_up.then_some(interface),
-                    features: self.features,
-                };
-                let limiter = &mut self.sends;
-                pair.sender.step(queue, wire, limiter, counters, access)
-            }
-            Role::Controls | Role::Nothing => Ok(Moved::default()),
+    /// Has the interface follow what the driver has set.
+    fn follow(&mut self) {
+        let (offloads, used) = (self.offloads(), self.controls.pairs.into());
+        if let Err(error) = self.following.follow(&mut self.pairs, offloads, used) {
+            self.counters.interface = Some(error.to_string());
         }
     }
 }
@@ -484,27 +295,30 @@ impl Device for Net {
         start: QueueStart,
         access: &mut dyn GuestAccess,
     ) -> Result<(), QueueError> {
-        if self.features != start.features {
-            self.features = start.features;
-            self.apply_controls();
-        }
+        self.features = start.features;
         // A buffer that is empty still, a frame that is sent twice, a command that is carried out again.
         self.queues.start(index, start, Unfinished::Repeat, access)
     }
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         let mut step = Step {
-            interrupt: self.interrupts.iter().any(Interrupts::is_due),
+            interrupt: self.is_interrupt_due(),
             ..Step::default()
         };
         if !self.shortage.holds() {
+            self.lack = None;
             if self.control(access)? {
                 step.interrupt |= self.queues.publish()?;
                 step.activity = Activity::Working;
             }
+            self.follow();
             let (interrupt, activity) = self.transfer(access)?;
             step.interrupt |= interrupt;
             step.activity = step.activity.max(activity);
+            match &self.lack {
+                Some(fault) => self.shortage.note("copying frames", fault, Instant::now()),
+                None => self.shortage.end(),
+            }
         }
         if step.interrupt {
             self.interrupts.iter_mut().for_each(Interrupts::raised);
@@ -515,7 +329,13 @@ impl Device for Net {
     fn prepare_sleep(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
         // The event that woke us may have been that of a frame, which is told of once.
         self.unlooked = 0;
-        let step = self.step(access)?;
+        let mut step = self.step(access)?;
+        // Nobody sleeps for less.
+        let soon = Instant::now() + SHORTEST_SLEEP;
+        if self.interrupts.iter().any(|queue| queue.is_due_by(soon)) {
+            self.interrupts.iter_mut().for_each(Interrupts::raised);
+            step.interrupt = true;
+        }
         let mut more = false;
         if !self.shortage.holds() {
             let limited = self.sends.next().is_some();
@@ -553,6 +373,7 @@ impl Device for Net {
             self.shortage.try_at(),
             self.sends.next(),
             self.receives.next(),
+            self.following.next(),
         ];
         waits.into_iter().chain(interrupts).flatten().min()
     }
@@ -578,10 +399,12 @@ impl Device for Net {
         if let Some(interrupts) = self.interrupts.get_mut(index.get()) {
             *interrupts = Interrupts::default();
         }
-        let busy = |pair: &Pair| pair.receiver.is_busy() || pair.sender.is_busy();
-        if self.held.is_none() && !self.pairs.iter().any(busy) {
+        if self.held.is_none() && !self.pairs.iter().any(Pair::is_busy) {
             self.shortage.forget();
         }
+        // Who has nothing to send waits for no time.
+        self.sends.forget();
+        self.receives.forget();
     }
 
     fn reset(&mut self) {
@@ -590,11 +413,7 @@ impl Device for Net {
         self.controls = Controls::new(self.setup.mac, pairs, self.controls.is_up);
         self.keep_controls();
         for pair in &mut self.pairs {
-            if pair.is_used.replace(false) != Some(false) {
-                // The frames that come all the same are drained by the next reset.
-                let _ = pair.interface.set_used(false);
-            }
-            receive::drain(&mut *pair.interface);
+            pair.receiver.drain();
         }
     }
 
@@ -616,9 +435,4 @@ impl Device for Net {
     fn metrics(&self, add: &mut dyn FnMut(&'static str, u64)) {
         self.counters.list(add);
     }
-}
-
-const fn low(value: u32) -> u8 {
-    let [low, ..] = value.to_le_bytes();
-    low
 }

@@ -20,6 +20,7 @@ const fn write<T>(number: u8) -> ioctl_num_type {
 pub const TUNSETIFF: ioctl_num_type = write::<i32>(202);
 pub const TUNSETPERSIST: ioctl_num_type = write::<i32>(203);
 pub const TUNSETOFFLOAD: ioctl_num_type = write::<u32>(208);
+pub const TUNSETSNDBUF: ioctl_num_type = write::<i32>(212);
 pub const TUNSETVNETHDRSZ: ioctl_num_type = write::<i32>(216);
 pub const TUNSETQUEUE: ioctl_num_type = write::<i32>(217);
 
@@ -65,7 +66,11 @@ pub fn attach(tun: BorrowedFd<'_>, name: &str, queues: Queues) -> io::Result<()>
     unsafe { with(tun, TUNSETIFF, &mut request) }?;
     let mut bytes = i32::try_from(HEADER).expect("a few bytes");
     // SAFETY: it takes a pointer to an int.
-    unsafe { with(tun, TUNSETVNETHDRSZ, &mut bytes) }
+    unsafe { with(tun, TUNSETVNETHDRSZ, &mut bytes) }?;
+    // A macvtap drops what does not fit in its own limit, a few of the largest frames.
+    let mut unlimited = i32::MAX;
+    // SAFETY: it takes a pointer to an int.
+    unsafe { with(tun, TUNSETSNDBUF, &mut unlimited) }
 }
 
 /// Has the interface outlive its descriptors, or not.

@@ -15,6 +15,9 @@ use xen_virtio_backend::{Device, Limits, StateArea};
 /// The address of the device that [`network`] makes.
 pub const MAC: [u8; 6] = [0, 0x16, 0x3e, 0, 0, 1];
 
+/// No offloads.
+const NOTHING_SAID: u64 = u64::MAX;
+
 /// A queue of an interface, whose frames are datagrams.
 struct Datagrams {
     socket: UnixDatagram,
@@ -38,7 +41,7 @@ impl Wire {
         let (socket, other) = UnixDatagram::pair()?;
         socket.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
         other.set_nonblocking(true)?;
-        let offloads = Arc::new(AtomicU64::new(0));
+        let offloads = Arc::new(AtomicU64::new(NOTHING_SAID));
         let interface = Datagrams {
             socket: other,
             offloads: Arc::clone(&offloads),
@@ -67,8 +70,24 @@ impl Wire {
         frame
     }
 
-    pub fn offloads(&self) -> u64 {
-        self.offloads.load(Ordering::SeqCst)
+    /// The next frame of the guest's, if there is one.
+    ///
+    /// # Panics
+    ///
+    /// If the interface is gone.
+    pub fn try_receive(&self) -> Option<Vec<u8>> {
+        self.socket.set_nonblocking(true).expect("a socket");
+        let mut frame = vec![0; 1 << 17];
+        let received = self.socket.recv(&mut frame);
+        self.socket.set_nonblocking(false).expect("a socket");
+        frame.truncate(received.ok()?);
+        Some(frame)
+    }
+
+    /// What the driver takes, as the interface was told last, if it was.
+    pub fn offloads(&self) -> Option<u64> {
+        let bits = self.offloads.load(Ordering::SeqCst);
+        (bits != NOTHING_SAID).then_some(bits)
     }
 }
 

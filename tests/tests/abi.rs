@@ -142,6 +142,7 @@ fn checks() -> Checks {
         ("TUNSETOFFLOAD", tap::TUNSETOFFLOAD),
         ("TUNSETPERSIST", tap::TUNSETPERSIST),
         ("TUNSETQUEUE", tap::TUNSETQUEUE),
+        ("TUNSETSNDBUF", tap::TUNSETSNDBUF),
         ("TUNSETVNETHDRSZ", tap::TUNSETVNETHDRSZ),
     ] {
         c.equal(name, number);

@@ -12,7 +12,9 @@ use xen_virtio_backend::tap::HEADER;
 use xen_virtio_backend::{Activity, Limits, StateArea};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, Fault, SimGuest, SimMachine, simulate};
+use xen_virtio_sim::{
+    FIRST_DEVICE, FIRST_IRQ, Fault, SimGuest, SimHypervisor, SimMachine, simulate,
+};
 use xen_virtio_tests::{
     Buffer, Driver, Flood, MAC, MakeDevice, NEXT, Negotiated, RawQueue, WRITE, Wire, drive,
     drive_over_deaths, driver, frame, network,
@@ -80,6 +82,8 @@ fn start<const N: usize>(driver: &Driver, without: u64, queues: [u32; N]) -> [Ra
         queue
     });
     driver.driver_ok();
+    // What was at the interface before is thrown away.
+    driver.settle();
     queues
 }
 
@@ -250,7 +254,8 @@ fn a_driver_sees_no_part_of_what_it_does_not_take() {
     let [mut receive, mut sending] = bench.start(PLAIN, [RECEIVE, SEND]);
     let (driver, wire) = (&bench.driver, &bench.wires[0]);
     // Offloads need each other (5.1.3.1); this driver has accepted some that need what it has not.
-    assert_eq!(wire.offloads() & 1 << ids::VIRTIO_NET_F_GUEST_CSUM, 0);
+    let csum = 1 << ids::VIRTIO_NET_F_GUEST_CSUM;
+    assert!(driver.wait(|| wire.offloads().is_some_and(|bits| bits & csum == 0)));
     let buffers = post(driver, &mut receive, RECEIVE, 0, &[2000]);
     let mut partial = frame(MAC, 60, 1);
     partial[0] = 1;
@@ -436,7 +441,7 @@ fn the_control_queue_sets_what_is_received() {
     assert_eq!(arrive(&all()), [0, 1, 2, 3, 0xff]);
     let csum = 1u64 << ids::VIRTIO_NET_F_GUEST_CSUM;
     assert_eq!(set(&[&[5, 0][..], &csum.to_le_bytes()].concat()), 0);
-    assert_eq!(wire.offloads(), csum);
+    assert!(driver.wait(|| wire.offloads() == Some(csum)));
     // What cannot be is refused, and changes nothing.
     for bad in [
         &[4, 0, 1, 0][..],
@@ -447,7 +452,7 @@ fn the_control_queue_sets_what_is_received() {
     ] {
         assert_eq!(set(bad), 1, "{bad:?}");
     }
-    assert_eq!(wire.offloads(), csum);
+    assert_eq!(wire.offloads(), Some(csum));
     let report = bench.end();
     assert_eq!(report.metrics["control_refused"], 5);
     assert_eq!(report.metrics["control_commands"], 12);
@@ -465,7 +470,7 @@ fn pairs_are_used_as_the_driver_sets_them() {
     };
     let one = post(driver, &mut first, 0, 0, &[256; 8]);
     let other = post(driver, &mut second, 2, 0, &[256; 8]);
-    bench.wires[1].send(&frame(MAC, 60, 1));
+    bench.wires[1].send(&frame(MAC, 60, 9));
     bench.wires[0].send(&frame(MAC, 60, 2));
     assert!(driver.wait(|| first.used_index() == 1));
     driver.settle();
@@ -477,6 +482,8 @@ fn pairs_are_used_as_the_driver_sets_them() {
     for (pairs, answer) in [(0, 1), (3, 1), (u16::MAX, 1), (2, 0), (2, 0)] {
         assert_eq!(set(pairs), answer, "{pairs}");
     }
+    driver.settle();
+    bench.wires[1].send(&frame(MAC, 60, 1));
     assert!(driver.wait(|| second.used_index() == 1));
     assert_eq!(other[0].read()[40], 1);
     assert_eq!(set(1), 0);
@@ -620,22 +627,37 @@ fn a_cable_that_was_unplugged_is_told_of_by_the_next_process_and_carries_nothing
     assert_eq!(died, 1);
 }
 
-#[test]
-fn a_device_with_nothing_to_do_lets_its_worker_sleep() {
+/// A device of `pairs` pairs, of which the driver has started `queues`, with buffers in the first receiving one if that is
+/// among them.
+fn still<const N: usize>(
+    pairs: u16,
+    without: u64,
+    queues: [u32; N],
+) -> (GuestDevices<SimHypervisor>, Vec<Wire>, [RawQueue; N]) {
     let (hypervisor, guest) = simulate(1024).unwrap();
-    let (wire, interface) = Wire::new().unwrap();
-    let kept = StateArea::private(Net::kept_bytes(1)).unwrap();
-    let net = network(vec![interface], NO_LIMITS, kept, true).unwrap();
+    let (wires, interfaces): (Vec<_>, Vec<_>) = (0..pairs).map(|_| Wire::new().unwrap()).unzip();
+    let interfaces = interfaces.into_iter().map(|one| one as Box<dyn Interface>);
+    let kept = StateArea::private(Net::kept_bytes(pairs)).unwrap();
+    let net = network(interfaces.collect(), NO_LIMITS, kept, true).unwrap();
     let state = DeviceState::private().unwrap();
     let net = MmioDevice::new(net, &hypervisor, AddressMode::Grants, FIRST_IRQ, state);
     let mut machine = GuestDevices::new(hypervisor);
     machine.add(FIRST_DEVICE, net.unwrap()).unwrap();
-    let (receive, _sending) = drive(&mut machine, &guest, |driver| {
-        let [mut receive, sending] = start(driver, 0, [RECEIVE, SEND]);
-        post(driver, &mut receive, RECEIVE, 0, &[256; 8]);
-        (receive, sending)
+    let queues = drive(&mut machine, &guest, move |driver| {
+        let mut queues = start(driver, without, queues);
+        if let Some(receive) = queues.first_mut() {
+            post(driver, receive, RECEIVE, 0, &[256; 8]);
+        }
+        queues
     });
-    // However many steps have found nothing before.
+    // What the driver has set is followed some time later.
+    thread::sleep(Duration::from_millis(60));
+    while machine.prepare_sleep().unwrap() == Activity::Working {}
+    (machine, wires, queues)
+}
+
+/// However many steps have found nothing before.
+fn sleeps(machine: &mut GuestDevices<SimHypervisor>) {
     for steps in 0..40 {
         for _ in 0..steps {
             machine.step();
@@ -645,13 +667,118 @@ fn a_device_with_nothing_to_do_lets_its_worker_sleep() {
             "{steps}"
         );
     }
+    assert_eq!(machine.try_again_at(), None);
+}
+
+#[test]
+fn a_device_with_nothing_to_do_lets_its_worker_sleep() {
+    let (mut machine, wires, [receive, _sending]) = still(1, 0, [RECEIVE, SEND]);
+    sleeps(&mut machine);
     // What has woken it is found, whatever the step before has looked at.
     for mark in 0..8u16 {
-        wire.send(&frame(MAC, 60, 1));
+        wires[0].send(&frame(MAC, 60, 1));
         for _ in 0..mark {
             machine.step();
         }
         while machine.prepare_sleep().unwrap() == Activity::Working {}
         assert_eq!(receive.used_index(), mark + 1);
     }
+}
+
+#[test]
+fn queues_that_the_driver_does_not_use_keep_no_worker_awake() {
+    let mq = 1 << ids::VIRTIO_NET_F_MQ;
+    sleeps(&mut still(2, 0, [RECEIVE, SEND, 2, 3]).0);
+    sleeps(&mut still(2, mq, [RECEIVE, SEND]).0);
+    let (mut machine, wires, _queues) = still(2, 0, [2]);
+    wires[0].send(&frame(MAC, 60, 1));
+    wires[1].send(&frame(MAC, 60, 1));
+    sleeps(&mut machine);
+}
+
+#[test]
+fn frames_that_came_before_the_driver_are_not_its_own() {
+    let bench = Bench::new(1, NO_LIMITS);
+    let (driver, wire) = (&bench.driver, &bench.wires[0]);
+    driver.write(Register::Status, 0);
+    for _ in 0..20 {
+        wire.send(&frame(MAC, 60, 1));
+    }
+    let [mut receive] = bench.start(0, [RECEIVE]);
+    let buffers = post(driver, &mut receive, RECEIVE, 0, &[256; 8]);
+    driver.settle();
+    wire.send(&frame(MAC, 60, 2));
+    assert!(driver.wait(|| receive.used_index() == 1));
+    assert_eq!(buffers[0].read()[40], 2);
+    drop(bench.end());
+}
+
+#[test]
+fn no_pair_starves_for_the_others_at_a_rate() {
+    let limits = Limits {
+        operations: NonZeroU64::new(200),
+        ..Limits::default()
+    };
+    let bench = Bench::new(2, [limits, Limits::default()]);
+    let [mut first, mut other] = bench.start(0, [1, 3]);
+    let driver = &bench.driver;
+    let buffer = driver.buffer(72, false);
+    buffer.write(0, &frame(OTHER, 60, 1));
+    let mut rounds = [0u16; 2];
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        for ((queue, index), round) in [(&mut first, 1), (&mut other, 3)]
+            .into_iter()
+            .zip(&mut rounds)
+        {
+            if queue.used_index() == *round {
+                for head in 0..SIZE {
+                    queue.set_descriptor(head, buffer.address(), 72, 0, 0);
+                }
+                queue.offer_together(&(0..SIZE).collect::<Vec<_>>());
+                driver.notify(index);
+                *round += SIZE;
+            }
+        }
+        for wire in &bench.wires {
+            while wire.try_receive().is_some() {}
+        }
+    }
+    let [one, two] = [first.used_index(), other.used_index()];
+    assert!(one > 15 && two > 15, "{one} and {two}");
+    drop(bench.end());
+}
+
+#[test]
+fn many_small_buffers_are_copied_a_few_at_a_time() {
+    let bench = Bench::new(1, NO_LIMITS);
+    let driver = &bench.driver;
+    assert_eq!(
+        driver.negotiate(driver.offered_features()),
+        Negotiated::Accepted
+    );
+    let mut sending = RawQueue::new(driver, 512);
+    driver.start_queue(SEND, 512, sending.addresses());
+    driver.driver_ok();
+    let buffer = driver.buffer(512, false);
+    buffer.write(0, &frame(OTHER, 500, 1));
+    // Heads that share a tail of 400 descriptors.
+    for head in 0..64 {
+        sending.set_descriptor(head, buffer.address(), 32, NEXT, 64);
+    }
+    for index in 64..464 {
+        let next = if index < 463 { NEXT } else { 0 };
+        sending.set_descriptor(index, buffer.address(), 1, next, index + 1);
+    }
+    sending.offer_together(&(0..64).collect::<Vec<_>>());
+    driver.notify(SEND);
+    thread::scope(|scope| {
+        let wire = &bench.wires[0];
+        let drained = scope.spawn(move || (0..64).for_each(|_| drop(wire.receive())));
+        assert!(driver.wait(|| sending.used_index() == 64));
+        drained.join().unwrap();
+    });
+    let report = bench.end();
+    let (calls, segments) = (report.copy_batches, report.copy_segments);
+    assert!(segments <= calls * 1000, "{segments} in {calls} calls");
 }

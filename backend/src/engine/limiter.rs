@@ -66,6 +66,11 @@ impl Limiter {
         }
     }
 
+    /// Nothing is waiting for the next operation any more.
+    pub(crate) fn forget(&mut self) {
+        self.is_exhausted = false;
+    }
+
     /// When another operation may be begun, if not now.
     pub(crate) fn next(&self) -> Option<Instant> {
         let both = [&self.bytes, &self.operations].into_iter().flatten();

@@ -13,8 +13,8 @@ pub(super) struct Controls {
     pub(super) pairs: u16,
     /// As the driver has chosen them, if it has.
     pub(super) offloads: Option<Offloads>,
-    /// Of each queue but the control queue.
-    pub(super) moderation: Vec<Moderation>,
+    /// Of each queue but the control queue, as the driver has asked, if it has.
+    pub(super) moderation: Vec<Option<Moderation>>,
     /// The driver is to announce itself (virtio 1.3, 5.1.4).
     pub(super) announce: bool,
     /// The link is up, as the driver knows.
@@ -36,7 +36,7 @@ impl Controls {
     pub(super) const fn bytes(pairs: u16) -> usize {
         let fixed = 2 + 8 + 2 + 2 + size_of::<Mac>() + VLAN_BYTES;
         let addresses = 2 * MAX_ADDRESSES * size_of::<Mac>();
-        fixed + addresses + 2 * pairs as usize * Moderation::BYTES
+        fixed + addresses + 2 * pairs as usize * (1 + Moderation::BYTES)
     }
 
     /// As a reset leaves them.
@@ -45,7 +45,7 @@ impl Controls {
             filter: Filter::new(mac),
             pairs: 1,
             offloads: None,
-            moderation: vec![Moderation::default(); 2 * usize::from(pairs)],
+            moderation: vec![None; 2 * usize::from(pairs)],
             announce: false,
             is_up,
         }
@@ -75,19 +75,20 @@ impl Controls {
                 match which {
                     Moderated::AllReceiving => moderated
                         .filter(|(queue, _)| queue % 2 == 0)
-                        .for_each(|(_, of)| *of = moderation),
+                        .for_each(|(_, of)| *of = Some(moderation)),
                     Moderated::AllSending => moderated
                         .filter(|(queue, _)| queue % 2 == 1)
-                        .for_each(|(_, of)| *of = moderation),
+                        .for_each(|(_, of)| *of = Some(moderation)),
                     Moderated::One(queue) => {
                         let of = moderated.nth(queue.into()).ok_or(Impossible)?;
-                        *of.1 = moderation;
+                        *of.1 = Some(moderation);
                     }
                 }
             }
             Command::AskModeration(queue) => {
                 let of = self.moderation.get(usize::from(queue));
-                return of.copied().map(Some).ok_or(Impossible);
+                let of = of.ok_or(Impossible)?;
+                return Ok(Some(of.unwrap_or_default()));
             }
         }
         Ok(None)
@@ -120,7 +121,10 @@ impl Controls {
         for addresses in [&filter.unicast, &filter.multicast] {
             bytes.extend(addresses.known.iter().flatten());
         }
-        bytes.extend(moderation.iter().flat_map(|of| of.bytes()));
+        for of in moderation {
+            bytes.push(of.is_some().into());
+            bytes.extend(of.unwrap_or_default().bytes());
+        }
         bytes
     }
 
@@ -143,7 +147,12 @@ impl Controls {
         let unicast = addresses(counts[0], UNICAST_OVERFLOW)?;
         let multicast = addresses(counts[1], MULTICAST_OVERFLOW)?;
         let queues = 2 * usize::from(pairs);
-        let moderation = (0..queues).map(|_| from.take().map(Moderation::read));
+        let mut of_queue = || {
+            let [is_asked] = from.take()?;
+            let of = Moderation::read(from.take()?);
+            Some((is_asked != 0).then_some(of))
+        };
+        let moderation = (0..queues).map(|_| of_queue());
         let moderation = moderation.collect::<Option<_>>()?;
         let chosen = Offloads::accepted(offloads);
         (1..=pairs).contains(&used).then_some(Self {
@@ -253,7 +262,7 @@ mod tests {
                 Moderation::default(),
             ))
             .unwrap();
-        assert_eq!(controls.moderation[1], Moderation::default());
+        assert_eq!(controls.moderation[1], Some(Moderation::default()));
         for pairs in [2, 2, 1] {
             controls.apply(Command::SetPairs(pairs)).unwrap();
             assert_eq!(controls.pairs, pairs);

@@ -49,8 +49,14 @@ impl Counters {
             }
             Err(error) => {
                 self.unsent += 1;
-                // What the kernel finds wrong with a frame is the driver's doing.
-                if error.kind() != io::ErrorKind::InvalidInput {
+                // What the kernel finds wrong with a frame is the driver's doing; what it has no room for, nobody's.
+                let is_usual = matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput
+                        | io::ErrorKind::WouldBlock
+                        | io::ErrorKind::OutOfMemory
+                ) || error.raw_os_error() == Some(libc::ENOBUFS);
+                if !is_usual {
                     self.interface = Some(error.to_string());
                 }
             }

@@ -83,9 +83,13 @@ impl FrameHeader {
         segments && (!left.checksum || offloads.checksum()) && (!left.marks || offloads.marks())
     }
 
-    /// The header of a frame that lies in `count` buffers.
-    pub(super) fn in_buffers(self, count: u16) -> Self {
+    /// The header of a frame that lies in `count` buffers, for a driver that takes `offloads`.
+    pub(super) fn in_buffers(self, count: u16, offloads: Offloads) -> Self {
         let Self(mut bytes) = self;
+        // 5.1.6.4.1: a driver that does not know of checksums is told nothing of them.
+        if !offloads.checksum() {
+            bytes[FLAGS] = 0;
+        }
         bytes[NUM_BUFFERS..].copy_from_slice(&count.to_le_bytes());
         Self(bytes)
     }
@@ -108,7 +112,8 @@ impl FrameHeader {
     }
 }
 
-const fn low(value: u32) -> u8 {
+/// The byte that a constant fits in.
+pub(super) const fn low(value: u32) -> u8 {
     let [low, ..] = value.to_le_bytes();
     low
 }
@@ -199,6 +204,9 @@ mod tests {
         for (flags, gso, offloads, may) in rows {
             let header = header(flags, gso);
             assert_eq!(header.may_be_received(offloads), may, "{flags} {gso}");
+            let FrameHeader(seen) = header.in_buffers(3, offloads);
+            let known = if offloads.checksum() { flags } else { 0 };
+            assert_eq!((seen[FLAGS], seen[NUM_BUFFERS]), (known, 3));
         }
     }
 }

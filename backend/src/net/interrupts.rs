@@ -13,15 +13,14 @@ pub(super) struct Moderation {
 }
 
 impl Moderation {
-    /// That of frames that were sent, of which nobody waits to hear: a driver that is told of received frames looks at these too.
-    pub(super) const SENT: Self = Self {
-        max_packets: SENT_FRAMES,
-        max_usecs: SENT_DELAY_US,
-    };
-
-    /// Whether it is what a reset leaves: the driver has not asked for any.
-    pub(super) fn is_none(self) -> bool {
-        self == Self::default()
+    /// That of frames that were sent by a queue of `size`, unless the driver has asked for another: nobody waits to hear of
+    /// them, and a driver that is told of received frames looks at these too.
+    pub(super) fn of_sent(size: u16) -> Self {
+        Self {
+            // A small queue is full before.
+            max_packets: SENT_FRAMES.min(u32::from(size) / 4),
+            max_usecs: SENT_DELAY_US,
+        }
     }
 
     /// Bytes of `struct virtio_net_ctrl_coal`.
@@ -69,9 +68,21 @@ impl Interrupts {
         false
     }
 
-    /// Whether the driver has waited long enough.
-    pub(super) fn is_due(&self) -> bool {
-        self.due_at.is_some_and(|at| at <= Instant::now())
+    /// Whether the driver will have waited long enough at `time`.
+    pub(super) fn is_due_by(&self, time: Instant) -> bool {
+        self.due_at.is_some_and(|at| at <= time)
+    }
+
+    /// Whether the driver waits for one.
+    pub(super) fn waits(&self) -> bool {
+        self.due_at.is_some()
+    }
+
+    /// One that waits is due at once: it waited by a rule that holds no more.
+    pub(super) fn hasten(&mut self) {
+        if self.waits() {
+            self.due_at = Some(Instant::now());
+        }
     }
 
     pub(super) fn due_at(&self) -> Option<Instant> {
@@ -102,16 +113,30 @@ mod tests {
         // Those were before it wanted any, and count.
         assert!(interrupts.shown(1, true, some));
         interrupts.raised();
-        assert!(!interrupts.shown(3, true, some) && !interrupts.is_due());
+        assert!(!interrupts.shown(3, true, some) && !interrupts.is_due_by(Instant::now()));
         // Wanted once is wanted until it comes.
         assert!(interrupts.shown(1, false, some));
         interrupts.raised();
         assert!(interrupts.due_at().is_none());
         assert!(!interrupts.shown(1, true, some));
         std::thread::sleep(Duration::from_millis(3));
-        assert!(interrupts.is_due());
+        assert!(interrupts.is_due_by(Instant::now()));
         interrupts.raised();
-        assert!(!interrupts.is_due());
+        assert!(!interrupts.waits());
+    }
+
+    #[test]
+    fn a_rule_that_holds_no_more_holds_nothing_up() {
+        let long = Moderation {
+            max_packets: 64,
+            max_usecs: u32::MAX,
+        };
+        let mut interrupts = Interrupts::default();
+        interrupts.hasten();
+        assert!(!interrupts.shown(1, true, long) && !interrupts.is_due_by(Instant::now()));
+        interrupts.hasten();
+        assert!(interrupts.is_due_by(Instant::now()));
+        assert_eq!(Moderation::of_sent(8).max_packets, 2);
     }
 
     #[test]

@@ -5,11 +5,11 @@ use super::filter::{Filter, LOOKED_AT};
 use super::frame::{FrameHeader, MAX_FRAME};
 use super::interface::Interface;
 use super::offloads::Offloads;
-use super::{Moved, TransferError};
+use super::transfer::{Moved, TransferError};
 use crate::device::DeviceError;
 use crate::engine::{Limiter, copy};
 use crate::tap::HEADER;
-use crate::tuning::{FRAME_DATA, FRAMES};
+use crate::tuning::{FRAME_DATA, FRAMES, MAX_COPIES};
 use crate::virtqueue::{ActiveQueue, Request};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -39,6 +39,10 @@ pub(super) struct Receiver {
     /// Buffers for the next frame.
     buffers: VecDeque<Request>,
     outlook: Outlook,
+    /// Frames that may be at the interface still, and came for an earlier driver.
+    stale: usize,
+    /// Buffers of the frames that have theirs.
+    copies: usize,
     operations: Vec<CopyOp>,
 }
 
@@ -79,6 +83,8 @@ impl Receiver {
             unplaced: None,
             buffers: VecDeque::new(),
             outlook: Outlook::Dry,
+            stale: 0,
+            copies: 0,
             operations: Vec::new(),
         })
     }
@@ -86,11 +92,6 @@ impl Receiver {
     /// Has the next step look at the interface, whatever that has said.
     pub(super) fn look(&mut self) {
         self.outlook = Outlook::More;
-    }
-
-    /// Whether the next step may find a frame.
-    pub(super) fn has_more(&self) -> bool {
-        self.outlook == Outlook::More
     }
 
     /// Whether frames wait for buffers.
@@ -108,8 +109,14 @@ impl Receiver {
         self.used = 0;
         self.frames.clear();
         self.unplaced = None;
+        self.copies = 0;
         self.buffers.clear();
         self.outlook = Outlook::Dry;
+    }
+
+    /// What the interface holds came for an earlier driver, and is none of the next one's.
+    pub(super) fn drain(&mut self) {
+        self.stale = STALE;
     }
 
     /// Takes frames off `interface`, and gives them to the driver.
@@ -128,9 +135,28 @@ impl Receiver {
     ) -> Result<Moved, TransferError> {
         // Those that dom0 could not copy before go first, and alone.
         if self.frames.is_empty() {
+            self.throw_away(interface);
             self.gather(queue, interface, wishes, limiter, counters)?;
         }
-        self.deliver(queue, counters, access)
+        let delivered = self.deliver(queue, counters, access)?;
+        Ok(Moved {
+            has_more: self.outlook == Outlook::More,
+            ..delivered
+        })
+    }
+
+    /// Throws away some of what came for an earlier driver.
+    fn throw_away(&mut self, interface: &mut dyn Interface) {
+        for _ in 0..self.stale.min(FRAMES) {
+            let mut beginning = [0; HEADER];
+            self.stale -= 1;
+            if let Err(error) = interface.read(&mut (&mut beginning[..]).into())
+                && is_last(&error)
+            {
+                self.stale = 0;
+                return;
+            }
+        }
     }
 
     /// Reads frames, as many as there are, have room in our memory, and have buffers.
@@ -146,6 +172,9 @@ impl Receiver {
             return Ok(());
         }
         self.outlook = Outlook::More;
+        if self.stale > 0 {
+            return Ok(());
+        }
         // Frames that are not wanted count too: somebody may send nothing else.
         for _ in 0..FRAMES {
             let unplaced = match self.unplaced.take() {
@@ -163,9 +192,14 @@ impl Receiver {
                     if start + MAX_FRAME > self.memory.len() {
                         break;
                     }
-                    let Some(frame) = self.read(start, interface, counters) else {
-                        self.outlook = Outlook::Dry;
-                        break;
+                    let frame = match self.read(start, interface, counters) {
+                        Ok(frame) => frame,
+                        Err(error) if is_last(&error) => {
+                            self.outlook = Outlook::Dry;
+                            break;
+                        }
+                        // The kernel could not hand this one over; there may be others.
+                        Err(_) => continue,
                     };
                     if !self.is_wanted(&frame, queue, wishes, counters) {
                         continue;
@@ -175,7 +209,8 @@ impl Receiver {
                     frame
                 }
             };
-            match self.place(unplaced.clone(), queue)? {
+            match self.place(unplaced.clone(), queue, wishes.offloads)? {
+                Placed::Yes if self.copies >= MAX_COPIES => break,
                 Placed::Yes => {}
                 Placed::NotYet => {
                     self.unplaced = Some(unplaced);
@@ -206,20 +241,15 @@ impl Receiver {
         start: usize,
         interface: &mut dyn Interface,
         counters: &mut Counters,
-    ) -> Option<Range<usize>> {
+    ) -> io::Result<Range<usize>> {
         let mut room = self.memory.get_slice(start, MAX_FRAME).expect("room");
-        match interface.read(&mut room) {
-            Ok(len) => {
-                counters.interface = None;
-                Some(start..start + len.min(MAX_FRAME))
-            }
-            Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    counters.interface = Some(error.to_string());
-                }
-                None
-            }
+        let read = interface.read(&mut room);
+        match &read {
+            Ok(_) => counters.interface = None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => counters.interface = Some(error.to_string()),
         }
+        read.map(|len| start..start + len.min(MAX_FRAME))
     }
 
     /// Whether the driver is to have a frame that was read.
@@ -256,6 +286,7 @@ impl Receiver {
         &mut self,
         bytes: Range<usize>,
         queue: &mut ActiveQueue,
+        offloads: Offloads,
     ) -> Result<Placed, DeviceError> {
         let merges = queue.has_feature(VIRTIO_NET_F_MRG_RXBUF);
         let most = if merges { queue.size().into() } else { 1 };
@@ -279,6 +310,7 @@ impl Receiver {
         while left > 0 {
             let request = self.buffers.pop_front().expect("buffers of that length");
             left -= left.min(request.writable.len());
+            self.copies += request.writable.iter().count();
             buffers.push(request);
         }
         // 5.1.6.4.1: one, where buffers are not merged.
@@ -286,7 +318,7 @@ impl Receiver {
         let mut header = [0; HEADER];
         let slice = self.memory.as_volatile_slice();
         slice.read_slice(&mut header, bytes.start).expect("a frame");
-        let FrameHeader(header) = FrameHeader(header).in_buffers(count);
+        let FrameHeader(header) = FrameHeader(header).in_buffers(count, offloads);
         slice.write_slice(&header, bytes.start).expect("a frame");
         self.frames.push(Frame { bytes, buffers });
         Ok(Placed::Yes)
@@ -334,6 +366,9 @@ impl Receiver {
                 queue.complete(request.finish(if is_whole { len } else { 0 }))?;
             }
         }
+        self.copies = 0;
+        self.operations.clear();
+        self.operations.shrink_to(2 * MAX_COPIES);
         // What is unplaced lies behind all others, and is moved by nobody.
         if self.unplaced.is_none() {
             self.used = 0;
@@ -342,16 +377,14 @@ impl Receiver {
     }
 }
 
-/// Frames that an interface may hold: its queue of packets has 1000 as a rule (`txqueuelen`).
-const STALE: u32 = 4096;
+/// Frames that an interface may hold: its queue has 1000 as a rule (`txqueuelen`).
+const STALE: usize = 4096;
 
-/// Throws away what the interface holds: it came for an earlier driver.
-pub(super) fn drain(interface: &mut dyn Interface) {
-    let mut beginning = [0; HEADER];
-    // No more than it can hold: somebody may go on sending.
-    for _ in 0..STALE {
-        if interface.read(&mut (&mut beginning[..]).into()).is_err() {
-            return;
-        }
-    }
+/// Whether an error of an interface says that there is no further frame for now, or none any more.
+fn is_last(error: &io::Error) -> bool {
+    let gone = [libc::EBADFD, libc::EFAULT, libc::EIO, libc::ENODEV];
+    error.kind() == io::ErrorKind::WouldBlock
+        || error
+            .raw_os_error()
+            .is_some_and(|errno| gone.contains(&errno))
 }

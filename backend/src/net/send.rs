@@ -3,10 +3,10 @@
 use super::counters::Counters;
 use super::frame::{ETHERNET, FrameHeader, MAX_FRAME};
 use super::interface::Interface;
-use super::{Moved, TransferError};
+use super::transfer::{Moved, TransferError};
 use crate::engine::{Limiter, copy};
 use crate::tap::HEADER;
-use crate::tuning::{FRAME_DATA, FRAMES};
+use crate::tuning::{FRAME_DATA, FRAMES, MAX_COPIES};
 use crate::virtqueue::{ActiveQueue, Request};
 use std::io;
 use std::ops::Range;
@@ -97,7 +97,9 @@ impl Sender {
         queue: &mut ActiveQueue,
         limiter: &mut Limiter,
     ) -> Result<(), TransferError> {
+        let mut copies = 0;
         while self.frames.len() < FRAMES
+            && copies < MAX_COPIES
             && self.used + PAGE_SIZE + MAX_FRAME <= self.memory.len()
             && limiter.admits()
         {
@@ -108,6 +110,7 @@ impl Sender {
                 false => 0,
             };
             limiter.spend(len);
+            copies += request.readable.iter().count();
             let start = match len < LONG {
                 true => self.used,
                 false => request.readable.alike(self.used),
@@ -163,6 +166,8 @@ impl Sender {
             queue.complete(request.finish(0))?;
         }
         self.used = 0;
+        self.operations.clear();
+        self.operations.shrink_to(2 * MAX_COPIES);
         Ok(sent)
     }
 }

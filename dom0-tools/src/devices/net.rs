@@ -3,7 +3,7 @@
 use super::feature_names;
 use super::vhost_user::parse_mac;
 use super::{
-    Building, Built, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
+    Building, Built, Busy, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
     SyscallRule, Wanted, in_use, ioctl_number, open_device, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
@@ -41,6 +41,9 @@ struct Settings {
     /// Pairs of queues.
     #[serde(default = "one")]
     queues: u16,
+    /// The kernel does not serve it: with `true`, it is a device of another kind.
+    #[serde(default, rename = "vhost")]
+    _vhost: bool,
     send_bytes_per_second: Option<NonZeroU64>,
     send_frames_per_second: Option<NonZeroU64>,
     receive_bytes_per_second: Option<NonZeroU64>,
@@ -168,6 +171,19 @@ impl Spec {
         }
     }
 
+    /// Whether the interface takes no larger packets than the guest is told of, which it would have to drop.
+    fn check_mtu(&self) -> Result<()> {
+        let Some(mtu) = self.mtu else { return Ok(()) };
+        let name = &self.interface;
+        let of_interface = fs::read_to_string(Path::new(INTERFACES).join(name).join("mtu"))?;
+        ensure!(
+            of_interface.trim() == mtu.to_string(),
+            "mtu = {mtu}, and {name} has {}: ip link set {name} mtu {mtu}",
+            of_interface.trim()
+        );
+        Ok(())
+    }
+
     /// The file whose descriptors are queues of the interface.
     fn file(&self) -> Result<PathBuf> {
         let name = &self.interface;
@@ -189,7 +205,6 @@ impl Spec {
 
     fn open(&self, wanted: &Wanted<'_>) -> Result<Vec<OwnedFd>> {
         let name = &self.interface;
-        ensure_there(name, self.queues)?;
         let file = self.file()?;
         let open = |_| {
             let queue = open_device(
@@ -251,7 +266,7 @@ impl DeviceKind for NetKind {
         guest_state::device_bytes(&[kept], &Net::queue_sizes(MAX_PAIRS))
     }
 
-    fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
+    fn open(&self, wanted: &Wanted<'_>, uses: &mut Uses) -> Result<Opened> {
         let mut built_by = match wanted.kept.clone() {
             Some(kept) => serde_json::from_value(kept)?,
             None => {
@@ -265,6 +280,13 @@ impl DeviceKind for NetKind {
                 Spec::of(settings.check()?)?
             }
         };
+        let name = &built_by.interface;
+        ensure_there(name, built_by.queues)?;
+        if wanted.kept.is_none() {
+            built_by.check_mtu()?;
+        }
+        let taken = uses.take_interface(name, wanted.guest, wanted.name, wanted.key);
+        taken.map_err(|user| Busy(format!("tap = {name} is in use: {user}")))?;
         let queues = built_by.open(wanted)?;
         if wanted.kept.is_none() {
             let of_udp = libc::TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6;
@@ -384,6 +406,7 @@ mod tests {
         let check = |settings: &str| NetKind.check_settings(&settings.parse().unwrap());
         let mac = "mac = \"00:16:3e:00:00:01\"\n";
         check(&format!("{mac}tap = \"vif3.0\"\nqueues = 8\nmtu = 9000")).unwrap();
+        check(&format!("{mac}tap = \"v\"\nvhost = false")).unwrap();
         check(&format!("{mac}tap = \"v\"\nsend-bytes-per-second = 1")).unwrap();
         for (settings, wrong) in [
             (String::new(), "needs tap = the interface in dom0"),
@@ -410,6 +433,13 @@ mod tests {
                 "zero",
             ),
             (format!("{mac}tap = \"vif\"\nbridge = \"x\""), "bridge"),
+            (format!("{mac}tap = \"vif\"\nqueues = \"2\""), "string"),
+            (format!("{mac}tap = 5"), "string"),
+            (
+                format!("{mac}tap = \"vif\"\nreceive-frames-per-second = -1"),
+                "-1",
+            ),
+            (format!("{mac}tap = \"vif\"\nvhost = 1"), "boolean"),
         ] {
             let error = format!("{:#}", check(&settings).unwrap_err());
             assert!(error.contains(wrong), "{settings}: {error}");

@@ -169,10 +169,20 @@ fn parse_device(text: &str) -> Option<u64> {
     ))
 }
 
-/// The disks that guests use now.
+/// The disks, and the network interfaces, that guests use now.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
     uses: Vec<Use>,
+    interfaces: Vec<InterfaceUse>,
+}
+
+/// An interface that a device of a guest has: the kernel would let others have some of its queues.
+#[derive(Debug)]
+struct InterfaceUse {
+    interface: String,
+    guest: Identity,
+    name: String,
+    key: EntryKey,
 }
 
 #[derive(Debug)]
@@ -260,8 +270,40 @@ impl Uses {
         });
     }
 
+    /// Has a device of a guest use an interface.
+    ///
+    /// # Errors
+    ///
+    /// Who else uses it, on one line.
+    pub(crate) fn take_interface(
+        &mut self,
+        interface: &str,
+        guest: &Identity,
+        name: &str,
+        key: EntryKey,
+    ) -> Result<(), String> {
+        let is_itself = |other: &InterfaceUse| other.guest == *guest && other.key == key;
+        let mut others = self.interfaces.iter().filter(|other| !is_itself(other));
+        if let Some(other) = others.find(|other| other.interface == interface) {
+            let InterfaceUse {
+                guest, name, key, ..
+            } = other;
+            return Err(format!("guest {name} ({}) has it: {key}", guest.domid));
+        }
+        self.interfaces.retain(|other| !is_itself(other));
+        self.interfaces.push(InterfaceUse {
+            interface: interface.to_owned(),
+            guest: guest.clone(),
+            name: name.to_owned(),
+            key,
+        });
+        Ok(())
+    }
+
     /// The device is taken away, or has another disk.
     pub(crate) fn end(&mut self, guest: &Identity, key: EntryKey) {
+        self.interfaces
+            .retain(|other| other.guest != *guest || other.key != key);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest && other.key == key;
         }
@@ -269,6 +311,7 @@ impl Uses {
 
     /// The guest, and whoever served it, is gone.
     pub(crate) fn end_guest(&mut self, guest: &Identity) {
+        self.interfaces.retain(|other| other.guest != *guest);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest;
         }
