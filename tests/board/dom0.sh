@@ -107,6 +107,29 @@ mount_back_ends() {
     local dir
     for dir in dev proc sys run tmp; do mount --bind /$dir /back-ends/$dir; done
 }
+# The network's tools (scripts/board.d/net_tools.sh), in a root of their own; NET_TOOLS is the disk that they are on, which a
+# guest may have read-only.
+mount_net_tools() {
+    NET_TOOLS=$(findfs LABEL=net-tools 2>/dev/null) || { echo "SKIP: the network's tools could not be fetched"; exit 77; }
+    mountpoint -q /net-tools && return
+    mkdir -p /net-tools
+    mount -o ro "$NET_TOOLS" /net-tools
+    local dir
+    for dir in dev proc sys run tmp; do mount --bind /$dir /net-tools/$dir; done
+}
+ip() { chroot /net-tools /usr/sbin/ip "$@"; }
+iperf3() { chroot /net-tools /usr/bin/iperf3 "$@"; }
+# bridge NAME ADDRESS/LENGTH [INTERFACE...]: a bridge of dom0's with this address, and with these interfaces.
+bridge() {
+    local name=$1 interface
+    ip link show "$name" >/dev/null 2>&1 || ip link add "$name" type bridge
+    ip addr replace "$2" dev "$name"
+    ip link set "$name" up
+    for interface in "${@:3}"; do
+        ip link set "$interface" master "$name" up
+    done
+}
+
 # back_end NAME COMMAND...: starts one, whose number is BACK_END then. Its output is a pipe: one of them polls that.
 back_end() {
     local name=$1
@@ -278,8 +301,14 @@ clean_up() {
     pkill -KILL xen-virtiod || true
     # Also the keepers of programs, and these; and what runs in the back-ends' root.
     pkill -KILL -f /back-ends || true
-    local process
-    for process in /proc/[0-9]*; do [ "$(readlink "$process/root")" != /back-ends ] || kill -KILL "${process#/proc/}"; done
+    local process interface
+    for process in /proc/[0-9]*; do
+        case $(readlink "$process/root") in /back-ends | /net-tools) kill -KILL "${process#/proc/}" ;; esac
+    done
+    # dom0 itself has no interface but the first.
+    for interface in /sys/class/net/*; do
+        ! mountpoint -q /net-tools || [ "${interface##*/}" = lo ] || ip link del "${interface##*/}" 2>/dev/null || true
+    done
     xl list | awk 'NR > 1 && $1 != "Domain-0" { print $2 }' | while read -r domain; do xl destroy "$domain"; done
     wait_for 20 "dead domains to go" no_zombie
     xenstore-rm backend/virtio_disk backend/virtio_file
@@ -465,6 +494,76 @@ run_fio() {
     is_well fio
     console fio | sed -n 's/^bench /  bench 1000 /p'
     destroy fio
+}
+
+# The processor time that dom0 has used, in milliseconds: the kernel's and the back-ends' too.
+dom0_time() { xl list Domain-0 | awk 'END { print int($6 * 1000) }'; }
+
+# measure_net NAME ADDRESS: prints `net NAME PATTERN RATE DOM0-MS` for each pattern; who is at ADDRESS runs guest/net-bench.
+measure_net() {
+    local name=$1 address=$2 pattern rate before seconds=2
+    for pattern in ${3:-tcp-out tcp-in udp64-out udp64-in round-trips}; do
+        before=$(dom0_time)
+        rate=$(case $pattern in
+            tcp-out) iperf3 -c "$address" -t $seconds -R -f k | awk '/receiver/ { print $7 / 8 }' ;;
+            tcp-in) iperf3 -c "$address" -t $seconds -f k | awk '/receiver/ { print $7 / 8 }' ;;
+            udp64-out) iperf3 -c "$address" -t $seconds -u -b 0 -l 64 -R -f k | received_packets $seconds ;;
+            udp64-in) iperf3 -c "$address" -t $seconds -u -b 0 -l 64 -f k | received_packets $seconds ;;
+            round-trips) guest-io trips "$address:7" $seconds | awk '{ print $3 }' ;;
+        esac)
+        echo "  net $name $pattern ${rate:-0} $(($(dom0_time) - before))"
+    done
+}
+# received_packets SECONDS: a second's, of what iperf3 says.
+received_packets() { awk -v s="$1" '/receiver/ { split($0, a, /[()]/); n = split(a[1], b, " "); split(b[n], c, "/"); print int((c[2] - c[1]) / s) }'; }
+
+# One guest with a PV interface, ours by grants and by frames, and vhost-net's, each on a bridge of its own.
+run_net() {
+    local run limit number=1 devices='' name
+    mount_net_tools
+    bridge pv 10.9.1.2/24
+    for name in grants frames vhost; do
+        number=$((number + 1))
+        ip tuntap add dev "t$name" mode tap
+        bridge "b$name" "10.9.$number.2/24" "t$name"
+        devices+="[[device]]
+type = 'net'
+tap = 't$name'
+mac = '00:16:3e:00:00:0$number'
+grant-usage = $([ $name = frames ] && echo false || echo true)
+$([ $name != vhost ] || echo 'vhost = true')
+"
+    done
+    cat >/tmp/vif-hotplug <<'HOTPLUG'
+#!/bin/bash
+export PATH=/usr/sbin:/usr/bin
+[ "$1" = online ] || exit 0
+chroot /net-tools /usr/sbin/ip link set "$vif" master pv up
+xenstore-write "$XENBUS_PATH/hotplug-status" connected
+HOTPLUG
+    chmod +x /tmp/vif-hotplug
+    for limit in 1000 0; do
+        { shared "$NET_TOOLS"; printf '[polling]\nlimit-us = %s\n' $limit; } | configure
+        start_daemon
+        guest net net-bench "vif = [ 'mac=00:16:3e:00:00:01, script=/tmp/vif-hotplug' ]" "$(by_file net <<<"$devices
+[[device]]
+type = 'blk'
+path = '$NET_TOOLS'
+read-only = true")"
+        create_by_file net
+        said net 'guest: ready' 60 >/dev/null
+        say "one guest with four interfaces, polling for at most $limit us; dom0 has $(nproc) processor(s)"
+        for ((run = 0; run < ${BENCH_RUNS:-5}; run++)); do
+            number=0
+            for name in pv grants frames vhost; do
+                number=$((number + 1))
+                measure_net "$limit $name" "10.9.$number.1"
+            done
+        done
+        is_well net
+        destroy net
+        stop_daemon
+    done
 }
 
 context_switches() { awk '/ctxt_switches/ { sum += $2 } END { print sum }' "/proc/$1/status"; }

@@ -1,4 +1,4 @@
-# A guest discards and zeroes parts of its disk: dom0 has the room, its worker dies meanwhile; a disk that is to keep its room does.
+# A guest discards and zeroes parts of its disk, with a write cache and without: dom0 has the room, its worker dies meanwhile; a disk that is to keep its room does.
 # A file system that has both kinds of fallocate(2), which tmpfs has not.
 truncate -s 200M /tmp/store
 mke2fs -q -t ext4 /tmp/store
@@ -25,6 +25,7 @@ for ((i = 0; i < $(whole && echo 5 || echo 2); i++)); do
     sleep 0.7
     kill -KILL "$(pids_of "$(domid g)")"
 done
+note "$(said g 'guest: blocks of 4096, write back')"
 note "$(said g 'guest: rounds' 60)"
 destroy g
 if whole; then

@@ -1,4 +1,5 @@
 # The kernel's vhost-net, on memory of ours: a guest reaches dom0 over a tap by TCP and UDP; the worker and the service die.
+# Long: vhost-vsock is served by the same code, and net takes the same way.
 mount_back_ends
 start_daemon
 fds=$(daemon_fds)

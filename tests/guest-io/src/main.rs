@@ -17,6 +17,7 @@ mod registers;
 #[allow(unsafe_code)]
 mod ring;
 mod stream;
+mod trips;
 mod verify;
 mod xattr;
 mod zero;
@@ -31,6 +32,7 @@ const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io ver
                      | guest-io chi-square SOURCE BYTES | guest-io zero DEVICE BYTES | guest-io endure BASE \
                      | guest-io xattr FILE NAME [VALUE] | guest-io send ADDRESS MIB | guest-io receive ADDRESS \
                      | guest-io ask ADDRESS | guest-io answer PORT | guest-io edges CHIP LINE COUNT \
+                     | guest-io echo PORT | guest-io trips ADDRESS SECONDS \
                      | guest-io type | guest-io events DEVICE COUNT";
 
 fn main() -> Result<()> {
@@ -72,6 +74,8 @@ fn main() -> Result<()> {
             line.parse().context(USAGE)?,
             count.parse().context(USAGE)?,
         ),
+        ["echo", port] => trips::echo(port.parse().context(USAGE)?),
+        ["trips", address, seconds] => trips::count(address, seconds.parse().context(USAGE)?),
         ["type"] => input::type_lines(),
         ["events", device, count] => {
             input::wait_for(Path::new(device), count.parse().context(USAGE)?)
