@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Short: what waits for the next one is late by so much.
 const PERIOD: Duration = Duration::from_millis(10);
 
+/// Who comes late for what was due has it still, up to this part of a second: a worker's sleep is not exact.
+const LATENESS: u64 = 20;
+
 /// What is allowed in a second, of which nothing is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -31,6 +34,7 @@ impl Limiter {
         let allowance = |limit: Option<NonZeroU64>| {
             let rate = limit?.get();
             let burst = rate.saturating_mul(limits.burst_seconds.into());
+            let burst = burst.max(rate / LATENESS);
             Some(Allowance::new(rate, PERIOD, now).with_burst(burst))
         };
         Self {
@@ -99,7 +103,9 @@ mod tests {
         for limits in [limits(100_000, 0), limits(0, 100), limits(1 << 40, 100)] {
             let mut limiter = Limiter::new(limits);
             assert!(limiter.admits() && limiter.next().is_none());
-            limiter.spend(1000);
+            for _ in 0..10 {
+                limiter.spend(1000);
+            }
             assert!(!limiter.admits() && limiter.next().is_some(), "{limits:?}");
         }
     }

@@ -25,7 +25,7 @@ for ((i = 0; i < $(whole && echo 5 || echo 2); i++)); do
     sleep 0.7
     kill -KILL "$(pids_of "$(domid g)")"
 done
-note "$(said g 'guest: blocks of 4096, write back')"
+note "$(said g "guest: blocks of $(stat -c %o /tmp/mnt/disk.img), write back")"
 note "$(said g 'guest: rounds' 60)"
 destroy g
 if whole; then
