@@ -402,7 +402,8 @@ impl Device for Net {
         if self.held.is_none() && !self.pairs.iter().any(Pair::is_busy) {
             self.shortage.forget();
         }
-        // Who has nothing to send waits for no time.
+        // Who has nothing to send or to say waits for no time.
+        self.following.rest();
         self.sends.forget();
         self.receives.forget();
     }

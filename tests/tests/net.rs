@@ -633,7 +633,12 @@ fn still<const N: usize>(
     pairs: u16,
     without: u64,
     queues: [u32; N],
-) -> (GuestDevices<SimHypervisor>, Vec<Wire>, [RawQueue; N]) {
+) -> (
+    GuestDevices<SimHypervisor>,
+    SimGuest,
+    Vec<Wire>,
+    [RawQueue; N],
+) {
     let (hypervisor, guest) = simulate(1024).unwrap();
     let (wires, interfaces): (Vec<_>, Vec<_>) = (0..pairs).map(|_| Wire::new().unwrap()).unzip();
     let interfaces = interfaces.into_iter().map(|one| one as Box<dyn Interface>);
@@ -653,7 +658,7 @@ fn still<const N: usize>(
     // What the driver has set is followed some time later.
     thread::sleep(Duration::from_millis(60));
     while machine.prepare_sleep().unwrap() == Activity::Working {}
-    (machine, wires, queues)
+    (machine, guest, wires, queues)
 }
 
 /// However many steps have found nothing before.
@@ -672,7 +677,7 @@ fn sleeps(machine: &mut GuestDevices<SimHypervisor>) {
 
 #[test]
 fn a_device_with_nothing_to_do_lets_its_worker_sleep() {
-    let (mut machine, wires, [receive, _sending]) = still(1, 0, [RECEIVE, SEND]);
+    let (mut machine, _guest, wires, [receive, _sending]) = still(1, 0, [RECEIVE, SEND]);
     sleeps(&mut machine);
     // What has woken it is found, whatever the step before has looked at.
     for mark in 0..8u16 {
@@ -690,10 +695,25 @@ fn queues_that_the_driver_does_not_use_keep_no_worker_awake() {
     let mq = 1 << ids::VIRTIO_NET_F_MQ;
     sleeps(&mut still(2, 0, [RECEIVE, SEND, 2, 3]).0);
     sleeps(&mut still(2, mq, [RECEIVE, SEND]).0);
-    let (mut machine, wires, _queues) = still(2, 0, [2]);
+    let (mut machine, _guest, wires, _queues) = still(2, 0, [2]);
     wires[0].send(&frame(MAC, 60, 1));
     wires[1].send(&frame(MAC, 60, 1));
     sleeps(&mut machine);
+}
+
+#[test]
+fn a_driver_that_is_gone_leaves_nothing_to_wait_for() {
+    let (mut machine, guest, _wires, _queues) = still(2, 0, [RECEIVE, SEND]);
+    drive(&mut machine, &guest, |driver| {
+        let [mut control] = start(driver, 0, [4]);
+        // More changes than the interface follows at once.
+        for pairs in [2, 1, 2, 1] {
+            assert_eq!(command(driver, &mut control, 4, &[4, 0, pairs, 0]).0, 0);
+        }
+        driver.write(Register::Status, 0);
+    });
+    while machine.prepare_sleep().unwrap() == Activity::Working {}
+    assert_eq!(machine.try_again_at(), None);
 }
 
 #[test]

@@ -89,6 +89,11 @@ impl Following {
         result
     }
 
+    /// There is no driver to follow for now.
+    pub(super) fn rest(&mut self) {
+        self.is_behind = false;
+    }
+
     /// When the interface may be told what it is behind with.
     pub(super) fn next(&self) -> Option<Instant> {
         self.is_behind.then(|| self.changes.next())
