@@ -99,7 +99,9 @@ are_ready() { xenstore-ls "$1" 2>/dev/null | awk '/^ *state = / { n++; ready += 
 # The programs of scripts/board.d/back_ends.sh, in a root of their own that shares /run and /tmp.
 mount_back_ends() {
     mountpoint -q /back-ends && return
-    [ -b /dev/vdc ] || { echo "SKIP: the back-ends could not be fetched"; exit 77; }
+    # The last of the disks that came with the board's own; without it the network's tools may be there.
+    [ -b /dev/vdc ] && [ "$(findfs LABEL=net-tools 2>/dev/null)" != /dev/vdc ] ||
+        { echo "SKIP: the back-ends could not be fetched"; exit 77; }
     # What bash needs for the pipes of back_end.
     [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
     mkdir -p /back-ends

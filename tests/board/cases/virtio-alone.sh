@@ -12,19 +12,20 @@ busybox udhcpd -f /tmp/udhcpd.conf >/tmp/udhcpd.log 2>&1 &
 dhcp=$!
 # in_guest COMMANDS: what they say, in the guest.
 in_guest() { timeout 60 chroot /net-tools /usr/bin/socat -t 60 - VSOCK-CONNECT:42:7000 <<<"$1"; }
-# streams HOW: 64 MiB each way, checked, and what iperf3 makes of it.
+mib=$(whole && echo 64 || echo 16)
+# streams HOW: so many MiB each way, checked, and what iperf3 makes of it.
 streams() {
     local out in
     timeout 60 guest-io receive tcp-listen:5001 >/tmp/received &
     receiver=$!
     sleep 0.5
-    in_guest 'guest-io send tcp:10.8.0.2:5001 64' >/dev/null
+    in_guest "guest-io send tcp:10.8.0.2:5001 $mib" >/dev/null
     wait $receiver || fail "what the guest has sent has not arrived"
-    (sleep 1; timeout 60 guest-io send tcp:"$address":5000 64 >/dev/null) &
-    in_guest 'guest-io receive tcp-listen:5000' | grep -q 'received 64 MiB as sent' || fail "the guest has not received what was sent"
+    (sleep 1; timeout 60 guest-io send tcp:"$address":5000 $mib >/dev/null) &
+    in_guest 'guest-io receive tcp-listen:5000' | grep -q "received $mib MiB as sent" || fail "the guest has not received what was sent"
     out=$(iperf3 -c "$address" -t 1 -R -f m | awk '/receiver/ { print $7 / 8 }')
     in=$(iperf3 -c "$address" -t 1 -f m | awk '/receiver/ { print $7 / 8 }')
-    note "$1: 64 MiB each way as sent; iperf3 out ${out:?} MB/s, in ${in:?}"
+    note "$1: $mib MiB each way as sent; iperf3 out ${out:?} MB/s, in ${in:?}"
 }
 link_is() { [ "$(in_guest 'cat /sys/class/net/eth0/carrier')" = "$1" ]; }
 # The board's kernel has no timers for ping to give up by, or to send a second one by.
@@ -79,6 +80,7 @@ DEVICES
     xen-virtioctl link $name virtio_file/1 up
     wait_for 5 "the cable to be in" link_is 1
     streams "after the cable"
+    note "the worker has $(resident "$(pids_of "$(domid $name)")") KiB resident"
     # Its driver, under load.
     (timeout 60 chroot /net-tools iperf3 -c "$address" -t 20 >/dev/null 2>&1 || true) &
     in_guest 'device=$(basename $(readlink /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net
@@ -90,7 +92,7 @@ for i in 1 2 3 4 5 6 7 8 9 10; do echo $device >unbind; echo $device >bind; ip a
     receiver=$!
     sleep 0.5
     in_guest 'guest-io send tcp:10.8.0.2:5001 256 >/dev/null 2>&1 &' >/dev/null
-    for ((i = 0; i < ${TIMES:-$(whole && echo 30 || echo 5)}; i++)); do
+    for ((i = 0; i < ${TIMES:-$(whole && echo 30 || echo 3)}; i++)); do
         worker=$(pids_of "$(domid $name)")
         kill -KILL "$worker"
         wait_for 10 "the next worker" has_worker
