@@ -25,6 +25,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 pub(crate) use vhost_user::MAX_SHARED;
+use vhost_user::image;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::vhost_user::Brought;
 use xen_virtio_backend::{Device, DeviceType};
@@ -54,7 +55,9 @@ impl Service {
     /// That of a device with these settings.
     pub(crate) fn of(settings: &toml::Table) -> Self {
         let is_set = |key: &str| settings.get(key).and_then(toml::Value::as_bool) == Some(true);
-        if settings.contains_key(SOCKET) {
+        let format = settings.get(image::FORMAT);
+        let is_foreign = format.is_some_and(|format| format.as_str() != Some(image::RAW));
+        if settings.contains_key(SOCKET) || is_foreign {
             Self::BackEnd
         } else if settings.contains_key(kernel_vhost::CID) || is_set(kernel_vhost::VHOST) {
             Self::Kernel

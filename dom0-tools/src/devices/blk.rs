@@ -5,6 +5,7 @@ mod uses;
 
 pub(crate) use uses::Uses;
 
+use super::vhost_user::image::RAW;
 use super::{
     Building, Built, Busy, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
     SyscallRule, Wanted, parse_settings, spec,
@@ -50,6 +51,9 @@ pub(crate) struct Settings {
     pub(crate) path: PathBuf,
     #[serde(default)]
     pub(crate) read_only: bool,
+    /// Raw: another one has somebody else serve it.
+    #[serde(default)]
+    pub(crate) format: Option<String>,
 }
 
 impl Settings {
@@ -59,6 +63,8 @@ impl Settings {
             "path = {:?} is no absolute path",
             self.path
         );
+        let is_raw = self.format.as_deref().is_none_or(|format| format == RAW);
+        ensure!(is_raw, "format = {:?} is not {RAW}", self.format);
         Ok(self)
     }
 }
@@ -169,7 +175,10 @@ impl DeviceKind for BlkKind {
     }
 
     fn warnings(&self, settings: &toml::Table) -> Vec<String> {
-        let Ok(Settings { path, read_only }) = parse_settings(settings) else {
+        let Ok(Settings {
+            path, read_only, ..
+        }) = parse_settings(settings)
+        else {
             return Vec::new();
         };
         let opened = Disk::open(&path, read_only);

@@ -1,5 +1,6 @@
 //! Devices that vhost-user back-ends serve: programs of others, each at a socket.
 
+pub(super) mod image;
 mod offer_record;
 mod settings;
 
@@ -140,6 +141,10 @@ impl DeviceKind for VhostUserKind {
     }
 
     fn check_settings(&self, settings: &toml::Table) -> Result<()> {
+        let has_format = settings.contains_key(image::FORMAT);
+        if has_format && self.device_type() != DeviceType::BLOCK {
+            bail!("a device of type {} has no {}", self.name, image::FORMAT);
+        }
         parse_settings::<Settings>(settings)?.check(self).map(drop)
     }
 

@@ -1,6 +1,6 @@
 //! What the configuration says of a device.
 
-use super::{TAG_BYTES, VhostUserKind};
+use super::{TAG_BYTES, VhostUserKind, image};
 use crate::connections::connect_to;
 use crate::devices::{Busy, Wanted};
 use crate::program::{Exec, Program, SOCKET_WORD, check_user, user_named};
@@ -17,7 +17,7 @@ pub(crate) const MAX_SHARED: u64 = (MAX_POOL_KIB as u64 + (2 << 10)) << 10;
 
 /// What a device is made of, which its guest keeps as long as it lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(try_from = "Written", rename_all = "kebab-case")]
 pub(super) struct Settings {
     /// Where the back-end listens.
     pub(super) socket: PathBuf,
@@ -25,11 +25,7 @@ pub(super) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exec: Option<Exec>,
     /// … and whom it runs as: a name, or a number.
-    #[serde(
-        default,
-        deserialize_with = "text_or_number",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) user: Option<String>,
     pub(super) pool_kib: Option<u32>,
     pub(super) queue_size: Option<u16>,
@@ -39,6 +35,68 @@ pub(super) struct Settings {
     pub(super) mac: Option<String>,
     /// … and the largest packet that it takes.
     pub(super) mtu: Option<u16>,
+}
+
+/// [`Settings`] as they are written: an image's format stands for a socket and a program.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Written {
+    socket: Option<PathBuf>,
+    exec: Option<Exec>,
+    #[serde(default, deserialize_with = "text_or_number")]
+    user: Option<String>,
+    pool_kib: Option<u32>,
+    queue_size: Option<u16>,
+    tag: Option<String>,
+    mac: Option<String>,
+    mtu: Option<u16>,
+    format: Option<String>,
+    path: Option<PathBuf>,
+    read_only: Option<bool>,
+}
+
+impl TryFrom<Written> for Settings {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let (socket, exec) = match (written.socket, written.format) {
+            (Some(socket), None) => match written.path.is_some() || written.read_only.is_some() {
+                true => {
+                    return Err(
+                        "path and read-only are for who listens at the socket to know".into(),
+                    );
+                }
+                false => (socket, written.exec),
+            },
+            (Some(_), Some(_)) => return Err("format = brings a socket of its own".into()),
+            (None, None) => return Err("missing field `socket`".into()),
+            (None, Some(_)) if written.exec.is_some() => {
+                return Err("format = brings a program of its own".into());
+            }
+            (None, Some(_)) if written.user.is_none() => {
+                return Err(
+                    "format = needs user = whom qemu-storage-daemon runs as, who can use the image"
+                        .into(),
+                );
+            }
+            (None, Some(format)) => {
+                let path = written.path.ok_or("missing field `path`")?;
+                let served = image::served(&format, &path, written.read_only.unwrap_or(false));
+                let (socket, exec) = served?;
+                (socket, Some(exec))
+            }
+        };
+        Ok(Self {
+            socket,
+            exec,
+            user: written.user,
+            pool_kib: written.pool_kib,
+            queue_size: written.queue_size,
+            tag: written.tag,
+            mac: written.mac,
+            mtu: written.mtu,
+        })
+    }
 }
 
 impl Settings {
@@ -219,6 +277,26 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_served_by_one_line_and_its_guest_keeps_what_that_stands_for() {
+        let written =
+            "format = \"qcow2\"\npath = \"/srv/a b,c.qcow2\"\nuser = 4711\nread-only = true";
+        check("blk", written).unwrap();
+        let settings: Settings = toml::from_str(written).unwrap();
+        let words = settings.exec.as_ref().unwrap().words(&settings.socket);
+        let words = words.unwrap();
+        let block: serde_json::Value = serde_json::from_str(&words[2]).unwrap();
+        assert_eq!(block["driver"], "qcow2");
+        assert_eq!(block["file"]["filename"], "/srv/a b,c.qcow2");
+        assert_eq!(block["read-only"], true);
+        assert!(words[4].contains("writable=off") && words[4].contains("disk.sock"));
+        // As it is kept.
+        let kept = serde_json::to_value(&settings).unwrap();
+        assert_eq!(serde_json::from_value::<Settings>(kept).unwrap(), settings);
+        let other: Settings = toml::from_str(&written.replace("a b", "d")).unwrap();
+        assert_ne!(other.socket, settings.socket);
+    }
+
+    #[test]
     fn settings_are_judged_by_their_kind() {
         let socket = "socket = \"/run/b.sock\"\n";
         for (name, more) in [
@@ -264,6 +342,33 @@ mod tests {
             ),
             ("fs", "socket = \"/b\"\nuser = \"4711\"", "exec"),
             ("blk", "socket = \"/b\"\npath = \"/d\"", "path"),
+            ("blk", "format = \"qcow2\"\npath = \"/d\"", "needs user"),
+            ("blk", "format = \"qcow2\"\nuser = 5", "path"),
+            (
+                "blk",
+                "format = \"vmdk\"\npath = \"/d\"\nuser = 5",
+                "none of raw, qcow2",
+            ),
+            (
+                "blk",
+                "format = \"qcow2\"\npath = \"d\"\nuser = 5",
+                "no absolute path",
+            ),
+            (
+                "blk",
+                "format = \"qcow2\"\nsocket = \"/b\"",
+                "socket of its own",
+            ),
+            (
+                "blk",
+                "format = \"qcow2\"\npath = \"/d\"\nuser = 5\nexec = \"/b\"",
+                "program of its own",
+            ),
+            (
+                "fs",
+                "format = \"qcow2\"\npath = \"/d\"\nuser = 5",
+                "has no format",
+            ),
         ] {
             let error = check(name, settings).unwrap_err().to_string();
             assert!(error.contains(wrong), "{settings}: {error}");
