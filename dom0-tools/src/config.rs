@@ -1,5 +1,6 @@
 //! `/etc/xen-virtiod/config.toml`: what an xl file cannot say.
 
+use crate::devices::rate::Rate;
 use crate::devices::{self, DeviceKind, Service};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -7,7 +8,6 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use xen_virtio_backend::Limits;
 
 /// Where the configuration is read from, if it is there.
 pub const CONFIG_PATH: &str = "/etc/xen-virtiod/config.toml";
@@ -239,9 +239,9 @@ impl Config {
     }
 
     /// What a guest may do with the disk at `path`: the first entry for it says so.
-    pub fn disk_limits(&self, path: &Path) -> Limits {
+    pub(crate) fn disk_rate(&self, path: &Path) -> Rate {
         let entry = self.entries_of(path).next();
-        entry.map_or_else(Limits::default, |disk| Limits {
+        entry.map_or_else(Rate::default, |disk| Rate {
             bytes: disk.bytes_per_second,
             operations: disk.requests_per_second,
             burst_seconds: disk.burst_seconds,
@@ -310,13 +310,13 @@ mod tests {
         );
         assert!(!config.is_shared(Path::new("/b")) && !config.is_shared(Path::new("/c")));
         assert!(!config.may_discard(&link));
-        let limits = Limits {
+        let rate = Rate {
             bytes: None,
             operations: NonZeroU64::new(100),
             burst_seconds: 2,
         };
-        assert_eq!(config.disk_limits(&hard), limits);
-        assert_eq!(config.disk_limits(Path::new("/c")), Limits::default());
+        assert_eq!(config.disk_rate(&hard), rate);
+        assert_eq!(config.disk_rate(Path::new("/c")), Rate::default());
         assert!(config.may_discard(Path::new("/b")) && config.may_discard(Path::new("/c")));
     }
 

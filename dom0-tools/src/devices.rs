@@ -5,6 +5,7 @@ pub(crate) mod blk;
 mod feature_names;
 mod kernel_vhost;
 mod net;
+pub(crate) mod rate;
 mod rng;
 mod vhost_user;
 

@@ -64,3 +64,10 @@ impl<P: Read> Lines<P> {
         }
     }
 }
+
+/// A number for a text, the same in every version of this program (FNV-1a).
+pub(crate) fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

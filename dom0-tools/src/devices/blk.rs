@@ -1,11 +1,11 @@
 //! Disks: a file or block device of dom0, which has one user.
 
 pub(crate) mod lock;
+mod terms;
 mod uses;
 
 pub(crate) use uses::Uses;
 
-use super::vhost_user::image::RAW;
 use super::{
     Building, Built, Busy, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
     SyscallRule, Wanted, parse_settings, spec,
@@ -15,20 +15,21 @@ use crate::guest_state::{self, Backing};
 use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail, ensure};
 use lock::LockError;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use std::io;
-use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+pub(crate) use terms::Settings;
+use terms::{Binding, Sizes, Spec};
 use uses::{DeviceLock, Stores, WantedDisk};
 use virtio_bindings::virtio_blk as blk;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::blk::{
     Blk, Caching, Capacity, Claim, Disk, DiskError, Erases, Serial, Topology,
 };
-use xen_virtio_backend::{DeviceType, Limits, StateArea};
+use xen_virtio_backend::{DeviceType, StateArea};
 
 /// Queues of a disk: one a vCPU up to this many. More than that the one thread does not gain from.
 const MAX_QUEUES: usize = 4;
@@ -42,107 +43,6 @@ const TOLD_BYTES: usize = 8;
 const BLKSSZGET: u64 = 0x1268;
 
 pub(super) struct BlkKind;
-
-/// What a `[[virtio]]` says of one.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(crate) struct Settings {
-    /// The raw file or block device that is the disk.
-    pub(crate) path: PathBuf,
-    #[serde(default)]
-    pub(crate) read_only: bool,
-    /// Raw: another one has somebody else serve it.
-    #[serde(default)]
-    pub(crate) format: Option<String>,
-}
-
-impl Settings {
-    fn check(self) -> Result<Self> {
-        ensure!(
-            self.path.is_absolute(),
-            "path = {:?} is no absolute path",
-            self.path
-        );
-        let is_raw = self.format.as_deref().is_none_or(|format| format == RAW);
-        ensure!(is_raw, "format = {:?} is not {RAW}", self.format);
-        Ok(self)
-    }
-}
-
-/// What its guest has had of a disk, and keeps as long as it lives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Binding {
-    path: PathBuf,
-    read_only: bool,
-    bytes: u64,
-    /// Whether it takes discards, and zeroes, which an earlier version did not know.
-    #[serde(default)]
-    discards: bool,
-    #[serde(default)]
-    zeroes: bool,
-    #[serde(default)]
-    topology: Option<Sizes>,
-}
-
-/// [`Topology`], as one part of the service hands it to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Sizes {
-    physical_block: u32,
-    least: u32,
-    best: u32,
-}
-
-impl From<Topology> for Sizes {
-    fn from(topology: Topology) -> Self {
-        let Topology {
-            physical_block,
-            least,
-            best,
-        } = topology;
-        Self {
-            physical_block,
-            least,
-            best,
-        }
-    }
-}
-
-impl From<Sizes> for Topology {
-    fn from(sizes: Sizes) -> Self {
-        let Sizes {
-            physical_block,
-            least,
-            best,
-        } = sizes;
-        Self {
-            physical_block,
-            least,
-            best,
-        }
-    }
-}
-
-/// What a worker is told of a disk, whose file goes beside.
-#[derive(Clone, Serialize, Deserialize)]
-struct Spec {
-    read_only: bool,
-    /// The size that its guest is to see.
-    bytes: u64,
-    discards: bool,
-    zeroes: bool,
-    topology: Option<Sizes>,
-    /// What may be asked of it in a second, and at once.
-    bytes_per_second: Option<NonZeroU64>,
-    requests_per_second: Option<NonZeroU64>,
-    burst_seconds: u32,
-    /// dom0's page cache, which it goes through, is to keep nothing of it.
-    passes_cache: bool,
-    /// It has other users, by the configuration.
-    shared: bool,
-    serial: String,
-    /// Names the device of the guest, also after a reboot.
-    lock: u64,
-}
 
 impl DeviceKind for BlkKind {
     fn device_type(&self) -> DeviceType {
@@ -225,7 +125,6 @@ impl DeviceKind for BlkKind {
         if disk.can_keep_nothing_cached() {
             disk.keep_nothing_cached();
         }
-        let limits = wanted.config.disk_limits(&path);
         let lock = lock::name(wanted.guest.vm.as_deref().unwrap_or_default(), wanted.key);
         let used = WantedDisk {
             guest: wanted.guest,
@@ -254,9 +153,7 @@ impl DeviceKind for BlkKind {
                 discards,
                 zeroes,
                 topology,
-                bytes_per_second: limits.bytes,
-                requests_per_second: limits.operations,
-                burst_seconds: limits.burst_seconds,
+                rate: wanted.config.disk_rate(&path),
                 passes_cache: disk.caching() == Caching::Passing,
                 shared,
                 serial,
@@ -351,11 +248,7 @@ impl DeviceKind for BlkKind {
         let queues = u16::try_from(resources.vcpus.min(MAX_QUEUES))?;
         let serial = padded(&spec.serial);
         let mut blk = Blk::new(disk, serial, queues, kept, resources.rings)?;
-        blk.limit(Limits {
-            bytes: spec.bytes_per_second,
-            operations: spec.requests_per_second,
-            burst_seconds: spec.burst_seconds,
-        });
+        blk.limit(spec.rate.into());
         if let Some(claim) = claim {
             blk.claim_first(claim);
         }

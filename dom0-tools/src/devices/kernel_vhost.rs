@@ -7,7 +7,7 @@ use super::{
 };
 use crate::devices::blk::Uses;
 use crate::guest_state;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
@@ -157,7 +157,7 @@ impl DeviceKind for NetKind {
     }
 
     fn warnings(&self, settings: &toml::Table) -> Vec<String> {
-        net::missing(settings)
+        net::warnings(settings)
     }
 
     fn driver_option(&self) -> Option<&'static str> {
@@ -175,7 +175,9 @@ impl DeviceKind for NetKind {
     fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
         let settings = settings(wanted, NetSettings::check)?;
         let name = &settings.tap;
-        net::ensure_there(name, 1)?;
+        if let Some(missing) = net::missing(name, false) {
+            bail!(missing);
+        }
         let device = open_device(
             "/dev/vhost-net".as_ref(),
             "CONFIG_VHOST_NET",

@@ -1,6 +1,7 @@
 //! A network interface: a tap or a macvtap of dom0's, whose frames a worker moves.
 
 use super::feature_names;
+use super::rate::Rate;
 use super::vhost_user::parse_mac;
 use super::{
     Building, Built, Busy, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use xen_virtio_backend::net::{Interface, Link, MAX_PAIRS, Net, Setup, Tap};
 use xen_virtio_backend::tap::{self, Queues, TUN_F_USO4, TUN_F_USO6};
-use xen_virtio_backend::{DeviceType, Limits, StateCell};
+use xen_virtio_backend::{DeviceType, StateCell};
 
 /// The setting that names the interface.
 pub(super) const TAP: &str = "tap";
@@ -50,13 +51,6 @@ struct Settings {
     receive_frames_per_second: Option<NonZeroU64>,
 }
 
-/// What may go one way in a second.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Rate {
-    bytes: Option<NonZeroU64>,
-    frames: Option<NonZeroU64>,
-}
-
 fn one() -> u16 {
     1
 }
@@ -75,16 +69,6 @@ struct Spec {
     receives: Rate,
     /// The cable is plugged in.
     is_up: bool,
-}
-
-impl From<Rate> for Limits {
-    fn from(Rate { bytes, frames }: Rate) -> Self {
-        Self {
-            bytes,
-            operations: frames,
-            burst_seconds: 0,
-        }
-    }
 }
 
 impl Settings {
@@ -119,29 +103,20 @@ pub(super) fn check_mtu(mtu: Option<u16>) -> Result<()> {
 }
 
 /// What a device whose settings name `tap` will not be served for, as dom0 is now.
-pub(super) fn missing(settings: &toml::Table) -> Vec<String> {
+pub(super) fn warnings(settings: &toml::Table) -> Vec<String> {
     let tap = settings.get(TAP).and_then(toml::Value::as_str);
     let queues = settings.get("queues").and_then(toml::Value::as_integer);
-    let missing = tap.filter(|tap| !is_there(tap));
-    let missing = missing.map(|tap| {
-        let queues = if queues > Some(1) { " multi_queue" } else { "" };
-        format!("there is no interface {tap} now: ip tuntap add dev {tap} mode tap{queues}")
-    });
+    let missing = tap.and_then(|tap| missing(tap, queues > Some(1)));
     missing.into_iter().collect()
 }
 
-fn is_there(name: &str) -> bool {
-    Path::new(INTERFACES).join(name).exists()
-}
-
-/// Fails if there is no interface `name`: the kernel would make one by that name, which nobody has put anywhere.
-pub(super) fn ensure_there(name: &str, queues: u16) -> Result<()> {
-    let several = if queues > 1 { " multi_queue" } else { "" };
-    ensure!(
-        is_there(name),
-        "there is no interface {name}: ip tuntap add dev {name} mode tap{several}"
-    );
-    Ok(())
+/// Says how interface `name` is made, with several queues or one, if it is not there. The kernel would make one by that name
+/// itself, which nobody has put anywhere.
+pub(super) fn missing(name: &str, several: bool) -> Option<String> {
+    let queues = if several { " multi_queue" } else { "" };
+    let is_there = Path::new(INTERFACES).join(name).exists();
+    (!is_there)
+        .then(|| format!("there is no interface {name}: ip tuntap add dev {name} mode tap{queues}"))
 }
 
 impl Spec {
@@ -154,11 +129,13 @@ impl Spec {
             segments_udp: false,
             sends: Rate {
                 bytes: settings.send_bytes_per_second,
-                frames: settings.send_frames_per_second,
+                operations: settings.send_frames_per_second,
+                burst_seconds: 0,
             },
             receives: Rate {
                 bytes: settings.receive_bytes_per_second,
-                frames: settings.receive_frames_per_second,
+                operations: settings.receive_frames_per_second,
+                burst_seconds: 0,
             },
             is_up: true,
         })
@@ -248,7 +225,7 @@ impl DeviceKind for NetKind {
     }
 
     fn warnings(&self, settings: &toml::Table) -> Vec<String> {
-        missing(settings)
+        warnings(settings)
     }
 
     fn driver_option(&self) -> Option<&'static str> {
@@ -281,7 +258,9 @@ impl DeviceKind for NetKind {
             }
         };
         let name = &built_by.interface;
-        ensure_there(name, built_by.queues)?;
+        if let Some(missing) = missing(name, built_by.queues > 1) {
+            bail!(missing);
+        }
         if wanted.kept.is_none() {
             built_by.check_mtu()?;
         }

@@ -5,6 +5,7 @@
 //! ended after the next worker's first would undo it. Each worker therefore holds a lock that belongs to its
 //! open file, and so to whatever transfers of it are left, and begins nothing before it has that.
 
+use crate::text::stable_hash;
 use crate::toolstack::libxl::EntryKey;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -18,11 +19,7 @@ const BYTES: u64 = 1 << 61;
 /// The name of the lock of device `key` of the guest that xenstore has at `vm`: the same after a reboot,
 /// which gives the guest another domid.
 pub(crate) fn name(vm: &str, key: EntryKey) -> u64 {
-    // FNV-1a: the same in every version of this program.
-    let text = format!("{vm}/{key}");
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    stable_hash(&format!("{vm}/{key}"))
 }
 
 /// Why a lock was not taken.

@@ -337,6 +337,33 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_is_one_devices_until_it_is_let_go() {
+        let guest = |domid| Identity { domid, vm: None };
+        let key = |devid| EntryKey {
+            form: EntryForm::Virtio,
+            devid,
+        };
+        let mut uses = Uses::default();
+        uses.take_interface("tap7", &guest(3), "ivi", key(0))
+            .unwrap();
+        // Once more, for its next worker.
+        uses.take_interface("tap7", &guest(3), "ivi", key(0))
+            .unwrap();
+        let error = uses.take_interface("tap7", &guest(3), "ivi", key(1));
+        assert_eq!(error.unwrap_err(), "guest ivi (3) has it: virtio/0");
+        uses.take_interface("tap7", &guest(4), "web", key(0))
+            .unwrap_err();
+        uses.take_interface("tap8", &guest(4), "web", key(0))
+            .unwrap();
+        uses.end(&guest(3), key(0));
+        uses.take_interface("tap7", &guest(4), "web", key(1))
+            .unwrap();
+        uses.end_guest(&guest(4));
+        uses.take_interface("tap8", &guest(3), "ivi", key(0))
+            .unwrap();
+    }
+
+    #[test]
     fn partitions_overlap_their_disk_and_not_each_other() {
         let whole = stores(&[device(1)], None);
         let [first, second] = [2, 3].map(|minor| stores(&[device(minor)], Some(device(1))));

@@ -1,7 +1,7 @@
 //! A disk in a format that is not ours: qemu-storage-daemon serves it, by one line of configuration.
 
 use crate::program::{Exec, SOCKET_WORD};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use crate::text::stable_hash;
 use std::path::{Path, PathBuf};
 
 /// The setting that declares it. A format is never guessed from what is in the image, which its guest writes.
@@ -29,9 +29,7 @@ pub(super) fn served(
     }
     let text = path.to_str().filter(|text| text.starts_with('/'));
     let text = text.ok_or_else(|| format!("path = {path:?} is no absolute path"))?;
-    let mut hasher = DefaultHasher::new();
-    path.hash(&mut hasher);
-    let socket = format!("{SOCKETS}/{:016x}/disk.sock", hasher.finish());
+    let socket = format!("{SOCKETS}/{:016x}/disk.sock", stable_hash(text));
     let block = serde_json::json!({
         "driver": QCOW2,
         "node-name": "disk",
