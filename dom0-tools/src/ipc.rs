@@ -357,6 +357,18 @@ mod tests {
     }
 
     #[test]
+    fn as_many_descriptors_arrive_as_a_device_may_have() {
+        let (ours, theirs) = pair();
+        let file = File::open("/dev/null").unwrap();
+        let fds = [file.as_fd(); MAX_FDS];
+        for count in 0..=usize::from(MAX_PAIRS) {
+            ours.send(&ToWorker::Report, &fds[..count]).unwrap();
+            let (_, arrived) = theirs.receive().unwrap().unwrap();
+            assert_eq!(arrived.len(), count);
+        }
+    }
+
+    #[test]
     fn a_command_arrives_whole_with_its_descriptors() {
         let (ours, theirs) = pair();
         assert!(theirs.receive().unwrap().is_none());

@@ -19,24 +19,8 @@ impl Supervisor {
     /// Has a device of a guest changed, and `client` told of how that went.
     pub(super) fn change(&mut self, client: Token, guest: &str, device: &str, order: Order) {
         let (guests, mut context) = self.parts();
-        // A name may be a number, and the guest may have chosen it (init-dom0less): a domid goes first.
-        let of_number = guest
-            .parse()
-            .ok()
-            .filter(|domid| guests.contains_key(domid));
-        let of_name: Vec<_> = guests
-            .iter()
-            .filter(|(_, other)| other.name() == guest)
-            .map(|(domid, _)| *domid)
-            .collect();
-        let found = match (of_number, &of_name[..]) {
-            (Some(domid), _) => Ok(domid),
-            (None, [domid]) => Ok(*domid),
-            (None, []) => Err(format!("there is no guest {guest} with a virtio device")),
-            (None, several) => Err(format!(
-                "the guests {several:?} are all named {guest}: give the number of one"
-            )),
-        };
+        let names = guests.iter().map(|(domid, other)| (*domid, other.name()));
+        let found = find(names, guest);
         let result = found.and_then(|domid| {
             let found = guests.get_mut(&domid).expect("it was found");
             let named = format!("guest {} ({domid})", found.name());
@@ -85,5 +69,42 @@ impl Supervisor {
             self.clients
                 .answer(client, answer.clone(), self.poll.registry());
         }
+    }
+}
+
+/// Which of the guests of these numbers and names is `wanted`. A guest may have chosen its name (init-dom0less), which may be a
+/// number, or another one's name: a number goes first.
+fn find<'a>(names: impl Iterator<Item = (u16, &'a str)>, wanted: &str) -> Result<u16, String> {
+    let number = wanted.parse().ok();
+    let mut named = Vec::new();
+    for (domid, name) in names {
+        if Some(domid) == number {
+            return Ok(domid);
+        }
+        if name == wanted {
+            named.push(domid);
+        }
+    }
+    match named[..] {
+        [domid] => Ok(domid),
+        [] => Err(format!("there is no guest {wanted} with a virtio device")),
+        _ => Err(format!(
+            "the guests {named:?} are all named {wanted}: give the number of one"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_goes_by_its_number_and_else_by_a_name_that_no_other_has() {
+        let guests = [(3, "ivi"), (4, "3"), (5, "web"), (6, "web"), (7, "9")];
+        let find = |wanted| find(guests.into_iter(), wanted);
+        assert_eq!([find("ivi"), find("3"), find("9")], [Ok(3), Ok(3), Ok(7)]);
+        assert_eq!(find("6"), Ok(6));
+        assert!(find("web").unwrap_err().contains("[5, 6]"));
+        assert!(find("cluster").unwrap_err().contains("no guest cluster"));
     }
 }
