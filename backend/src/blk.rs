@@ -100,8 +100,8 @@ impl Blk {
     pub const QUEUE_SIZE: u16 = 512;
 
     /// A device for `disk` with `queues` queues, at least one and at most [`MAX_QUEUES`]. `kept` ([`Blk::KEPT`] or
-    /// [`Blk::KEPT_BEFORE`] bytes) remembers a failed flush, and what the driver has set, beyond this process. The disk has a ring of `rings` while it lives;
-    /// without one it does one transfer after the other.
+    /// [`Blk::KEPT_BEFORE`] bytes) remembers a failed flush, and what the driver has set, beyond this process. The disk has a
+    /// ring of `rings` while it lives; without one it does one transfer after the other.
     ///
     /// # Errors
     ///

@@ -37,9 +37,10 @@ pub(super) fn config_space(disk: &Disk, queues: u16) -> Vec<u8> {
         &disk.block_size().to_le_bytes(),
     );
     if let Some(topology) = disk.topology() {
-        let exponent = (topology.physical_block / disk.block_size().max(1)).checked_ilog2();
+        let blocks = |bytes: u32| bytes / disk.block_size();
+        // A disk whose blocks are larger than what it writes at once writes a block.
+        let exponent = blocks(topology.physical_block).checked_ilog2();
         let exponent = u8::try_from(exponent.unwrap_or(0)).expect("of 32 bits");
-        let blocks = |bytes: u32| bytes / disk.block_size().max(1);
         let least = u16::try_from(blocks(topology.least)).unwrap_or(u16::MAX);
         for (offset, field) in [
             (

@@ -19,12 +19,14 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MRG_RXBUF
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use xen_virtio_guest_mapping::{CopyOp, Direction, GuestAccess};
 
-/// What a driver gets.
-pub(super) struct Wishes<'a> {
+/// Where a driver's frames come from, and which of them it gets.
+pub(super) struct Source<'a> {
+    pub(super) interface: &'a mut dyn Interface,
     pub(super) filter: &'a Filter,
     pub(super) offloads: Offloads,
     /// The link is up.
     pub(super) is_up: bool,
+    pub(super) limiter: &'a mut Limiter,
 }
 
 /// The frames of one queue on their way to the driver.
@@ -127,16 +129,14 @@ impl Receiver {
     pub(super) fn step(
         &mut self,
         queue: &mut ActiveQueue,
-        interface: &mut dyn Interface,
-        wishes: &Wishes<'_>,
-        limiter: &mut Limiter,
+        source: &mut Source<'_>,
         counters: &mut Counters,
         access: &mut dyn GuestAccess,
     ) -> Result<Moved, TransferError> {
         // Those that dom0 could not copy before go first, and alone.
         if self.frames.is_empty() {
-            self.throw_away(interface);
-            self.gather(queue, interface, wishes, limiter, counters)?;
+            self.throw_away(source.interface);
+            self.gather(queue, source, counters)?;
         }
         let delivered = self.deliver(queue, counters, access)?;
         Ok(Moved {
@@ -163,9 +163,7 @@ impl Receiver {
     fn gather(
         &mut self,
         queue: &mut ActiveQueue,
-        interface: &mut dyn Interface,
-        wishes: &Wishes<'_>,
-        limiter: &mut Limiter,
+        source: &mut Source<'_>,
         counters: &mut Counters,
     ) -> Result<(), DeviceError> {
         if self.outlook == Outlook::Dry {
@@ -180,7 +178,7 @@ impl Receiver {
             let unplaced = match self.unplaced.take() {
                 Some(frame) => frame,
                 None => {
-                    if !limiter.admits() {
+                    if !source.limiter.admits() {
                         self.outlook = Outlook::Limited;
                         break;
                     }
@@ -192,7 +190,7 @@ impl Receiver {
                     if start + MAX_FRAME > self.memory.len() {
                         break;
                     }
-                    let frame = match self.read(start, interface, counters) {
+                    let frame = match self.read(start, source.interface, counters) {
                         Ok(frame) => frame,
                         Err(error) if is_last(&error) => {
                             self.outlook = Outlook::Dry;
@@ -201,15 +199,15 @@ impl Receiver {
                         // The kernel could not hand this one over; there may be others.
                         Err(_) => continue,
                     };
-                    if !self.is_wanted(&frame, queue, wishes, counters) {
+                    if !self.is_wanted(&frame, queue, source, counters) {
                         continue;
                     }
                     self.used = frame.end;
-                    limiter.spend(frame.len());
+                    source.limiter.spend(frame.len());
                     frame
                 }
             };
-            match self.place(unplaced.clone(), queue, wishes.offloads)? {
+            match self.place(unplaced.clone(), queue, source.offloads)? {
                 Placed::Yes if self.copies >= MAX_COPIES => break,
                 Placed::Yes => {}
                 Placed::NotYet => {
@@ -257,7 +255,7 @@ impl Receiver {
         &self,
         frame: &Range<usize>,
         queue: &ActiveQueue,
-        wishes: &Wishes<'_>,
+        source: &Source<'_>,
         counters: &mut Counters,
     ) -> bool {
         let mut beginning = [0; HEADER + LOOKED_AT];
@@ -269,12 +267,12 @@ impl Receiver {
         let (header, rest) = beginning.split_first_chunk().expect("as many bytes");
         let rest: &[u8; LOOKED_AT] = rest.try_into().expect("as many bytes");
         let by_vlan = queue.has_feature(VIRTIO_NET_F_CTRL_VLAN);
-        if !wishes.is_up || !wishes.filter.wants(rest, by_vlan) {
+        if !source.is_up || !source.filter.wants(rest, by_vlan) {
             counters.unwanted += 1;
             return false;
         }
         // The interface knows what the driver takes; this one may have come to it before it did.
-        if !FrameHeader(*header).may_be_received(wishes.offloads) {
+        if !FrameHeader(*header).may_be_received(source.offloads) {
             counters.unfit += 1;
             return false;
         }

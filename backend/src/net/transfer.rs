@@ -1,7 +1,7 @@
 //! Frames, both ways.
 
 use super::interrupts::Moderation;
-use super::receive::Wishes;
+use super::receive::Source;
 use super::send::Wire;
 use super::{Interface, Net, Role};
 use crate::device::{Activity, DeviceError};
@@ -89,11 +89,7 @@ impl Net {
         access: &mut dyn GuestAccess,
     ) -> Result<Moved, TransferError> {
         let role = self.role(index);
-        let wishes = Wishes {
-            filter: &self.controls.filter,
-            offloads: self.offloads(),
-            is_up: self.controls.is_up,
-        };
+        let (offloads, is_up) = (self.offloads(), self.controls.is_up);
         let Some(queue) = self.queues.get(index) else {
             return Ok(Moved::default());
         };
@@ -102,12 +98,15 @@ impl Net {
             Role::Receives(pair) => {
                 let is_used = pair < usize::from(self.controls.pairs);
                 let pair = &mut self.pairs[pair];
-                let interface = &mut *pair.interface;
-                let limiter = &mut self.receives;
+                let mut source = Source {
+                    interface: &mut *pair.interface,
+                    filter: &self.controls.filter,
+                    offloads,
+                    is_up,
+                    limiter: &mut self.receives,
+                };
                 match is_used || pair.receiver.is_busy() {
-                    true => pair
-                        .receiver
-                        .step(queue, interface, &wishes, limiter, counters, access),
+                    true => pair.receiver.step(queue, &mut source, counters, access),
                     false => Ok(Moved::default()),
                 }
             }
@@ -115,7 +114,7 @@ impl Net {
                 let pair = &mut self.pairs[pair];
                 let interface: &mut dyn Interface = &mut *pair.interface;
                 let wire = Wire {
-                    interface: wishes.is_up.then_some(interface),
+                    interface: is_up.then_some(interface),
                     features: self.features,
                 };
                 let limiter = &mut self.sends;
