@@ -28,7 +28,10 @@ grant-usage = $grants")"
     is_well $grants
     destroy $grants
     wait_for 10 "the program to end" no_program
-    chroot /back-ends qemu-img check -q /tmp/disk.qcow2 || fail "the image is damaged"
+    # 3: sound, with clusters that nobody uses, which a killed program had taken.
+    checked=0
+    chroot /back-ends qemu-img check -q /tmp/disk.qcow2 >/tmp/check || checked=$?
+    [ $checked = 0 ] || [ $checked = 3 ] || fail "the image is damaged: $(tail -n 3 /tmp/check)"
     note "$(chroot /back-ends qemu-img info /tmp/disk.qcow2 | grep 'disk size')"
 done
 rm -f /usr/bin/qemu-storage-daemon
