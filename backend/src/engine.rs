@@ -12,6 +12,7 @@ mod pool;
 mod rings;
 mod scratch;
 mod stopwatch;
+mod transfer_error;
 
 pub(crate) use allowance::Allowance;
 pub(crate) use coalescer::Coalescer;
@@ -24,3 +25,4 @@ pub(crate) use pool::{PageRun, Pool};
 pub use rings::RingStock;
 pub use scratch::Scratch;
 pub(crate) use stopwatch::Stopwatch;
+pub(crate) use transfer_error::TransferError;

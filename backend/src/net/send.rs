@@ -3,8 +3,8 @@
 use super::counters::Counters;
 use super::frame::{ETHERNET, FrameHeader, MAX_FRAME};
 use super::interface::Interface;
-use super::transfer::{Moved, TransferError};
-use crate::engine::{Limiter, copy};
+use super::transfer::Moved;
+use crate::engine::{Limiter, TransferError, copy};
 use crate::tap::HEADER;
 use crate::tuning::{FRAME_DATA, FRAMES, MAX_COPIES};
 use crate::virtqueue::{ActiveQueue, Request};

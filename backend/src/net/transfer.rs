@@ -5,8 +5,9 @@ use super::receive::Source;
 use super::send::Wire;
 use super::{Interface, Net, Role};
 use crate::device::{Activity, DeviceError};
+use crate::engine::TransferError;
 use crate::tuning::{SENT_BYTES, STEPS_PER_FRAME_LOOK};
-use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
+use xen_virtio_guest_mapping::GuestAccess;
 
 /// What was moved by a queue at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,20 +24,6 @@ impl Moved {
     fn weight(self) -> u32 {
         let large = u32::try_from(self.bytes / SENT_BYTES).unwrap_or(u32::MAX);
         self.requests.max(large)
-    }
-}
-
-/// Why frames were not moved.
-#[derive(Debug)]
-pub(super) enum TransferError {
-    Device(DeviceError),
-    /// dom0 lacks something; they are moved by a later call.
-    Dom0(CopyFault),
-}
-
-impl From<DeviceError> for TransferError {
-    fn from(error: DeviceError) -> Self {
-        Self::Device(error)
     }
 }
 
