@@ -40,8 +40,23 @@ impl Scratch {
         from: &Buffers,
         access: &mut dyn GuestAccess,
     ) -> Result<&[u8], CopyFault> {
-        let len = from.len().min(Self::BYTES);
-        self.copy(Direction::FromGuest, from, len, access)?;
+        self.read_part(from, 0, Self::BYTES, access)
+    }
+
+    /// At most `len` bytes of `from`, from byte `skip` on, and [`Scratch::BYTES`] at most.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scratch::read`].
+    pub fn read_part(
+        &mut self,
+        from: &Buffers,
+        skip: usize,
+        len: usize,
+        access: &mut dyn GuestAccess,
+    ) -> Result<&[u8], CopyFault> {
+        let len = from.len().saturating_sub(skip).min(len).min(Self::BYTES);
+        self.copy(Direction::FromGuest, from, skip, len, access)?;
         self.bytes.resize(len, 0);
         let memory = self.memory.as_volatile_slice();
         let read = memory.read_slice(&mut self.bytes, 0);
@@ -65,7 +80,7 @@ impl Scratch {
         let memory = self.memory.as_volatile_slice();
         let written = memory.write_slice(&bytes[..len], 0);
         written.expect("no more than a page");
-        self.copy(Direction::ToGuest, to, len, access)?;
+        self.copy(Direction::ToGuest, to, 0, len, access)?;
         Ok(len)
     }
 
@@ -73,11 +88,12 @@ impl Scratch {
         &mut self,
         direction: Direction,
         buffers: &Buffers,
+        skip: usize,
         len: usize,
         access: &mut dyn GuestAccess,
     ) -> Result<(), CopyFault> {
         self.operations.clear();
-        buffers.copies(direction, 0, len, 0, &mut self.operations);
+        buffers.copies(direction, skip, len, 0, &mut self.operations);
         let memory = self.memory.as_volatile_slice();
         copy(access, &memory, &mut self.operations)?;
         first_fault(&self.operations).map_or(Ok(()), Err)
