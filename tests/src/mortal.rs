@@ -20,7 +20,7 @@ use xen_virtio_sim::{
 use xen_virtio_transport::MmioDevice;
 
 /// Bytes of the guest's state file.
-const BYTES: usize = 64 << 10;
+const BYTES: usize = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Frames of the guest, of which a driver gives none back.
 const FRAMES: usize = 4096;

@@ -6,8 +6,8 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 use xen_virtio_backend::RingStock;
-use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::{Blk, Disk, SECTOR};
+use xen_virtio_backend::{Activity, StateArea};
 use xen_virtio_guest_io::{Driver, GrantedMemory, Platform};
 use xen_virtio_guest_mapping::{
     AddressMode, BusAddress, Gfn, Gref, GuestAccess, GuestAddress, PAGE_SIZE, Page,
@@ -186,4 +186,32 @@ impl GrantedMemory for SimBuffer {
     fn revoke(self: Box<Self>) {
         self.memory.revoke(self.grant, self.pages);
     }
+}
+
+/// Has the worker do what there is to do.
+///
+/// # Panics
+///
+/// If that has no end.
+pub fn come_to_rest(machine: &mut GuestDevices<SimHypervisor>) {
+    let is_at_rest = |_| machine.prepare_sleep().expect("events") < Activity::Working;
+    assert!((0..1000).any(is_at_rest), "it finds no rest");
+}
+
+/// Has the worker sleep, however many steps have found nothing before, with nothing to be tried again.
+///
+/// # Panics
+///
+/// If it does not.
+pub fn sleeps(machine: &mut GuestDevices<SimHypervisor>) {
+    for steps in 0..40 {
+        for _ in 0..steps {
+            machine.step();
+        }
+        assert!(
+            machine.prepare_sleep().expect("events") < Activity::Working,
+            "{steps}"
+        );
+    }
+    assert_eq!(machine.try_again_at(), None);
 }

@@ -13,15 +13,15 @@ use virtio_bindings::virtio_net as ids;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_backend::net::{Interface, Net};
 use xen_virtio_backend::tap::HEADER;
-use xen_virtio_backend::{Activity, Limits, StateArea};
+use xen_virtio_backend::{Limits, StateArea};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_sim::{
     FIRST_DEVICE, FIRST_IRQ, Fault, SimGuest, SimHypervisor, SimMachine, simulate,
 };
 use xen_virtio_tests::{
-    Buffer, Driver, Flood, MAC, MakeDevice, NEXT, Negotiated, RawQueue, WRITE, Wire, drive,
-    drive_over_deaths, driver, frame, network,
+    Buffer, Driver, Flood, MAC, MakeDevice, NEXT, Negotiated, RawQueue, WRITE, Wire, come_to_rest,
+    drive, drive_over_deaths, driver, frame, network, sleeps,
 };
 use xen_virtio_transport::{DeviceReport, DeviceState, GuestDevices, MmioDevice, Register, Width};
 

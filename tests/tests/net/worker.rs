@@ -103,26 +103,6 @@ fn still<const N: usize>(
     (machine, guest, wires, queues)
 }
 
-/// Has the worker do what there is to do.
-fn come_to_rest(machine: &mut GuestDevices<SimHypervisor>) {
-    let is_at_rest = |_| machine.prepare_sleep().unwrap() < Activity::Working;
-    assert!((0..1000).any(is_at_rest), "it finds no rest");
-}
-
-/// However many steps have found nothing before.
-fn sleeps(machine: &mut GuestDevices<SimHypervisor>) {
-    for steps in 0..40 {
-        for _ in 0..steps {
-            machine.step();
-        }
-        assert!(
-            machine.prepare_sleep().unwrap() < Activity::Working,
-            "{steps}"
-        );
-    }
-    assert_eq!(machine.try_again_at(), None);
-}
-
 #[test]
 fn a_device_with_nothing_to_do_lets_its_worker_sleep() {
     let (mut machine, _guest, wires, [receive, _sending]) = still(1, 0, [RECEIVE, SEND]);
