@@ -4,6 +4,7 @@
 //! [`GuestAccess`](xen_virtio_guest_mapping::GuestAccess), and gives back [`Completion`]s.
 
 pub mod blk;
+pub mod console;
 mod device;
 mod engine;
 mod error_line;

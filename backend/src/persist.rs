@@ -7,6 +7,7 @@ mod area;
 mod cell;
 mod records;
 
+pub(crate) use area::WORD;
 pub use area::{StateArea, StateMemory};
 pub use cell::{StateCell, StateError};
 pub use records::{RecordError, RecordKey, RecordKind, Records};

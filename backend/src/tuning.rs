@@ -66,6 +66,15 @@ tuning! {
     /// Steps that find no frame at an interface between two looks there, each a system call.
     STEPS_PER_FRAME_LOOK: u32 = 16;
 
+    /// Bytes of a console's output that are taken at once of a request.
+    CONSOLE_PIECE: usize = 64 << 10;
+    /// Requests of a console's port that are taken at once: Linux writes sixteen bytes by each.
+    CONSOLE_REQUESTS: usize = 64;
+    /// Bytes of output that wait for more, while the guest writes, before whoever reads it has them.
+    CONSOLE_WRITE: usize = 4 << 10;
+    /// Steps of a busy console between two looks at who has written to it, each a system call.
+    STEPS_PER_CONSOLE_LOOK: u32 = 16;
+
     /// Steps without a look at what else is readable.
     BUSY_STEPS: u32 = 256;
     /// The longest time without one, but for that of a few steps. So many steps take less, as a rule.

@@ -1,5 +1,7 @@
 //! What holds for any device, whatever it does with its requests.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -8,10 +10,11 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_backend::console::{Console, Line};
 use xen_virtio_backend::net::Net;
 use xen_virtio_backend::rng::Rng;
 use xen_virtio_backend::tap::HEADER;
-use xen_virtio_backend::{Device, Limits, OneByOne, Unfinished};
+use xen_virtio_backend::{Device, Limits, OneByOne, StateCell, Unfinished};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
 use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
@@ -78,6 +81,34 @@ impl Piece for Received {
     }
 }
 
+struct Typed(Buffer);
+
+impl Piece for Typed {
+    fn describe(&self, queue: &RawQueue, head: u16) {
+        queue.set_descriptor(head, self.0.address(), 64, WRITE, 0);
+    }
+
+    fn check(&self, written: u32) {
+        let bytes = self.0.read();
+        assert!((1..=64).contains(&written));
+        let (typed, rest) = bytes.split_at(written as usize);
+        assert!(typed.iter().all(|byte| *byte == 7) && rest.iter().all(|byte| *byte == 0));
+    }
+}
+
+/// A console that somebody types to, without end.
+fn console(records: &DeviceRecords<'_>) -> Box<dyn Device> {
+    let (mut typist, line) = UnixStream::pair().unwrap();
+    line.set_nonblocking(true).unwrap();
+    thread::spawn(move || while typist.write_all(&[7; 100]).is_ok() {});
+    let kept = records.own(0, Console::kept_bytes(1)).unwrap();
+    let history = records.own(1, Console::HISTORY_BYTES).unwrap();
+    let mut device = Console::new(vec![None], StateCell::new(kept), vec![history]).unwrap();
+    device.attaching().attach(0, Line::Stream(line.into()));
+    device.update();
+    Box::new(device)
+}
+
 struct Echoed {
     sent: Buffer,
     answer: Buffer,
@@ -117,6 +148,12 @@ fn subjects() -> Vec<Subject> {
             make: Arc::new(blk),
             unfinished: Unfinished::Repeat,
             request: |driver| Box::new(BlkRequest::new(driver, VIRTIO_BLK_T_IN, 3, 512, true)),
+        },
+        Subject {
+            name: "console",
+            make: Arc::new(console),
+            unfinished: Unfinished::Repeat,
+            request: |driver| Box::new(Typed(driver.buffer(64, true))),
         },
         Subject {
             name: "net",

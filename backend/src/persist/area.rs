@@ -7,7 +7,7 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use xen_virtio_guest_mapping::xen::Mapping;
 
 /// Bytes of the words that [`StateArea`] loads and stores.
-pub(super) const WORD: usize = size_of::<u64>();
+pub(crate) const WORD: usize = size_of::<u64>();
 
 /// Memory of which somebody else may keep hold when this process ends.
 pub trait StateMemory {
@@ -108,7 +108,12 @@ impl StateArea {
         }
     }
 
-    pub(super) fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+    /// `len` bytes of the area, from byte `offset`.
+    ///
+    /// # Panics
+    ///
+    /// If they lie outside the area.
+    pub(crate) fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
         assert!(offset + len <= self.len);
         self.memory.slice(self.start + offset, len)
     }

@@ -215,6 +215,11 @@ impl VirtQueue {
         self.queue.size()
     }
 
+    /// How many requests were completed since the queue started, those of earlier processes among them.
+    pub fn completed(&self) -> u64 {
+        self.next_used
+    }
+
     /// How many requests wait to be popped. What the driver's index cannot be, [`VirtQueue::pop`] tells.
     ///
     /// # Errors

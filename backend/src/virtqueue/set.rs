@@ -151,6 +151,11 @@ impl ActiveQueue {
         self.features & (1 << bit) != 0
     }
 
+    /// See [`VirtQueue::completed`].
+    pub fn completed(&self) -> u64 {
+        self.queue.completed()
+    }
+
     /// See [`VirtQueue::available`].
     ///
     /// # Errors

@@ -1,0 +1,344 @@
+//! A port: what the guest writes to it, who reads that, and what they write to the guest.
+
+use super::client::{Client, Gone, Input, MAX_MESSAGE};
+use super::counters::Counters;
+use super::history::{History, Mark};
+use super::state::Size;
+use crate::engine::{Allowance, Scratch, TransferError};
+use crate::tuning::{CONSOLE_PIECE, CONSOLE_REQUESTS, CONSOLE_WRITE};
+use crate::virtqueue::{ActiveQueue, Request};
+use std::time::{Duration, Instant};
+use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
+
+/// Bytes a second that a log takes: a guest that writes without end must not wear dom0's disk out.
+const LOG_RATE: u64 = 1 << 20;
+const LOG_PERIOD: Duration = Duration::from_millis(100);
+
+/// Clients that come and go, at once.
+const MAX_VISITORS: usize = 8;
+
+/// Bytes for one client at once: the guest's other devices wait meanwhile.
+const SHARE: usize = 64 << 10;
+
+/// Messages of one client at once that have no byte for the guest.
+const MESSAGES: usize = 16;
+
+pub(super) struct Port {
+    /// A port with a name is a channel: what is written to it is for whoever is there, and none of it is lost. One without is a
+    /// console: what is written to it waits for nobody.
+    pub(super) name: Option<String>,
+    pub(super) history: History,
+    clients: Vec<(u32, Client)>,
+    /// A request of which some was taken, and how much.
+    held: Option<(Request, usize)>,
+    /// What is on its way to the guest, and a buffer of the guest's that it goes to.
+    input: Vec<u8>,
+    held_buffer: Option<Request>,
+    log_allowance: Allowance,
+    /// When the log may have more, if it waits for that.
+    pub(super) log_due: Option<Instant>,
+}
+
+impl Port {
+    pub(super) fn new(name: Option<String>, history: History) -> Self {
+        Self {
+            name,
+            history,
+            clients: Vec::new(),
+            held: None,
+            input: Vec::new(),
+            held_buffer: None,
+            log_allowance: Allowance::new(LOG_RATE, LOG_PERIOD, Instant::now())
+                .with_burst(History::KEPT as u64),
+            log_due: None,
+        }
+    }
+
+    pub(super) fn is_channel(&self) -> bool {
+        self.name.is_some()
+    }
+
+    /// Whether anyone is at the other end, for a driver.
+    pub(super) fn is_attended(&self) -> bool {
+        !self.is_channel() || self.listeners().next().is_some()
+    }
+
+    /// Whether one more may come.
+    pub(super) fn has_room(&self) -> bool {
+        let visitors = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.is_visitor());
+        visitors.count() < MAX_VISITORS
+    }
+
+    pub(super) fn add(&mut self, id: u32, client: Client) {
+        self.clients.push((id, client));
+    }
+
+    /// The client `id` is gone, if there is one.
+    pub(super) fn remove(&mut self, id: u32) -> Option<Client> {
+        let index = self.clients.iter().position(|(other, _)| *other == id)?;
+        let (_, client) = self.clients.swap_remove(index);
+        if client.is_log() {
+            self.history.set_logged(client.position);
+        }
+        Some(client)
+    }
+
+    /// Something has happened to the client `id`, see [`Client::ready`].
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`].
+    pub(super) fn ready(&mut self, id: u32, has_ended: bool) -> Result<(), Gone> {
+        let is_channel = self.is_channel();
+        match self.clients.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, client)) => client.ready(has_ended, &self.history, is_channel),
+            None => Ok(()),
+        }
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = &Client> {
+        let clients = self.clients.iter().map(|(_, client)| client);
+        clients.filter(|client| client.is_present() && !client.is_log())
+    }
+
+    /// How many bytes may be taken of the guest. What nobody has read of a console makes room for what is newer.
+    pub(super) fn room(&self) -> usize {
+        if !self.is_channel() {
+            return CONSOLE_PIECE;
+        }
+        let behind = |client: &Client| self.history.end().saturating_sub(client.position);
+        let behind = self.listeners().map(behind).max();
+        let behind = behind.map_or(History::KEPT, |bytes| {
+            usize::try_from(bytes).unwrap_or(History::KEPT)
+        });
+        History::KEPT.saturating_sub(behind).min(CONSOLE_PIECE)
+    }
+
+    /// A request was taken, and is not done.
+    pub(super) fn is_busy(&self) -> bool {
+        self.held.is_some() || self.held_buffer.is_some()
+    }
+
+    /// The queue that the guest writes by is no more.
+    pub(super) fn forget_output(&mut self) {
+        self.held = None;
+        self.history.forget_mark();
+    }
+
+    /// The queue that the guest reads by is no more, nor is who what is on its way was for.
+    pub(super) fn forget_input(&mut self) {
+        self.input.clear();
+        self.held_buffer = None;
+    }
+
+    /// Takes what the guest has written. Whether it was anything.
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError`].
+    pub(super) fn take_output(
+        &mut self,
+        queue: &mut ActiveQueue,
+        scratch: &mut Scratch,
+        counters: &mut Counters,
+        access: &mut dyn GuestAccess,
+    ) -> Result<bool, TransferError> {
+        let (mut taken, mut has_taken) = (0, false);
+        for _ in 0..CONSOLE_REQUESTS {
+            if taken >= CONSOLE_PIECE || self.room() == 0 {
+                break;
+            }
+            let (request, done) = match self.held.take() {
+                Some(held) => held,
+                None => match queue.pop()? {
+                    Some(request) => (request, 0),
+                    None => break,
+                },
+            };
+            let mark = Mark::after(queue.completed());
+            let was_taken = request.is_repeated() && self.history.has(mark);
+            let len = request.readable.len();
+            let part = match was_taken {
+                true => len,
+                false => (len - done).min(self.room()),
+            };
+            let is_end = done + part == len;
+            if !was_taken {
+                let mark = if is_end { mark } else { Mark::NONE };
+                match self.append(&request, done..done + part, mark, scratch, access) {
+                    Ok(()) => counters.output_bytes += part as u64,
+                    Err(fault) if fault.is_dom0s() => {
+                        self.held = Some((request, done));
+                        return Err(TransferError::Dom0(fault));
+                    }
+                    Err(_) => {
+                        counters.malformed += 1;
+                        has_taken = true;
+                        queue.complete(request.finish(0))?;
+                        continue;
+                    }
+                }
+            }
+            taken += part;
+            has_taken = true;
+            match is_end {
+                true => {
+                    counters.requests += 1;
+                    queue.complete(request.finish(0))?;
+                }
+                false => self.held = Some((request, done + part)),
+            }
+        }
+        Ok(has_taken)
+    }
+
+    /// Adds a part of a request, of [`CONSOLE_PIECE`] at most, to the history.
+    fn append(
+        &self,
+        request: &Request,
+        part: std::ops::Range<usize>,
+        mark: Mark,
+        scratch: &mut Scratch,
+        access: &mut dyn GuestAccess,
+    ) -> Result<(), CopyFault> {
+        if part.len() <= Scratch::BYTES {
+            let bytes = scratch.read_part(&request.readable, part.start, part.len(), access)?;
+            self.history.append(bytes, mark);
+            return Ok(());
+        }
+        let mut bytes = Vec::with_capacity(part.len());
+        while bytes.len() < part.len() {
+            let (skip, rest) = (part.start + bytes.len(), part.len() - bytes.len());
+            bytes.extend(scratch.read_part(&request.readable, skip, rest, access)?);
+        }
+        self.history.append(&bytes, mark);
+        Ok(())
+    }
+
+    /// Gives those who read what they have not got yet: all of it, or what there is much of. Those who are gone, and whether
+    /// there is more that can be given now.
+    pub(super) fn flush(&mut self, all: bool, counters: &mut Counters) -> (Vec<u32>, bool) {
+        let (begin, end) = (self.history.begin(), self.history.end());
+        let (mut gone, mut has_more) = (Vec::new(), false);
+        self.log_due = None;
+        for (id, client) in &mut self.clients {
+            let mut bytes = [0; CONSOLE_WRITE];
+            let mut given = 0;
+            while client.can_write()
+                && client.position < end
+                && (all || end - client.position >= CONSOLE_WRITE as u64)
+            {
+                if client.is_log() && !self.log_allowance.admits(Instant::now()) {
+                    self.log_due = Some(self.log_allowance.next());
+                    break;
+                }
+                if given >= SHARE {
+                    has_more = true;
+                    break;
+                }
+                if client.position < begin {
+                    let missed = begin - client.position;
+                    counters.missed(client.is_log(), missed);
+                    client.position = begin;
+                }
+                let there = self.history.read(client.position, &mut bytes);
+                match client.write(there) {
+                    Ok(written) => {
+                        given += written;
+                        if client.is_log() {
+                            self.log_allowance.spend(written as u64);
+                            self.history.set_logged(client.position);
+                        }
+                    }
+                    Err(Gone) => {
+                        gone.push(*id);
+                        break;
+                    }
+                }
+            }
+        }
+        (gone, has_more)
+    }
+
+    /// Whether there is something for the guest.
+    pub(super) fn has_input(&self) -> bool {
+        !self.input.is_empty()
+    }
+
+    /// Whether there is something to do though nothing has happened: room for more of a request, or a client to be read.
+    pub(super) fn can_go_on(&self) -> bool {
+        let can_read = |(_, client): &(u32, Client)| client.can_read();
+        let reads = self.input.is_empty() && self.clients.iter().any(can_read);
+        reads || self.held.is_some() && self.room() > 0
+    }
+
+    /// Reads what clients have for the guest, if nothing is on its way. Those who are gone, and what size a terminal has now.
+    pub(super) fn read_input(&mut self) -> (Vec<u32>, Option<Size>) {
+        let (mut gone, mut size) = (Vec::new(), None);
+        for (id, client) in &mut self.clients {
+            for _ in 0..MESSAGES {
+                if !self.input.is_empty() || !client.can_read() {
+                    break;
+                }
+                let mut bytes = [0; MAX_MESSAGE];
+                match client.read(&mut bytes) {
+                    Ok(Input::Bytes(len)) => self.input.extend(&bytes[..len]),
+                    Ok(Input::Size(new)) => size = Some(new),
+                    Ok(Input::Nothing) => {}
+                    Err(Gone) => {
+                        gone.push(*id);
+                        break;
+                    }
+                }
+            }
+        }
+        (gone, size)
+    }
+
+    /// Gives the guest what is on its way. Whether it was anything.
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError`].
+    pub(super) fn give_input(
+        &mut self,
+        queue: &mut ActiveQueue,
+        scratch: &mut Scratch,
+        counters: &mut Counters,
+        access: &mut dyn GuestAccess,
+    ) -> Result<bool, TransferError> {
+        let mut given = false;
+        for _ in 0..CONSOLE_REQUESTS {
+            if self.input.is_empty() {
+                break;
+            }
+            let request = match self.held_buffer.take() {
+                Some(held) => held,
+                None => match queue.pop()? {
+                    Some(request) => request,
+                    None => break,
+                },
+            };
+            let written = match scratch.write(&self.input, &request.writable, access) {
+                Ok(written) => written,
+                Err(fault) if fault.is_dom0s() => {
+                    self.held_buffer = Some(request);
+                    return Err(TransferError::Dom0(fault));
+                }
+                Err(_) => {
+                    counters.malformed += 1;
+                    0
+                }
+            };
+            self.input.drain(..written);
+            counters.input_bytes += written as u64;
+            counters.requests += 1;
+            queue.complete(request.finish(written))?;
+            given = true;
+        }
+        Ok(given)
+    }
+}
