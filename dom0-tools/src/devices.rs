@@ -2,6 +2,7 @@
 //! the sandbox.
 
 pub(crate) mod blk;
+pub(crate) mod console;
 mod feature_names;
 mod kernel_vhost;
 mod net;
@@ -32,7 +33,12 @@ use xen_virtio_backend::vhost_user::Brought;
 use xen_virtio_backend::{Device, DeviceType};
 
 /// Every kind that we serve.
-const KINDS: &[&dyn DeviceKind] = &[&blk::BlkKind, &net::NetKind, &rng::RngKind];
+const KINDS: &[&dyn DeviceKind] = &[
+    &blk::BlkKind,
+    &console::ConsoleKind,
+    &net::NetKind,
+    &rng::RngKind,
+];
 
 /// Those that dom0's kernel serves.
 const KERNEL_KINDS: &[&dyn DeviceKind] = &[&kernel_vhost::VsockKind, &kernel_vhost::NetKind];
@@ -121,8 +127,9 @@ pub(crate) trait DeviceKind: Sync {
         }
     }
 
-    /// Bytes of its guest's state file that it takes at most, see [`device_bytes`](crate::guest_state::device_bytes).
-    fn state_bytes(&self) -> usize;
+    /// Bytes of its guest's state file that a device takes at most that was opened with this [spec](Opened::spec), see
+    /// [`device_bytes`](crate::guest_state::device_bytes).
+    fn state_bytes(&self, spec: &Value) -> usize;
 
     /// Opens what the device needs, with the supervisor's privilege. Nothing that the guest wrote is looked at.
     ///
@@ -130,6 +137,11 @@ pub(crate) trait DeviceKind: Sync {
     ///
     /// What keeps it from being served; [`Busy`] if that may go away by itself.
     fn open(&self, wanted: &Wanted<'_>, uses: &mut Uses) -> Result<Opened>;
+
+    /// What can be changed of a device that runs, see [`Order::part`].
+    fn parts(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// What a device that runs changes to by `order`: `kept` is what was [kept](Opened::kept) of it, and `backing` what it is
     /// in.
@@ -330,6 +342,15 @@ pub(crate) struct Opened {
     /// What the guest has of it as long as it lives, whatever its entry and the configuration say later.
     pub(crate) kept: Option<Value>,
     pub(crate) back_end: Option<BackEnd>,
+    /// Where the supervisor listens for it.
+    pub(crate) listens: Vec<Listen>,
+}
+
+/// A socket of dom0's whose connections a device has.
+pub(crate) struct Listen {
+    pub(crate) path: PathBuf,
+    /// For its [`Control`], with each connection.
+    pub(crate) change: Value,
 }
 
 /// The back-end of a device.
@@ -365,21 +386,27 @@ impl RegionSize {
 }
 
 /// How a person has a device changed that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// The guest is told of the size that its disk has now.
     Resize,
     /// The cable of its interface is plugged in, or out.
     Link { is_up: bool },
+    /// Whoever orders it is attached to this port, by its number or name, and has read up to `from` of what the guest has written.
+    Attach { port: String, from: Option<u64> },
 }
+
+/// What a device has that somebody can be attached to.
+const PORTS: &str = "ports";
 
 impl Order {
     /// What a device has that can be changed so.
-    fn part(self) -> &'static str {
+    pub(crate) fn part(&self) -> &'static str {
         match self {
             Self::Resize => "size",
             Self::Link { .. } => "link",
+            Self::Attach { .. } => PORTS,
         }
     }
 }
@@ -388,7 +415,8 @@ impl Order {
 pub(crate) struct Changed {
     /// For whoever has ordered it.
     pub(crate) done: String,
-    pub(crate) kept: Value,
+    /// What is to be [kept](Opened::kept) from now on, if that is something else.
+    pub(crate) kept: Option<Value>,
     /// For its [`Control`].
     pub(crate) change: Value,
 }

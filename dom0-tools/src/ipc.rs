@@ -1,6 +1,6 @@
 //! What supervisor and worker say to each other, in JSON.
 
-use crate::devices::Service;
+use crate::devices::{Service, console};
 use crate::guest_state::Backing;
 use crate::toolstack::libxl::EntryKey;
 use crate::worker::event_loop::EventLoopReport;
@@ -23,8 +23,12 @@ use xen_virtio_transport::DeviceReport;
 
 /// The largest message: a report of eleven devices takes about 8 KiB.
 const MAX_MESSAGE: usize = 64 << 10;
-/// The most descriptors that any message carries: a network device's, one for each of its pairs of queues.
-const MAX_FDS: usize = MAX_PAIRS as usize;
+/// The most descriptors that any message carries: a network device's, one for each of its pairs of queues, or a console's.
+const MAX_FDS: usize = if console::MAX_DESCRIPTORS > MAX_PAIRS as usize {
+    console::MAX_DESCRIPTORS
+} else {
+    MAX_PAIRS as usize
+};
 
 /// How often a message is sent that dom0 has no memory for, and the wait between: nothing tells of memory.
 const MEMORY_TRIES: u32 = 100;
@@ -361,7 +365,7 @@ mod tests {
         let (ours, theirs) = pair();
         let file = File::open("/dev/null").unwrap();
         let fds = [file.as_fd(); MAX_FDS];
-        for count in 0..=usize::from(MAX_PAIRS) {
+        for count in 0..=MAX_FDS {
             ours.send(&ToWorker::Report, &fds[..count]).unwrap();
             let (_, arrived) = theirs.receive().unwrap().unwrap();
             assert_eq!(arrived.len(), count);

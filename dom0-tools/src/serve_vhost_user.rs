@@ -60,7 +60,7 @@ pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
     };
     let opened = kind.open(&wanted, &mut Uses::default())?;
     // Nothing goes on from what is kept here.
-    let bytes = crate::guest_state::file_bytes(1).max(kind.state_bytes());
+    let bytes = crate::guest_state::file_bytes(1).max(kind.state_bytes(&opened.spec));
     let state = GuestState::new(StateArea::private(bytes)?, bytes)?;
     let name = Name {
         key: KEY,
@@ -92,7 +92,7 @@ pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
 }
 
 /// A socket at `path`, in place of one that an earlier process has left there.
-fn listen(path: &Path) -> Result<UnixListener> {
+pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
     let is_left = std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket())
         && UnixStream::connect(path).is_err();
     if is_left {

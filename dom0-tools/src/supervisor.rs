@@ -11,6 +11,7 @@ mod entry;
 mod guest;
 mod known_devices;
 mod lifecycle;
+mod listeners;
 mod orphan_workers;
 mod questions;
 mod restarts;
@@ -37,6 +38,7 @@ use clients::Clients;
 use guest::{Guest, WorkerContext};
 use known_devices::KnownDevices;
 use lifecycle::Event;
+use listeners::Listeners;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
@@ -106,6 +108,7 @@ struct Supervisor {
     /// The disks that guests have.
     uses: Uses,
     back_ends: BackEnds,
+    listeners: Listeners,
     known: KnownDevices,
     /// Devices that guests were created for in vain: the last [`MAX_REFUSALS`].
     refusals: VecDeque<Refusal>,
@@ -140,6 +143,7 @@ impl Supervisor {
             .with_context(|| format!("listening at {}", control_socket.display()))?;
         Ok(Self {
             back_ends: BackEnds::new(poll.registry(), FOLDERS)?,
+            listeners: Listeners::default(),
             known: KnownDevices::default(),
             poll,
             toolstack,
@@ -212,15 +216,17 @@ impl Supervisor {
                 LISTENER => self
                     .clients
                     .accept(self.poll.registry(), &mut self.next_token),
+                token if self.listeners.has(token) => self.accept(token)?,
                 token => match self.clients.ready(token, self.poll.registry()) {
-                    Some(Question::List) => self.collect(token),
-                    Some(Question::Change {
-                        guest,
-                        device,
-                        order,
-                    }) => {
-                        self.change(token, &guest, &device, order);
-                    }
+                    Some((Question::List, _)) => self.collect(token),
+                    Some((
+                        Question::Change {
+                            guest,
+                            device,
+                            order,
+                        },
+                        beside,
+                    )) => self.change(token, &guest, device.as_deref(), order, beside),
                     None if !self.clients.has(token) => {
                         self.back_ends.ready(token, self.poll.registry());
                         tolerate(self.on_worker_readable(token))?;
@@ -330,6 +336,17 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Hands on what connects to a device's socket.
+    fn accept(&mut self, token: Token) -> Result<()> {
+        while let Some(((domid, key), change, connection)) = self.listeners.accept(token) {
+            let guest = self.guests.get_mut(&domid);
+            if let Some(broken) = guest.and_then(|guest| guest.connect(key, change, &connection)) {
+                tolerate(self.tell(domid, broken))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has `event` happen to a guest, if it is there.
     fn tell(&mut self, domid: u16, event: Event) -> Result<(), ToolstackError> {
         let (guests, mut context) = self.parts();
@@ -348,6 +365,7 @@ impl Supervisor {
             files: &self.files,
             uses: &mut self.uses,
             back_ends: &mut self.back_ends,
+            listeners: &mut self.listeners,
             known: &mut self.known,
             launcher: &*self.launcher,
             registry: self.poll.registry(),

@@ -2,15 +2,22 @@
 
 use crate::ctl::report::Report;
 pub use crate::devices::Order;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 /// Where the supervisor listens; for root only.
 pub const SOCKET_PATH: &str = "/run/xen-virtiod/control.sock";
+
+pub use xen_virtio_backend::console::{
+    INPUT as CONSOLE_INPUT, NO_ROOM as CONSOLE_NO_ROOM, RESIZE as CONSOLE_RESIZE,
+};
 
 /// The supervisor waits a second for a worker's report; a client waits a little longer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -21,11 +28,11 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub enum Question {
     /// Answered by a [`Report`].
     List,
-    /// Changes a device of a guest, which goes by its name or domid. Answered by what was done, or why nothing was: a
-    /// `Result<String, String>`.
+    /// Changes a device of a guest, which goes by its name or domid: the one of this name, or the only one that can be changed so.
+    /// A descriptor may come beside it. Answered by what was done, or why nothing was: a `Result<String, String>`.
     Change {
         guest: String,
-        device: String,
+        device: Option<String>,
         order: Order,
     },
 }
@@ -51,7 +58,7 @@ pub enum ControlError {
 ///
 /// [`ControlError`].
 pub fn list(path: &Path) -> Result<Report, ControlError> {
-    ask(path, &Question::List)
+    ask(path, &Question::List, None)
 }
 
 /// Has the supervisor that listens at `path` change the `device` of `guest`. What was done.
@@ -67,19 +74,55 @@ pub fn change(
 ) -> Result<String, ControlError> {
     let question = Question::Change {
         guest,
-        device,
+        device: Some(device),
         order,
     };
-    ask::<Result<String, String>>(path, &question)?.map_err(ControlError::Refused)
+    ask::<Result<String, String>>(path, &question, None)?.map_err(ControlError::Refused)
 }
 
-fn ask<Answer: DeserializeOwned>(path: &Path, question: &Question) -> Result<Answer, ControlError> {
+/// Has the supervisor that listens at `path` attach `socket` to a port of a console of `guest`'s, see [`Order::Attach`]: its only
+/// one, if no `device` is named. What was done.
+///
+/// # Errors
+///
+/// [`ControlError`].
+pub fn attach(
+    path: &Path,
+    guest: &str,
+    device: Option<&str>,
+    order: Order,
+    socket: BorrowedFd<'_>,
+) -> Result<String, ControlError> {
+    let question = Question::Change {
+        guest: guest.to_owned(),
+        device: device.map(str::to_owned),
+        order,
+    };
+    ask::<Result<String, String>>(path, &question, Some(socket))?.map_err(ControlError::Refused)
+}
+
+/// Asks, and sends a descriptor beside the question.
+fn ask<Answer: DeserializeOwned>(
+    path: &Path,
+    question: &Question,
+    beside: Option<BorrowedFd<'_>>,
+) -> Result<Answer, ControlError> {
     let mut socket = UnixStream::connect(path).map_err(|source| ControlError::Connect {
         path: path.display().to_string(),
         source,
     })?;
     socket.set_read_timeout(Some(ANSWER_LIMIT))?;
-    socket.write_all(&serde_json::to_vec(question)?)?;
+    let question = serde_json::to_vec(question)?;
+    let fds: Vec<_> = beside.into_iter().collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    let parts = [IoSlice::new(&question)];
+    let sent =
+        sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL).map_err(io::Error::from)?;
+    socket.write_all(&question[sent..])?;
     socket.shutdown(std::net::Shutdown::Write)?;
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer)?;

@@ -92,7 +92,7 @@ impl DeviceKind for BlkKind {
         parse_settings::<Settings>(settings)?.check().map(drop)
     }
 
-    fn state_bytes(&self) -> usize {
+    fn state_bytes(&self, _spec: &Value) -> usize {
         let queues = [Blk::QUEUE_SIZE; MAX_QUEUES];
         guest_state::device_bytes(&[Blk::KEPT, TOLD_BYTES], &queues)
     }
@@ -170,6 +170,7 @@ impl DeviceKind for BlkKind {
             })),
             descriptors: vec![OwnedFd::from(disk.into_file())],
             back_end: None,
+            listens: Vec::new(),
         })
     }
 
@@ -191,10 +192,10 @@ impl DeviceKind for BlkKind {
         let before = bound.bytes;
         Ok(Changed {
             done: format!("{before} bytes before, {after} bytes now"),
-            kept: spec(&Binding {
+            kept: Some(spec(&Binding {
                 bytes: after,
                 ..bound
-            }),
+            })),
             change: spec(&after),
         })
     }

@@ -49,6 +49,7 @@ const SCMI: &[(u32, &str)] = &[(0, "P2A_CHANNELS"), (1, "SHARED_MEMORY")];
 const I2C: &[(u32, &str)] = &[(0, "ZERO_LENGTH_REQUEST")];
 const GPIO: &[(u32, &str)] = &[(0, "IRQ")];
 const SOUND: &[(u32, &str)] = &[(0, "CTLS")];
+const CONSOLE: &[(u32, &str)] = &[(0, "SIZE"), (1, "MULTIPORT"), (2, "EMERG_WRITE")];
 
 /// Of the virtio device type `device_type`.
 pub(super) fn of(device_type: u32) -> &'static [(u32, &'static str)] {
@@ -61,6 +62,7 @@ pub(super) fn of(device_type: u32) -> &'static [(u32, &'static str)] {
         ids::VIRTIO_ID_I2C_ADAPTER => I2C,
         ids::VIRTIO_ID_GPIO => GPIO,
         ids::VIRTIO_ID_SOUND => SOUND,
+        ids::VIRTIO_ID_CONSOLE => CONSOLE,
         _ => &[],
     }
 }

@@ -110,7 +110,7 @@ impl DeviceKind for VsockKind {
         parse_settings::<VsockSettings>(settings)?.check().map(drop)
     }
 
-    fn state_bytes(&self) -> usize {
+    fn state_bytes(&self, _spec: &serde_json::Value) -> usize {
         state_bytes(self)
     }
 
@@ -168,7 +168,7 @@ impl DeviceKind for NetKind {
         parse_settings::<NetSettings>(settings)?.check().map(drop)
     }
 
-    fn state_bytes(&self) -> usize {
+    fn state_bytes(&self, _spec: &serde_json::Value) -> usize {
         state_bytes(self)
     }
 
@@ -222,6 +222,7 @@ fn opened(detail: String, settings: &impl Serialize, descriptors: Vec<OwnedFd>) 
         backing: None,
         kept: Some(spec(settings)),
         back_end: None,
+        listens: Vec::new(),
     }
 }
 

@@ -238,7 +238,7 @@ impl DeviceKind for NetKind {
         parse_settings::<Settings>(settings)?.check().map(drop)
     }
 
-    fn state_bytes(&self) -> usize {
+    fn state_bytes(&self, _spec: &Value) -> usize {
         let kept = Net::kept_bytes(MAX_PAIRS);
         guest_state::device_bytes(&[kept], &Net::queue_sizes(MAX_PAIRS))
     }
@@ -284,6 +284,7 @@ impl DeviceKind for NetKind {
             backing: None,
             kept: Some(spec(&built_by)),
             back_end: None,
+            listens: Vec::new(),
         })
     }
 
@@ -300,7 +301,7 @@ impl DeviceKind for NetKind {
         let kept: Spec = serde_json::from_value(kept)?;
         Ok(Changed {
             done: format!("the link is {}", if is_up { "up" } else { "down" }),
-            kept: spec(&Spec { is_up, ..kept }),
+            kept: Some(spec(&Spec { is_up, ..kept })),
             change: spec(&is_up),
         })
     }
@@ -374,7 +375,7 @@ mod tests {
         );
         let mut expected = spec(&kept);
         expected["is_up"] = false.into();
-        assert_eq!(changed.kept, expected);
+        assert_eq!(changed.kept, Some(expected));
         let refused = NetKind.change(Order::Resize, Some(spec(&kept)), None);
         let error = refused.err().unwrap().to_string();
         assert_eq!(error, "a device of type net has no size");

@@ -40,7 +40,7 @@ impl DeviceKind for RngKind {
         parse_settings::<Settings>(settings).map(drop)
     }
 
-    fn state_bytes(&self) -> usize {
+    fn state_bytes(&self, _spec: &serde_json::Value) -> usize {
         guest_state::device_bytes(&[], &[Rng::QUEUE_SIZE])
     }
 
@@ -54,6 +54,7 @@ impl DeviceKind for RngKind {
             backing: None,
             kept: None,
             back_end: None,
+            listens: Vec::new(),
         })
     }
 

@@ -148,7 +148,7 @@ impl DeviceKind for VhostUserKind {
         parse_settings::<Settings>(settings)?.check(self).map(drop)
     }
 
-    fn state_bytes(&self) -> usize {
+    fn state_bytes(&self, _spec: &Value) -> usize {
         let queues = [self.class.queue_size; MAX_QUEUES as usize];
         guest_state::device_bytes(&Kept::bytes(self.class), &queues)
     }
@@ -205,6 +205,7 @@ impl DeviceKind for VhostUserKind {
                 program,
             }),
             kept: Some(spec(&settings)),
+            listens: Vec::new(),
         })
     }
 

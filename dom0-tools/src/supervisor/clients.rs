@@ -5,9 +5,12 @@ use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -26,6 +29,8 @@ pub(super) struct Clients {
 struct Client {
     socket: UnixStream,
     question: Vec<u8>,
+    /// What came beside it.
+    descriptor: Option<OwnedFd>,
     asked: bool,
     answer: Vec<u8>,
 }
@@ -79,6 +84,7 @@ impl Clients {
                 let client = Client {
                     socket,
                     question: Vec::new(),
+                    descriptor: None,
                     asked: false,
                     answer: Vec::new(),
                 };
@@ -87,8 +93,12 @@ impl Clients {
         }
     }
 
-    /// A client's socket is ready. Its question, once it is complete.
-    pub(super) fn ready(&mut self, token: Token, registry: &Registry) -> Option<Question> {
+    /// A client's socket is ready. Its question, once it is complete, and the descriptor that came beside it.
+    pub(super) fn ready(
+        &mut self,
+        token: Token,
+        registry: &Registry,
+    ) -> Option<(Question, Option<OwnedFd>)> {
         let client = self.clients.get_mut(&token)?;
         if client.asked {
             self.write(token, registry);
@@ -97,7 +107,7 @@ impl Clients {
         match client.read_question() {
             Ok(Some(question)) => {
                 client.asked = true;
-                Some(question)
+                Some((question, client.descriptor.take()))
             }
             Ok(None) => None,
             Err(error) => {
@@ -140,14 +150,29 @@ impl Clients {
 }
 
 impl Client {
+    /// Reads some of the question, and keeps the descriptor beside it; there is one at most.
+    fn receive(&mut self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(bytes)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(&self.socket, &mut parts, &mut control, flags)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(found) = message {
+                self.descriptor = found.last();
+            }
+        }
+        Ok(received.bytes)
+    }
+
     fn read_question(&mut self) -> io::Result<Option<Question>> {
         let mut bytes = [0; MAX_QUESTION];
         loop {
-            match self.socket.read(&mut bytes) {
+            match self.receive(&mut bytes) {
                 Ok(0) => return Ok(Some(serde_json::from_slice(&self.question)?)),
                 Ok(len) => self.question.extend_from_slice(&bytes[..len]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
             if self.question.len() > MAX_QUESTION {
                 return Err(io::Error::new(

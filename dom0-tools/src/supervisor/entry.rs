@@ -173,6 +173,11 @@ impl DeviceEntry {
         kind.change(order, kept, self.backing)
     }
 
+    /// Whether it can be changed in this part, see [`Order::part`].
+    pub(super) fn has_part(&self, part: &str) -> bool {
+        self.kind.is_some_and(|kind| kind.parts().contains(&part))
+    }
+
     /// Whether its guest was kept from running for want of it.
     pub(super) fn refusal(&self) -> Option<&str> {
         match &self.status {
@@ -287,6 +292,18 @@ impl OpenedDevice {
                 .back_ends
                 .have(device, back_end, registry, next_token);
         }
+        let listens = std::mem::take(&mut opened.listens);
+        let (registry, next_token) = (context.registry, &mut *context.next_token);
+        let listening = context
+            .listeners
+            .have(device, listens, registry, next_token);
+        if let Err(error) = listening {
+            if !known.served {
+                context.uses.end(guest, key);
+                return Err(error);
+            }
+            tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
+        }
         if let Some(kept) = &opened.kept
             && let Err(error) = context.files.keep(guest, key, Some(kept.clone()))
         {
@@ -298,7 +315,7 @@ impl OpenedDevice {
         }
         known.detail.clone_from(&opened.detail);
         known.backing = opened.backing;
-        known.state_bytes = kind.state_bytes();
+        known.state_bytes = kind.state_bytes(&opened.spec);
         Ok(Self {
             entry,
             kind,

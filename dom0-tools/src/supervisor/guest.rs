@@ -6,6 +6,7 @@ use super::back_ends::BackEnds;
 use super::entry::{DeviceEntry, OpenedDevice, Status};
 use super::known_devices::KnownDevices;
 use super::lifecycle::{Event, Lifecycle};
+use super::listeners::Listeners;
 use super::orphan_workers;
 use super::state_files::{Shared, StateFiles};
 use super::worker_process::{Launcher, WorkerProcess};
@@ -20,13 +21,13 @@ use crate::text::without_controls;
 use crate::toolstack::libxl::EntryKey;
 use crate::toolstack::{Identity, Toolstack, ToolstackError};
 use crate::worker::event_loop::EventLoopReport;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use mio::{Registry, Token};
 use serde_json::Value;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use tracing::Level;
 use xen_virtio_backend::LogLimit;
@@ -67,6 +68,7 @@ pub(super) struct WorkerContext<'a> {
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
     pub(super) back_ends: &'a mut BackEnds,
+    pub(super) listeners: &'a mut Listeners,
     pub(super) known: &'a mut KnownDevices,
     pub(super) launcher: &'a dyn Launcher,
     pub(super) registry: &'a Registry,
@@ -215,18 +217,42 @@ impl Guest {
         due.filter(|_| self.worker.is_some())
     }
 
-    /// Tells the guest of what has been added to the disk that is known as `device`, by its entry or its vdev: the
-    /// sizes before and after.
+    /// Changes the device that is known as `device`, by its entry or its vdev, or the only one that can be changed so. What comes
+    /// beside the order is the device's. Which it is, and what was done.
     ///
     /// # Errors
     ///
     /// Why it cannot be.
     pub(super) fn change(
         &mut self,
-        device: &str,
+        device: Option<&str>,
         order: Order,
+        descriptor: Option<OwnedFd>,
         context: &mut WorkerContext<'_>,
-    ) -> Result<String> {
+    ) -> Result<(EntryKey, String)> {
+        let key = match device {
+            Some(device) => self.find(device, context)?,
+            None => self.only_with(order.part())?,
+        };
+        let known = &self.lifecycle.entries[&key];
+        if !known.served || !matches!(known.status, Status::Handed) {
+            bail!("{key} is not served now");
+        }
+        let kept = context.files.kept(&self.identity, key)?;
+        let changed = known.change(order, kept);
+        let Changed { done, kept, change } = changed.with_context(|| key.to_string())?;
+        if let Some(kept) = kept {
+            context.files.keep(&self.identity, key, Some(kept))?;
+        }
+        // A worker that dies before it is told is followed by one that is told this.
+        let fds: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+        if let Some(broken) = self.send_with(&ToWorker::Change { key, change }, &fds) {
+            self.handle(broken, context)?;
+        }
+        Ok((key, done))
+    }
+
+    fn find(&self, device: &str, context: &mut WorkerContext<'_>) -> Result<EntryKey> {
         let domid = self.domid();
         let mut found = None;
         for key in self.lifecycle.entries.keys() {
@@ -241,21 +267,38 @@ impl Guest {
             .keys()
             .map(EntryKey::to_string)
             .collect();
-        let key = found
-            .with_context(|| format!("it has no device {device}, but {}", entries.join(", ")))?;
-        let known = &self.lifecycle.entries[&key];
+        found.with_context(|| format!("it has no device {device}, but {}", entries.join(", ")))
+    }
+
+    /// The only device that has such a part.
+    fn only_with(&self, part: &str) -> Result<EntryKey> {
+        let entries = self.lifecycle.entries.iter();
+        let mut found = entries.filter(|(_, known)| known.has_part(part));
+        let (key, _) = found
+            .next()
+            .with_context(|| format!("it has no device with {part}"))?;
+        let others: Vec<_> = found.map(|(other, _)| format!(" and {other}")).collect();
+        ensure!(
+            others.is_empty(),
+            "{key}{} have {part}: name one",
+            others.concat()
+        );
+        Ok(*key)
+    }
+
+    /// Hands the worker a connection for the device at `key`. What became of the worker, if it does not take it; nothing if no
+    /// worker has the device, and the connection is closed.
+    pub(super) fn connect(
+        &mut self,
+        key: EntryKey,
+        change: Value,
+        connection: &OwnedFd,
+    ) -> Option<Event> {
+        let known = self.lifecycle.entries.get(&key)?;
         if !known.served || !matches!(known.status, Status::Handed) {
-            bail!("{key} is not served now");
+            return None;
         }
-        let kept = context.files.kept(&self.identity, key)?;
-        let changed = known.change(order, kept);
-        let Changed { done, kept, change } = changed.with_context(|| key.to_string())?;
-        context.files.keep(&self.identity, key, Some(kept))?;
-        // A worker that dies before it is told is followed by one that is told this.
-        if let Some(broken) = self.send(&ToWorker::Change { key, change }) {
-            self.handle(broken, context)?;
-        }
-        Ok(done)
+        self.send_with(&ToWorker::Change { key, change }, &[connection.as_fd()])
     }
 
     /// A connection to the back-end of device `key` is there. What became of the worker, if it does not take it; nothing if no

@@ -6,6 +6,7 @@ use crate::ctl::report::Report;
 use crate::devices::Order;
 use mio::Token;
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 /// Reports on their way from the workers to clients.
@@ -17,15 +18,25 @@ pub(super) struct Collection {
 
 impl Supervisor {
     /// Has a device of a guest changed, and `client` told of how that went.
-    pub(super) fn change(&mut self, client: Token, guest: &str, device: &str, order: Order) {
+    pub(super) fn change(
+        &mut self,
+        client: Token,
+        guest: &str,
+        device: Option<&str>,
+        order: Order,
+        descriptor: Option<OwnedFd>,
+    ) {
         let (guests, mut context) = self.parts();
         let names = guests.iter().map(|(domid, other)| (*domid, other.name()));
         let found = find(names, guest);
         let result = found.and_then(|domid| {
             let found = guests.get_mut(&domid).expect("it was found");
             let named = format!("guest {} ({domid})", found.name());
-            match found.change(device, order, &mut context) {
-                Ok(done) => Ok(format!("{named}, {device}: {done}")),
+            match found.change(device, order, descriptor, &mut context) {
+                Ok((key, done)) => {
+                    let device = device.map_or_else(|| key.to_string(), str::to_owned);
+                    Ok(format!("{named}, {device}: {done}"))
+                }
                 Err(error) => Err(format!("{named}: {error:#}")),
             }
         });

@@ -1,6 +1,8 @@
 //! The supervisor's decisions, on a simulated toolstack: what libxl writes, what workers are told and answer, and what
 //! follows from it. No Xen and no worker is needed; the processes that stand for workers sleep.
 
+mod consoles;
+
 use super::Supervisor;
 use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
@@ -205,10 +207,13 @@ impl Dom0 {
 
     /// The next message for worker `index`.
     fn next(&mut self, index: usize) -> ToWorker {
+        self.next_with_descriptors(index).0
+    }
+
+    fn next_with_descriptors(&mut self, index: usize) -> (ToWorker, Vec<OwnedFd>) {
         self.until("a message", |dom0| {
             let workers = dom0.workers.launched.borrow();
-            let message = workers.get(index)?.channel.receive().ok()??;
-            Some(message.0)
+            workers.get(index)?.channel.receive().ok()?
         })
     }
 
@@ -371,10 +376,11 @@ fn a_source_of_entropy_needs_no_configuration_and_keeps_nothing() {
     );
     dom0.says(0, &FromWorker::Serving);
     let (guests, mut context) = dom0.supervisor.parts();
-    let resized = guests
-        .get_mut(&3)
-        .unwrap()
-        .change("virtio/0", Order::Resize, &mut context);
+    let resized =
+        guests
+            .get_mut(&3)
+            .unwrap()
+            .change(Some("virtio/0"), Order::Resize, None, &mut context);
     let error = format!("{:#}", resized.unwrap_err());
     assert!(
         error.contains("virtio/0: a device of type rng has no size"),
@@ -845,10 +851,11 @@ fn a_disk_grows_on_request_and_never_shrinks() {
             .set_len(sectors * SECTOR)
             .unwrap();
         let (guests, mut context) = dom0.supervisor.parts();
-        let resized = guests
-            .get_mut(&3)
-            .unwrap()
-            .change(device, Order::Resize, &mut context);
+        let resized =
+            guests
+                .get_mut(&3)
+                .unwrap()
+                .change(Some(device), Order::Resize, None, &mut context);
         resized.map_err(|error| format!("{error:#}"))
     };
     assert!(
@@ -869,7 +876,7 @@ fn a_disk_grows_on_request_and_never_shrinks() {
     dom0.hears_nothing(0);
     assert_eq!(
         resize(&mut dom0, 80, "virtio_disk/51712"),
-        Ok("32768 bytes before, 40960 bytes now".to_owned())
+        Ok((XVDA, "32768 bytes before, 40960 bytes now".to_owned()))
     );
     let told = dom0.next(0);
     assert!(

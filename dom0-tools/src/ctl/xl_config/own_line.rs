@@ -107,8 +107,11 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_was_expected() {
         for (line, expected) in [
-            ("", "\"\" is none of blk, fs, gpio"),
-            ("fss, socket=/g", "\"fss\" is none of blk, fs, gpio"),
+            ("", "\"\" is none of blk, console, fs, gpio"),
+            (
+                "fss, socket=/g",
+                "\"fss\" is none of blk, console, fs, gpio",
+            ),
             ("fs tag=share", "between settings is a comma"),
             (
                 "fs, tag=share, sockt=/g",

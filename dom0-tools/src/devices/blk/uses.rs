@@ -4,6 +4,7 @@
 //! in is told by device and inode numbers, through loop devices and partitions, and not by its path.
 
 use super::lock::Locks;
+use crate::devices::console::Consoles;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use std::cell::LazyCell;
@@ -169,11 +170,12 @@ fn parse_device(text: &str) -> Option<u64> {
     ))
 }
 
-/// The disks, and the network interfaces, that guests use now.
+/// The disks, the network interfaces, and the other ends of consoles, that guests use now.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
     uses: Vec<Use>,
     interfaces: Vec<InterfaceUse>,
+    pub(crate) consoles: Consoles,
 }
 
 /// An interface that a device of a guest has: the kernel would let others have some of its queues.
@@ -304,6 +306,7 @@ impl Uses {
     pub(crate) fn end(&mut self, guest: &Identity, key: EntryKey) {
         self.interfaces
             .retain(|other| other.guest != *guest || other.key != key);
+        self.consoles.end(guest, key);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest && other.key == key;
         }
@@ -312,6 +315,7 @@ impl Uses {
     /// The guest, and whoever served it, is gone.
     pub(crate) fn end_guest(&mut self, guest: &Identity) {
         self.interfaces.retain(|other| other.guest != *guest);
+        self.consoles.end_guest(guest);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest;
         }

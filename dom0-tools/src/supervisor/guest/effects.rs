@@ -63,6 +63,7 @@ impl Guest {
                 self.opened.remove(&key);
                 context.uses.end(&self.identity, key);
                 context.back_ends.end((domid, key), context.registry);
+                context.listeners.end((domid, key), context.registry);
                 // Also one that no connection was made to yet.
                 program::end_of_device(&self.identity, key);
                 None

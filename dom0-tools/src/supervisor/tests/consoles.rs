@@ -1,0 +1,129 @@
+//! Who connects to a device is handed on to its worker.
+
+use super::*;
+use crate::ctl::control;
+use crate::devices::Order;
+use serde_json::json;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::thread;
+
+const CONSOLE: EntryKey = EntryKey {
+    form: EntryForm::File,
+    devid: 0,
+};
+
+/// Guest `ivi` (3) is served by worker 0, and has the devices of this file.
+fn serving(file: &str) -> Dom0 {
+    let mut dom0 = Dom0::new();
+    let guests = dom0.directory.path().join("guests");
+    std::fs::create_dir(&guests).unwrap();
+    std::fs::write(guests.join("ivi.toml"), file).unwrap();
+    dom0.store.introduce(3, "ivi", "a");
+    dom0.begins(0, 3, &[(CONSOLE, false)]);
+    for devid in (1..).take(file.matches("[[device]]").count() - 1) {
+        let key = EntryKey { devid, ..CONSOLE };
+        dom0.hands(0, key, false);
+        dom0.says(0, &FromWorker::Attached { key, known: None });
+    }
+    dom0
+}
+
+/// The descriptor that comes with `change` for the console's worker `index`.
+fn handed(dom0: &mut Dom0, index: usize, expected: &serde_json::Value) -> UnixStream {
+    let (message, descriptors) = dom0.next_with_descriptors(index);
+    assert!(
+        matches!(&message, ToWorker::Change { key: CONSOLE, change } if change == expected),
+        "{message:?}"
+    );
+    let [socket] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
+    UnixStream::from(socket)
+}
+
+/// What came of attaching the other end of the second socket, which is asked of the service while it runs.
+fn attach(dom0: &mut Dom0, device: Option<&'static str>) -> (Result<String, String>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let path = dom0.directory.path().join("control.sock");
+    let asking = thread::spawn(move || {
+        let order = Order::Attach {
+            port: "0".to_owned(),
+            from: Some(5),
+        };
+        let attached = control::attach(&path, "ivi", device, order, theirs.as_fd());
+        attached.map_err(|error| error.to_string())
+    });
+    dom0.until("an answer", |_| asking.is_finished().then_some(()));
+    (asking.join().unwrap(), ours)
+}
+
+#[test]
+fn who_asks_to_be_attached_is_handed_to_the_consoles_worker() {
+    let mut dom0 = serving("[[device]]\ntype = \"console\"\n[[device]]\ntype = \"rng\"\n");
+    let change = json!({"messages": {"port": 0, "from": 5}});
+    for device in [None, Some("virtio_file/0")] {
+        let (attached, mut ours) = attach(&mut dom0, device);
+        let done = "guest ivi (3), virtio_file/0: attached to port 0";
+        assert_eq!(attached.unwrap(), done);
+        let mut theirs = handed(&mut dom0, 0, &change);
+        theirs.write_all(b"hello").unwrap();
+        drop(theirs);
+        let mut read = String::new();
+        ours.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "hello", "nobody else has it");
+    }
+    let (refused, mut ours) = attach(&mut dom0, Some("virtio_file/1"));
+    assert!(
+        refused
+            .unwrap_err()
+            .contains("a device of type rng has no ports")
+    );
+    assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+    // The next worker has it behind the device.
+    dom0.kill(0);
+    let rng = EntryKey {
+        devid: 1,
+        ..CONSOLE
+    };
+    dom0.begins(1, 3, &[(CONSOLE, true), (rng, true)]);
+    assert!(attach(&mut dom0, None).0.is_ok());
+}
+
+#[test]
+fn of_several_consoles_one_is_to_be_named() {
+    let mut dom0 = serving(&"[[device]]\ntype = \"console\"\n".repeat(2));
+    let (refused, _) = attach(&mut dom0, None);
+    let error = refused.unwrap_err();
+    let expected = "virtio_file/0 and virtio_file/1 have ports: name one";
+    assert!(error.contains(expected), "{error}");
+    let mut dom0 = serving("[[device]]\ntype = \"rng\"\n");
+    let (refused, _) = attach(&mut dom0, None);
+    assert!(refused.unwrap_err().contains("it has no device with ports"));
+}
+
+#[test]
+fn who_connects_to_a_consoles_socket_is_handed_to_its_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console.sock");
+    let mut dom0 = serving(&format!(
+        "[[device]]\ntype = \"console\"\nlisten = {path:?}\n"
+    ));
+    let change = json!({"stream": {"port": 0}});
+    let connect = |dom0: &mut Dom0, index| {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"a").unwrap();
+        let mut theirs = handed(dom0, index, &change);
+        let mut read = [0; 2];
+        assert_eq!(theirs.read(&mut read).unwrap(), 1);
+        // Its worker does not wait for it.
+        let error = theirs.read(&mut read).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    };
+    connect(&mut dom0, 0);
+    connect(&mut dom0, 0);
+    // The socket stays while workers come and go; nobody is kept waiting who cannot be served.
+    dom0.kill(0);
+    dom0.begins(1, 3, &[(CONSOLE, true)]);
+    connect(&mut dom0, 1);
+    dom0.store.release(3);
+    dom0.until("the socket to go", |_| (!path.exists()).then_some(()));
+}
