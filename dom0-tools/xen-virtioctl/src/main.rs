@@ -1,5 +1,6 @@
 //! Shows what `xen-virtiod` does, and tries the same devices on a simulated guest.
 
+mod console;
 mod demo;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -83,6 +84,17 @@ enum Command {
         device: String,
         state: LinkState,
     },
+    /// Shows a guest's console, and types to it: Ctrl-] leaves. What the guest has written before is shown first, 256 KiB at most.
+    Console {
+        /// The guest's name or domid.
+        guest: String,
+        /// The port: its number, or the name of a channel.
+        #[arg(default_value = "0")]
+        port: String,
+        /// The console, as `list` names it, like virtio/0: where the guest has several.
+        #[arg(long)]
+        device: Option<String>,
+    },
     /// Runs a block device for a simulated guest, on this machine, without Xen.
     Demo(demo::Options),
 }
@@ -165,6 +177,18 @@ fn run(command: Command) -> Result<String> {
         } => {
             let is_up = state == LinkState::Up;
             change(guest, device, Order::Link { is_up })
+        }
+        Command::Console {
+            guest,
+            port,
+            device,
+        } => {
+            console::attach(&console::Wanted {
+                guest: &guest,
+                device: device.as_deref(),
+                port: &port,
+            })?;
+            Ok(String::new())
         }
         Command::Demo(options) => demo::run(&options),
     }
