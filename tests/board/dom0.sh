@@ -117,7 +117,7 @@ mount_net_tools() {
     mkdir -p /net-tools
     mount -o ro "$NET_TOOLS" /net-tools
     local dir
-    for dir in dev proc sys run tmp; do mount --bind /$dir /net-tools/$dir; done
+    for dir in dev dev/pts proc sys run tmp; do mount --bind /$dir /net-tools/$dir; done
 }
 ip() { chroot /net-tools /usr/sbin/ip "$@"; }
 iperf3() { chroot /net-tools /usr/bin/iperf3 "$@"; }

@@ -32,7 +32,7 @@ refuses() {
     note "$(head -n1 <<<"$said")"
 }
 refuses 'line 9: .*unknown field `sokcet`' 's/socket=/sokcet=/'
-refuses 'line 8: .*is none of blk, fs, gpio' "s/'blk, /'block, /"
+refuses 'line 8: .*is none of blk, console, fs, gpio' "s/'blk, /'block, /"
 refuses 'no back-end is at /run/away.sock' 's#/run/rng.sock0#/run/away.sock#'
 refuses '/tmp/away.img' 's#/tmp/disk.img#/tmp/away.img#'
 nothing_left "$fds"

@@ -1,0 +1,91 @@
+# Consoles: xen-virtioctl in a real terminal (tmux), a pty, a socket, a log with rotation, a channel; nobody reads, the terminal's size changes, the worker and the service die.
+mount_net_tools
+start_daemon
+fds=$(daemon_fds)
+cp "$(command -v xen-virtioctl)" /tmp/
+socat() { timeout 30 chroot /net-tools /usr/bin/socat "$@"; }
+tmux() { SHELL=/bin/sh LC_ALL=C.UTF-8 TERM=linux chroot /net-tools /usr/bin/tmux -f /dev/null -S /tmp/tmux "$@"; }
+screen() { tmux capture-pane -p; }
+shows() { screen | grep -qE "$1"; }
+# type TEXT: types it in the terminal, and Enter.
+type() { tmux send-keys -l "$1" && tmux send-keys Enter; }
+# answers TEXT LINE: what the guest says to it.
+answers() { type "$1" && wait_for 10 "the terminal to show $2: $(screen)" shows "$2"; }
+has_worker() { local now; now=$(pids_of "$(domid $name)") && [ -n "$now" ] && [ "$now" != "$worker" ]; }
+kill_worker() {
+    worker=$(pids_of "$(domid $name)")
+    kill -KILL "$worker"
+    wait_for 10 "the next worker" has_worker
+}
+# As it is in the files, the older one first.
+whole_log() { cat /tmp/console.log.1 /tmp/console.log 2>/dev/null | tr -d '\r'; }
+has_logged() { whole_log | grep -qxE "$1"; }
+for grants in true false; do
+    [ $grants = true ] || whole || continue
+    name=c$grants
+    rm -f /tmp/console.log*
+    guest $name console "$(by_file $name <<DEVICES
+[[device]]
+type = 'console'
+grant-usage = $grants
+pty = '/run/console'
+listen = '/run/console.sock'
+log = '/tmp/console.log'
+log-kib = 1024
+[[device]]
+type = 'console'
+grant-usage = $grants
+ports = [{ name = 'echo', listen = '/run/echo.sock' }, { log = '/tmp/third.log' }]
+DEVICES
+)"
+    sed -i "s/GUEST=console/& CONSOLES=hvc1/" "/tmp/$name.cfg"
+    create_by_file $name
+    note "grants $grants: $(said $name 'guest: consoles')"
+    # A terminal.
+    tmux new-session -d -x 90 -y 20 "/tmp/xen-virtioctl console $name --device virtio_file/0; echo left \$?; read"
+    wait_for 10 "a prompt" shows '#'
+    answers 'echo $((6 * 7))' '^42'
+    answers 'stty size' '^20 90'
+    tmux resize-window -x 100 -y 25
+    answers 'stty size' '^25 100'
+    # Over the deaths of its worker, and of the service.
+    for ((i = 0; i < ${TIMES:-$(whole && echo 10 || echo 2)}; i++)); do
+        kill_worker
+        answers "echo after \$((1000 + $i))" "^after $((1000 + i))"
+    done
+    kill -KILL $DAEMON && restart_daemon
+    answers 'stty size; echo and $((2000 + 1))' '^and 2001'
+    tmux send-keys C-]
+    wait_for 10 "xen-virtioctl to end: $(screen)" shows '^left 0'
+    tmux kill-server
+    # What was there before is shown to whoever comes, by the socket and by the pty.
+    note "by the socket: $(echo 'echo $((3000 + 1))' | socat -t 3 - UNIX-CONNECT:/run/console.sock | tr -d '\r' | grep -xE '42|after 1000|3001' | xargs)"
+    [ "$(echo 'echo $((3000 + 2))' | socat -t 3 - UNIX-CONNECT:/run/console.sock | tr -d '\r' | grep -cxE '42|after 1000|3001|3002')" = 4 ] || fail "the socket"
+    [ "$( (sleep 1; echo 'echo $((3000 + 3))'; sleep 2) | socat -t 3 - /run/console,raw,echo=0 | tr -d '\r' | grep -cxE '42|after 1000|3003')" = 3 ] || fail "the pty"
+    # Nobody reads; the worker dies meanwhile. The log has all of it, once.
+    lines=$(whole && echo 100000 || echo 10000)
+    echo "seq 1 $lines; echo all \$((4000 + 1))" | socat -t 1 - UNIX-CONNECT:/run/console.sock >/dev/null
+    for ((i = 0; i < ${TIMES:-$(whole && echo 30 || echo 3)}; i++)); do
+        sleep 0.3
+        kill_worker
+    done
+    is_within 5 has_logged 'all 4001' && note "(the stream was over before the last death)"
+    wait_for 120 "the log to have all" has_logged 'all 4001'
+    whole_log | grep -xE '[0-9]+' | sed -n '/^1$/,$p' >/tmp/logged
+    busybox seq 1 "$lines" >/tmp/expected
+    busybox cmp /tmp/logged /tmp/expected || fail "the log is not what the guest has written: $(busybox diff /tmp/logged /tmp/expected | head -n 5)"
+    note "$lines lines are in the log as written, over $i deaths"
+    # A channel.
+    head -c 200000 /dev/urandom >/tmp/sent
+    socat -t 20 -u UNIX-CONNECT:/run/echo.sock CREATE:/tmp/echoed &
+    listener=$!
+    sleep 0.5
+    kill $listener
+    (cat /tmp/sent; sleep 8) | socat -t 1 - UNIX-CONNECT:/run/echo.sock >/tmp/echoed
+    busybox cmp /tmp/sent /tmp/echoed || fail "the channel: $(stat -c %s /tmp/echoed) bytes came back"
+    xen-virtioctl list
+    is_well $name
+    destroy $name
+    [ ! -e /run/console.sock ] && [ ! -L /run/console ] || fail "something is left of the console"
+done
+nothing_left "$fds"
