@@ -157,9 +157,15 @@ impl Console {
         histories: Vec<StateArea>,
     ) -> io::Result<Self> {
         let bytes = kept.load().map_err(io::Error::other)?;
-        let state = state::read(&bytes, names.len()).ok_or_else(|| {
+        let mut state = state::read(&bytes, names.len()).ok_or_else(|| {
             io::Error::other("what is kept of the console's ports is damaged, or of other ports")
         })?;
+        // Whoever was there when another process died is so no more.
+        for (port, name) in state.iter_mut().zip(&names) {
+            if name.is_some() && port.flags.has(Flags::READY) {
+                port.flags |= Flags::TELL_OPEN;
+            }
+        }
         let mut features = 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_CONSOLE_F_SIZE
             | 1 << VIRTIO_CONSOLE_F_EMERG_WRITE;
@@ -216,7 +222,7 @@ impl Console {
     }
 
     fn attach(&mut self, port: usize, line: Line) {
-        let is_visitor = matches!(line, Line::Stream(_) | Line::Messages { .. });
+        let is_visitor = line.is_visitors();
         let Some(to) = self.ports.get_mut(port) else {
             return;
         };
@@ -354,12 +360,12 @@ impl Device for Console {
         {
             port.history.append_byte(*byte);
             self.counters.output_bytes += 1;
-            // Nobody takes a step for a driver that has not begun.
-            self.flush(true);
         }
     }
 
     fn update(&mut self) -> bool {
+        // Who is gone makes room.
+        self.look();
         let attaching = self.attaching.0.take();
         for (port, line) in attaching {
             self.attach(port, line);
@@ -385,21 +391,23 @@ impl Device for Console {
             self.look();
         }
         self.unlooked = self.unlooked.wrapping_add(1);
-        let mut step = Step::default();
+        let (mut step, mut moved) = (Step::default(), false);
         if !self.shortage.holds() {
             match self.transfer(access) {
-                Ok(moved) => {
+                Ok(has_moved) => {
                     self.shortage.end();
-                    if moved {
-                        step.activity = Activity::Working;
-                    }
+                    moved = has_moved;
                 }
                 Err(TransferError::Dom0(fault)) => self.lacks(&fault),
-                Err(TransferError::Device(error)) => return Err(error),
+                Err(TransferError::Device(error)) => {
+                    self.flush(true);
+                    return Err(error);
+                }
             }
             step.interrupt = self.queues.publish()?;
         }
-        if self.flush(false) {
+        // More may follow what came just now.
+        if self.flush(!moved) || moved {
             step.activity = Activity::Working;
         }
         step.config_changed = std::mem::take(&mut self.size_changed);
@@ -411,13 +419,13 @@ impl Device for Console {
         self.unlooked = 0;
         let mut step = self.step(access)?;
         let mut more = self.flush(true);
-        more |= self.ports.iter().any(Port::can_go_on) && !self.shortage.holds();
+        more |= self.ports.iter().any(Port::can_read) && !self.shortage.holds();
         if !self.shortage.holds() {
             for index in 0..self.queues.count() {
                 let role = Role::of(index);
                 let is_wanted = match role {
-                    Role::Hears => true,
-                    Role::Tells => self.next_to_tell().is_some(),
+                    Role::Hears => self.has_ports(),
+                    Role::Tells => self.has_ports() && self.next_to_tell().is_some(),
                     Role::Writes(port) => self.ports[port].room() > 0,
                     Role::Reads(port) => self.is_read(port) && self.ports[port].has_input(),
                 };
@@ -433,8 +441,8 @@ impl Device for Console {
     }
 
     fn try_again_at(&self) -> Option<Instant> {
-        let logs = self.ports.iter().filter_map(|port| port.log_due);
-        logs.chain(self.shortage.try_at()).min()
+        let retries = self.ports.iter().filter_map(|port| port.retry_at);
+        retries.chain(self.shortage.try_at()).min()
     }
 
     fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
@@ -457,6 +465,17 @@ impl Device for Console {
         if !is_busy && !self.ports.iter().any(Port::is_busy) {
             self.shortage.forget();
         }
+    }
+
+    fn settle(&mut self) -> bool {
+        // Also without a driver there are readers. What others have said is for nobody.
+        self.look();
+        for port in 0..self.ports.len() {
+            let gone = self.ports[port].ended();
+            self.detach(port, &gone);
+        }
+        while self.flush(true) {}
+        true
     }
 
     fn reset(&mut self) {

@@ -1,43 +1,84 @@
 //! Who reads what a guest writes to a port, and writes what it reads.
 
-use super::history::History;
+use super::history::{History, Reader};
 use super::state::Size;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread, read, write};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
+};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use xen_virtio_guest_mapping::syscalls;
+use xen_virtio_guest_mapping::{PAGE_SIZE, syscalls};
 
 /// The most bytes of one message of a client's, with the byte before them that says what it is.
-pub const MAX_MESSAGE: usize = 1 + 4096;
+pub const MAX_MESSAGE: usize = 1 + PAGE_SIZE;
 /// A client's message is bytes for the guest.
 pub const INPUT: u8 = 0;
 /// … or the size of its terminal: columns and rows, 16 bits each, little endian.
 pub const RESIZE: u8 = 1;
-
 /// In place of a position: as many are attached as can be.
 pub const NO_ROOM: u64 = u64::MAX;
 
-/// What connects a client. None of its descriptors blocks.
+/// What connects a client.
 #[derive(Debug)]
 pub enum Line {
     /// A stream of bytes, both ways.
     Stream(OwnedFd),
     /// Messages, each whole. The client's are [`INPUT`] or [`RESIZE`]. It gets bytes, and first of all the position of the first
-    /// of them in all that the guest has written, 64 bits, little endian, or [`NO_ROOM`]. It has read up to `from`, if that is said.
+    /// of them in all that the guest has written, 64 bits, little endian, or [`NO_ROOM`]. It has read up to `from`, if that is
+    /// said. The connection ends where it would miss something, so that it never has another position than it believes.
     Messages { socket: OwnedFd, from: Option<u64> },
-    /// The master of a pseudoterminal, and an inotify that tells of everyone who opens its slave.
+    /// The master of a pseudoterminal, and an inotify that tells of everyone who opens its slave. Neither blocks.
     Pty { master: OwnedFd, opened: OwnedFd },
-    /// A pipe to whoever keeps all that is written.
+    /// A pipe to whoever keeps all that is written, which does not block.
     Log(OwnedFd),
 }
 
 impl Line {
+    /// It comes and goes.
+    pub(super) fn is_visitors(&self) -> bool {
+        matches!(self, Self::Stream(_) | Self::Messages { .. })
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Stream(fd) | Self::Log(fd) => fd.as_fd(),
             Self::Messages { socket, .. } => socket.as_fd(),
             Self::Pty { master, .. } => master.as_fd(),
         }
+    }
+
+    /// Who goes on here where another process has left it.
+    fn reader(&self) -> Option<Reader> {
+        match self {
+            Self::Log(_) => Some(Reader::Log),
+            Self::Pty { .. } => Some(Reader::Pty),
+            Self::Stream(_) | Self::Messages { .. } => None,
+        }
+    }
+
+    fn read(&self, to: &mut [u8]) -> Result<usize, Errno> {
+        syscalls::count();
+        if !self.is_visitors() {
+            return read(self.fd(), to);
+        }
+        // Whoever has the other end may have it block. Descriptors that come beside are nobody's.
+        let mut parts = [IoSliceMut::new(to)];
+        let mut beside = RecvAncillaryBuffer::default();
+        let received = recvmsg(self.fd(), &mut parts, &mut beside, RecvFlags::DONTWAIT)?;
+        Ok(received.bytes)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        syscalls::count();
+        if !self.is_visitors() {
+            return write(self.fd(), bytes);
+        }
+        let parts = [IoSlice::new(bytes)];
+        let mut beside = SendAncillaryBuffer::default();
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(self.fd(), &parts, &mut beside, flags)
     }
 }
 
@@ -49,6 +90,17 @@ pub(super) enum Input {
     Size(Size),
     /// Nothing for now.
     Nothing,
+}
+
+/// What became of bytes for a client.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// It has so many of them.
+    Taken(usize),
+    /// It has room for no more, and tells when it has.
+    Full,
+    /// dom0 has no memory for more, of which nothing tells.
+    Lacking,
 }
 
 /// The client is there no more.
@@ -65,27 +117,31 @@ pub(super) struct Client {
     is_greeted: bool,
     /// Somebody is there: of a pseudoterminal, somebody has it open.
     is_present: bool,
+    /// Its other end is closed: what it has said is read still.
+    has_ended: bool,
     can_read: bool,
     can_write: bool,
 }
 
 impl Client {
-    /// One that gets what `history` has, or, of a channel, what is written from now on.
+    /// One that gets what `history` has, or, of a channel, what is written from now on; who was here before goes on.
     pub(super) fn new(line: Line, history: &History, is_channel: bool) -> Self {
         let kept = history.begin()..=history.end();
-        let position = match &line {
-            _ if is_channel => history.end(),
-            Line::Log(_) => history.logged().min(history.end()),
-            Line::Messages { from, .. } => match from {
-                Some(from) if kept.contains(from) => *from,
-                _ => history.begin(),
-            },
-            Line::Stream(_) | Line::Pty { .. } => history.begin(),
+        let before = match &line {
+            Line::Log(_) => Some(history.reader(Reader::Log).unwrap_or(history.begin())),
+            Line::Messages { from, .. } => from.filter(|from| kept.contains(from)),
+            Line::Pty { .. } => history.reader(Reader::Pty),
+            Line::Stream(_) => None,
+        };
+        let is_present = match &line {
+            Line::Pty { .. } => before.is_some(),
+            _ => true,
         };
         Self {
+            position: before.unwrap_or_else(|| begin(history, is_channel)),
             is_greeted: !matches!(line, Line::Messages { .. }),
-            is_present: !matches!(line, Line::Pty { .. }),
-            position,
+            is_present,
+            has_ended: false,
             can_read: true,
             can_write: true,
             line,
@@ -108,21 +164,35 @@ impl Client {
         matches!(self.line, Line::Log(_))
     }
 
-    /// It comes and goes.
-    pub(super) fn is_visitor(&self) -> bool {
-        matches!(self.line, Line::Stream(_) | Line::Messages { .. })
+    /// It is to be told its position in all that was written.
+    pub(super) fn counts(&self) -> bool {
+        matches!(self.line, Line::Messages { .. })
     }
 
+    pub(super) fn is_visitor(&self) -> bool {
+        self.line.is_visitors()
+    }
+
+    /// Somebody is there who reads, or who has said something.
     pub(super) fn is_present(&self) -> bool {
         self.is_present
     }
 
+    pub(super) fn listens(&self) -> bool {
+        self.is_present && !self.has_ended
+    }
+
     pub(super) fn can_write(&self) -> bool {
-        self.is_present && self.can_write
+        self.listens() && self.can_write
+    }
+
+    /// It has not been told where it begins.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.is_greeted
     }
 
     pub(super) fn can_read(&self) -> bool {
-        self.is_present && self.can_read && !self.is_log()
+        self.can_read && !self.is_log()
     }
 
     /// Something has happened to it; with `has_ended`, its other end is closed.
@@ -138,21 +208,29 @@ impl Client {
     ) -> Result<(), Gone> {
         self.can_read = true;
         self.can_write = true;
-        if has_ended && !matches!(self.line, Line::Pty { .. }) {
-            return Err(self.leave());
-        }
-        if let Line::Pty { master, opened } = &self.line {
-            let mut told = [0; 512];
-            while read(opened, &mut told).is_ok_and(|len| len > 0) {}
-            let was_present = std::mem::replace(&mut self.is_present, is_open(master.as_fd()));
-            if self.is_present && !was_present {
-                self.position = match is_channel {
-                    true => history.end(),
-                    false => history.begin(),
-                };
+        match &self.line {
+            Line::Log(_) if has_ended => return Err(self.leave()),
+            Line::Log(_) => {}
+            Line::Stream(_) | Line::Messages { .. } => self.has_ended |= has_ended,
+            Line::Pty { master, opened } => {
+                let mut told = [0; 512];
+                while read(opened, &mut told).is_ok_and(|len| len > 0) {}
+                let was_present = std::mem::replace(&mut self.is_present, is_open(master.as_fd()));
+                if self.is_present && !was_present {
+                    self.position = begin(history, is_channel);
+                }
+                self.note(history);
             }
         }
         Ok(())
+    }
+
+    /// Notes where it is, for the next process.
+    pub(super) fn note(&self, history: &History) {
+        if let Some(reader) = self.line.reader() {
+            let position = self.is_present.then_some(self.position);
+            history.note_reader(reader, position);
+        }
     }
 
     fn leave(&mut self) -> Gone {
@@ -165,10 +243,10 @@ impl Client {
     }
 
     /// There is no room for it.
-    pub(super) fn turn_away(mut self) {
-        if matches!(self.line, Line::Messages { .. }) {
+    pub(super) fn turn_away(self) {
+        if self.counts() {
             // Who does not hear it sees that the connection ends.
-            let _ = self.try_write(&NO_ROOM.to_le_bytes());
+            let _ = self.line.write(&NO_ROOM.to_le_bytes());
         }
     }
 
@@ -178,10 +256,20 @@ impl Client {
     ///
     /// [`Gone`].
     pub(super) fn read(&mut self, to: &mut [u8]) -> Result<Input, Gone> {
-        syscalls::count();
-        let len = match (read(self.line.fd(), &mut *to), &self.line) {
+        // As much as a page has, which the guest's buffers are.
+        let most = if self.counts() {
+            MAX_MESSAGE
+        } else {
+            PAGE_SIZE
+        };
+        let len = match (self.line.read(&mut to[..most]), &self.line) {
             (Ok(0), Line::Messages { .. }) => return Err(Gone),
-            // It says nothing more, and may listen: that it does not is seen when it is written to.
+            (Ok(0) | Err(Errno::AGAIN), Line::Stream(_) | Line::Messages { .. })
+                if self.has_ended =>
+            {
+                return Err(Gone);
+            }
+            // It says nothing more, and may listen still.
             (Ok(0) | Err(Errno::AGAIN), _) | (Err(_), Line::Pty { .. }) => {
                 self.can_read = false;
                 return Ok(Input::Nothing);
@@ -190,7 +278,7 @@ impl Client {
             (Err(Errno::INTR), _) => return Ok(Input::Nothing),
             (Err(_), _) => return Err(Gone),
         };
-        if !matches!(self.line, Line::Messages { .. }) {
+        if !self.counts() {
             return Ok(Input::Bytes(len));
         }
         match to[..len] {
@@ -203,37 +291,49 @@ impl Client {
         }
     }
 
-    /// Writes `bytes` to it, which begin at its position. How many of them it has taken.
+    /// Tells it where it begins.
     ///
     /// # Errors
     ///
     /// [`Gone`].
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
-        if !self.is_greeted {
-            match self.try_write(&self.position.to_le_bytes())? {
-                0 => return Ok(0),
-                _ => self.is_greeted = true,
-            }
-        }
-        let written = self.try_write(bytes)?;
-        self.position += written as u64;
-        Ok(written)
+    pub(super) fn greet(&mut self) -> Result<Output, Gone> {
+        let output = self.try_write(&self.position.to_le_bytes())?;
+        self.is_greeted = matches!(output, Output::Taken(_));
+        Ok(output)
     }
 
-    fn try_write(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
-        syscalls::count();
-        match (write(self.line.fd(), bytes), &self.line) {
-            (Ok(len), _) => {
-                self.can_write = len > 0;
-                Ok(len)
-            }
-            (Err(Errno::INTR), _) => Ok(0),
-            (Err(Errno::AGAIN | Errno::NOMEM | Errno::NOBUFS), _) | (Err(_), Line::Pty { .. }) => {
+    /// Writes `bytes` to it, which begin at its position.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`].
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<Output, Gone> {
+        let output = self.try_write(bytes)?;
+        if let Output::Taken(written) = output {
+            self.position += written as u64;
+        }
+        Ok(output)
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> Result<Output, Gone> {
+        match (self.line.write(bytes), &self.line) {
+            (Ok(len @ 1..), _) => Ok(Output::Taken(len)),
+            (Err(Errno::INTR), _) => Ok(Output::Taken(0)),
+            (Err(Errno::NOMEM | Errno::NOBUFS), _) => Ok(Output::Lacking),
+            (Ok(0) | Err(Errno::AGAIN), _) | (Err(_), Line::Pty { .. }) => {
                 self.can_write = false;
-                Ok(0)
+                Ok(Output::Full)
             }
             (Err(_), _) => Err(self.leave()),
         }
+    }
+}
+
+/// Where one begins that comes now.
+fn begin(history: &History, is_channel: bool) -> u64 {
+    match is_channel {
+        true => history.end(),
+        false => history.begin(),
     }
 }
 

@@ -7,9 +7,7 @@ use vm_memory::Bytes;
 /// The word that counts the bytes that were written, above [`MARK_BITS`] that say of which request the last were.
 const WRITTEN: usize = 0;
 const MARK_BITS: u32 = 16;
-/// The word that counts those that the log has.
-const LOGGED: usize = 1;
-const FIRST_BYTE: usize = 2 * WORD;
+const FIRST_BYTE: usize = 3 * WORD;
 
 /// Room for what is kept, and for what is being written: a death in between leaves what is kept whole.
 const ROOM: usize = History::KEPT + CONSOLE_PIECE;
@@ -17,6 +15,24 @@ const ROOM: usize = History::KEPT + CONSOLE_PIECE;
 /// The newest output of a port. Its bytes are counted from the guest's first one on.
 pub(super) struct History {
     area: StateArea,
+}
+
+/// Who goes on reading in another process where it was in this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    Log,
+    /// Somebody has the pseudoterminal open.
+    Pty,
+}
+
+impl Reader {
+    /// The word that has one more than the position up to which it has read, or zero.
+    fn word(self) -> usize {
+        match self {
+            Self::Log => 1,
+            Self::Pty => 2,
+        }
+    }
 }
 
 /// Which request of a queue it is, by its position in the used ring.
@@ -31,8 +47,8 @@ impl Mark {
 
     /// That of the request which is completed after `completed` others.
     pub(super) fn after(completed: u64) -> Self {
-        let low = completed.wrapping_add(1) & u64::from(u16::MAX);
-        Self(u16::try_from(low).expect("16 bits"))
+        let number = 1 + completed % u64::from(u16::MAX);
+        Self(u16::try_from(number).expect("16 bits"))
     }
 }
 
@@ -105,13 +121,16 @@ impl History {
         &to[..len]
     }
 
-    /// Up to where the log has it.
-    pub(super) fn logged(&self) -> u64 {
-        self.area.load(LOGGED)
+    /// Up to where `reader` has read, if it was there when this was noted.
+    pub(super) fn reader(&self, reader: Reader) -> Option<u64> {
+        let position = self.area.load(reader.word()).checked_sub(1)?;
+        Some(position.clamp(self.begin(), self.end()))
     }
 
-    pub(super) fn set_logged(&self, position: u64) {
-        self.area.store(LOGGED, position);
+    /// Notes up to where `reader` has read, or that it is not there.
+    pub(super) fn note_reader(&self, reader: Reader, position: Option<u64>) {
+        let word = position.map_or(0, |position| position + 1);
+        self.area.store(reader.word(), word);
     }
 }
 
@@ -176,6 +195,26 @@ mod tests {
     fn marks_go_on_where_a_rings_index_begins_again() {
         assert_eq!(Mark::after(0), Mark(1));
         assert_eq!(Mark::after(65_534), Mark(u16::MAX));
-        assert_eq!(Mark::after(65_536), Mark(1));
+        assert_eq!(Mark::after(65_535), Mark(1));
+    }
+
+    #[test]
+    fn readers_go_on_where_they_were_as_far_as_that_is_kept() {
+        let area = StateArea::private(History::BYTES).unwrap();
+        let history = History::new(area);
+        assert_eq!(history.reader(Reader::Log), None);
+        history.append(&[1; 100], Mark::NONE);
+        history.note_reader(Reader::Log, Some(0));
+        history.note_reader(Reader::Pty, Some(7));
+        assert_eq!(history.reader(Reader::Log), Some(0));
+        assert_eq!(history.reader(Reader::Pty), Some(7));
+        for _ in 0..5 {
+            history.append(&[1; CONSOLE_PIECE], Mark::NONE);
+        }
+        assert_eq!(history.reader(Reader::Pty), Some(history.begin()));
+        history.note_reader(Reader::Pty, None);
+        assert_eq!(history.reader(Reader::Pty), None);
+        history.note_reader(Reader::Log, Some(u64::MAX >> 1));
+        assert_eq!(history.reader(Reader::Log), Some(history.end()));
     }
 }

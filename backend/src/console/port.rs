@@ -1,18 +1,14 @@
 //! A port: what the guest writes to it, who reads that, and what they write to the guest.
 
-use super::client::{Client, Gone, Input, MAX_MESSAGE};
+use super::client::{Client, Gone, Input, MAX_MESSAGE, Output};
 use super::counters::Counters;
 use super::history::{History, Mark};
 use super::state::Size;
-use crate::engine::{Allowance, Scratch, TransferError};
-use crate::tuning::{CONSOLE_PIECE, CONSOLE_REQUESTS, CONSOLE_WRITE};
+use crate::engine::{Scratch, TransferError};
+use crate::tuning::{CONSOLE_PIECE, CONSOLE_REQUESTS, CONSOLE_WRITE, FIRST_WAIT, MAX_COPIES};
 use crate::virtqueue::{ActiveQueue, Request};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
-
-/// Bytes a second that a log takes: a guest that writes without end must not wear dom0's disk out.
-const LOG_RATE: u64 = 1 << 20;
-const LOG_PERIOD: Duration = Duration::from_millis(100);
 
 /// Clients that come and go, at once.
 const MAX_VISITORS: usize = 8;
@@ -34,9 +30,8 @@ pub(super) struct Port {
     /// What is on its way to the guest, and a buffer of the guest's that it goes to.
     input: Vec<u8>,
     held_buffer: Option<Request>,
-    log_allowance: Allowance,
-    /// When the log may have more, if it waits for that.
-    pub(super) log_due: Option<Instant>,
+    /// When a client may have more for which dom0 had no memory.
+    pub(super) retry_at: Option<Instant>,
 }
 
 impl Port {
@@ -48,9 +43,7 @@ impl Port {
             held: None,
             input: Vec::new(),
             held_buffer: None,
-            log_allowance: Allowance::new(LOG_RATE, LOG_PERIOD, Instant::now())
-                .with_burst(History::KEPT as u64),
-            log_due: None,
+            retry_at: None,
         }
     }
 
@@ -60,7 +53,7 @@ impl Port {
 
     /// Whether anyone is at the other end, for a driver.
     pub(super) fn is_attended(&self) -> bool {
-        !self.is_channel() || self.listeners().next().is_some()
+        !self.is_channel() || self.attended().next().is_some()
     }
 
     /// Whether one more may come.
@@ -80,10 +73,15 @@ impl Port {
     pub(super) fn remove(&mut self, id: u32) -> Option<Client> {
         let index = self.clients.iter().position(|(other, _)| *other == id)?;
         let (_, client) = self.clients.swap_remove(index);
-        if client.is_log() {
-            self.history.set_logged(client.position);
-        }
+        client.note(&self.history);
         Some(client)
+    }
+
+    /// Visitors whose other ends are closed.
+    pub(super) fn ended(&self) -> Vec<u32> {
+        let ended = |client: &Client| client.is_visitor() && !client.listens();
+        let clients = self.clients.iter().filter(|(_, client)| ended(client));
+        clients.map(|(id, _)| *id).collect()
     }
 
     /// Something has happened to the client `id`, see [`Client::ready`].
@@ -99,7 +97,8 @@ impl Port {
         }
     }
 
-    fn listeners(&self) -> impl Iterator<Item = &Client> {
+    /// Who is at the other end.
+    fn attended(&self) -> impl Iterator<Item = &Client> {
         let clients = self.clients.iter().map(|(_, client)| client);
         clients.filter(|client| client.is_present() && !client.is_log())
     }
@@ -110,7 +109,8 @@ impl Port {
             return CONSOLE_PIECE;
         }
         let behind = |client: &Client| self.history.end().saturating_sub(client.position);
-        let behind = self.listeners().map(behind).max();
+        let listening = self.attended().filter(|client| client.listens());
+        let behind = listening.map(behind).max();
         let behind = behind.map_or(History::KEPT, |bytes| {
             usize::try_from(bytes).unwrap_or(History::KEPT)
         });
@@ -146,9 +146,9 @@ impl Port {
         counters: &mut Counters,
         access: &mut dyn GuestAccess,
     ) -> Result<bool, TransferError> {
-        let (mut taken, mut has_taken) = (0, false);
+        let (mut taken, mut copies, mut has_taken) = (0, 0, false);
         for _ in 0..CONSOLE_REQUESTS {
-            if taken >= CONSOLE_PIECE || self.room() == 0 {
+            if taken >= CONSOLE_PIECE || copies >= MAX_COPIES || self.room() == 0 {
                 break;
             }
             let (request, done) = match self.held.take() {
@@ -158,6 +158,7 @@ impl Port {
                     None => break,
                 },
             };
+            copies += request.readable.iter().count();
             let mark = Mark::after(queue.completed());
             let was_taken = request.is_repeated() && self.history.has(mark);
             let len = request.readable.len();
@@ -221,43 +222,15 @@ impl Port {
     /// Gives those who read what they have not got yet: all of it, or what there is much of. Those who are gone, and whether
     /// there is more that can be given now.
     pub(super) fn flush(&mut self, all: bool, counters: &mut Counters) -> (Vec<u32>, bool) {
-        let (begin, end) = (self.history.begin(), self.history.end());
         let (mut gone, mut has_more) = (Vec::new(), false);
-        self.log_due = None;
+        self.retry_at = None;
         for (id, client) in &mut self.clients {
-            let mut bytes = [0; CONSOLE_WRITE];
-            let mut given = 0;
-            while client.can_write()
-                && client.position < end
-                && (all || end - client.position >= CONSOLE_WRITE as u64)
-            {
-                if client.is_log() && !self.log_allowance.admits(Instant::now()) {
-                    self.log_due = Some(self.log_allowance.next());
-                    break;
-                }
-                if given >= SHARE {
-                    has_more = true;
-                    break;
-                }
-                if client.position < begin {
-                    let missed = begin - client.position;
-                    counters.missed(client.is_log(), missed);
-                    client.position = begin;
-                }
-                let there = self.history.read(client.position, &mut bytes);
-                match client.write(there) {
-                    Ok(written) => {
-                        given += written;
-                        if client.is_log() {
-                            self.log_allowance.spend(written as u64);
-                            self.history.set_logged(client.position);
-                        }
-                    }
-                    Err(Gone) => {
-                        gone.push(*id);
-                        break;
-                    }
-                }
+            let least = if all { 1 } else { CONSOLE_WRITE as u64 };
+            match give(client, &self.history, least, counters) {
+                Ok(Given::All | Given::Waits) => {}
+                Ok(Given::Share) => has_more = true,
+                Ok(Given::Lacking) => self.retry_at = Some(Instant::now() + FIRST_WAIT),
+                Err(Gone) => gone.push(*id),
             }
         }
         (gone, has_more)
@@ -268,11 +241,9 @@ impl Port {
         !self.input.is_empty()
     }
 
-    /// Whether there is something to do though nothing has happened: room for more of a request, or a client to be read.
-    pub(super) fn can_go_on(&self) -> bool {
-        let can_read = |(_, client): &(u32, Client)| client.can_read();
-        let reads = self.input.is_empty() && self.clients.iter().any(can_read);
-        reads || self.held.is_some() && self.room() > 0
+    /// Whether a client has something for the guest that can be read now.
+    pub(super) fn can_read(&self) -> bool {
+        self.input.is_empty() && self.clients.iter().any(|(_, client)| client.can_read())
     }
 
     /// Reads what clients have for the guest, if nothing is on its way. Those who are gone, and what size a terminal has now.
@@ -341,4 +312,52 @@ impl Port {
         }
         Ok(given)
     }
+}
+
+/// Why a client has no more for now.
+enum Given {
+    /// There is no more, or too little for now.
+    All,
+    /// It has room for no more.
+    Waits,
+    /// It has had its share of this step.
+    Share,
+    /// dom0 has no memory for more.
+    Lacking,
+}
+
+/// Gives a client what it has not got yet, if that is `least` bytes or more.
+fn give(
+    client: &mut Client,
+    history: &History,
+    least: u64,
+    counters: &mut Counters,
+) -> Result<Given, Gone> {
+    let (begin, end) = (history.begin(), history.end());
+    let (mut bytes, mut given) = ([0; CONSOLE_WRITE], 0);
+    while client.can_write() {
+        let output = if !client.is_greeted() {
+            client.greet()?
+        } else if client.position + least > end {
+            return Ok(Given::All);
+        } else if given >= SHARE {
+            return Ok(Given::Share);
+        } else {
+            if client.position < begin {
+                counters.missed(client.is_log(), begin - client.position);
+                if client.counts() {
+                    return Err(Gone);
+                }
+                client.position = begin;
+            }
+            client.write(history.read(client.position, &mut bytes))?
+        };
+        match output {
+            Output::Taken(written) => given += written,
+            Output::Full => {}
+            Output::Lacking => return Ok(Given::Lacking),
+        }
+        client.note(history);
+    }
+    Ok(Given::Waits)
 }
