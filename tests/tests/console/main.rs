@@ -9,14 +9,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::console::{Console, INPUT, Line, RESIZE};
-use xen_virtio_backend::{Device, StateArea, StateCell};
+use xen_virtio_backend::{Activity, Device, StateArea, StateCell};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
 use xen_virtio_guest_mapping::AddressMode;
-use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, SimGuest, SimMachine, simulate};
+use xen_virtio_sim::{FIRST_DEVICE, FIRST_IRQ, SimGuest, SimHypervisor, SimMachine, simulate};
 use xen_virtio_tests::{
     Buffer, Driver, MakeDevice, NEXT, Negotiated, RawQueue, WRITE, come_to_rest, drive,
     drive_over_deaths, driver, sleeps,
@@ -96,6 +97,20 @@ fn attached(mut device: Console, lines: Vec<(usize, Line)>) -> Box<dyn Device> {
     Box::new(device)
 }
 
+/// A console that is served by hand.
+fn by_hand(
+    names: &[Option<&str>],
+    lines: Vec<(usize, Line)>,
+) -> (GuestDevices<SimHypervisor>, SimGuest) {
+    let (hypervisor, guest) = simulate(1024).unwrap();
+    let device = attached(console(owned(names)), lines);
+    let state = DeviceState::private().unwrap();
+    let device = MmioDevice::new(device, &hypervisor, AddressMode::Grants, FIRST_IRQ, state);
+    let mut machine = GuestDevices::new(hypervisor);
+    machine.add(FIRST_DEVICE, device.unwrap()).unwrap();
+    (machine, guest)
+}
+
 /// A running device, and a queue for each of `queues`.
 fn start<const N: usize>(driver: &Driver, queues: [u32; N]) -> [RawQueue; N] {
     assert_eq!(
@@ -109,6 +124,17 @@ fn start<const N: usize>(driver: &Driver, queues: [u32; N]) -> [RawQueue; N] {
     });
     driver.driver_ok();
     queues
+}
+
+/// Steps of a process before its driver can begin.
+fn steps_before(make: &Arc<MakeDevice>) -> u64 {
+    let steps = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&steps);
+    drive_over_deaths(&[], 0, make, move |guest| {
+        driver(guest, 0).read(Register::MagicValue);
+        counted.store(guest.memory().faults().steps(), Ordering::SeqCst);
+    });
+    steps.load(Ordering::SeqCst)
 }
 
 /// A stream to the guest, and its end.

@@ -117,7 +117,7 @@ fn a_channel_is_open_while_somebody_is_there_and_loses_nothing() {
     // What it says waits until somebody in the guest has the port open.
     let buffers = post(driver, &mut reads, CHANNEL_READS, &[16]);
     client.write_all(b"question").unwrap();
-    driver.settle();
+    thread::sleep(Duration::from_millis(20));
     assert_eq!(reads.used_index(), 0);
     control.say(driver, 1, 6, 1);
     expect(driver, &reads, 0, &buffers[0], b"question");
@@ -150,10 +150,11 @@ fn a_channel_is_open_while_somebody_is_there_and_loses_nothing() {
 #[test]
 fn what_is_told_of_ports_outlives_the_process() {
     let mut died = 0;
-    for death in (200..2000).step_by(113) {
-        let make = |records: &DeviceRecords<'_>| attached(inherited(&NAMES, records), vec![]);
-        let make: Arc<MakeDevice> = Arc::new(make);
-        died += drive_over_deaths(&[death, 300], 0, &make, |guest| {
+    let make = |records: &DeviceRecords<'_>| attached(inherited(&NAMES, records), vec![]);
+    let make: Arc<MakeDevice> = Arc::new(make);
+    let before = steps_before(&make);
+    for death in (20..500).step_by(11) {
+        died += drive_over_deaths(&[before + death, 100 + death / 2], 0, &make, |guest| {
             let driver = driver(guest, 0);
             let [tells, hears] = start(&driver, [TELLS, HEARS]);
             let mut control = Control::new(&driver, tells, hears);
@@ -177,7 +178,45 @@ fn what_is_told_of_ports_outlives_the_process() {
             }
         });
     }
-    assert!(died > 10, "{died}");
+    assert!(died > 20, "{died}");
+}
+
+#[test]
+fn a_channel_is_closed_whose_connection_has_died_with_its_process() {
+    let make = |records: &DeviceRecords<'_>| attached(inherited(&NAMES, records), vec![]);
+    let before = steps_before(&(Arc::new(make) as Arc<MakeDevice>));
+    for death in (500..3000).step_by(250) {
+        // The first process has a client, and the second none.
+        let line = Mutex::new(Some(stream()));
+        let kept = Arc::new(Mutex::new(None));
+        let make = move |records: &DeviceRecords<'_>| {
+            let lines = line.lock().unwrap().take().map(|(client, line)| {
+                *kept.lock().unwrap() = Some(client);
+                (1, line)
+            });
+            attached(inherited(&NAMES, records), lines.into_iter().collect())
+        };
+        let make: Arc<MakeDevice> = Arc::new(make);
+        drive_over_deaths(&[before + death], 0, &make, |guest| {
+            let driver = driver(guest, 0);
+            let [tells, hears] = start(&driver, [TELLS, HEARS]);
+            let mut control = Control::new(&driver, tells, hears);
+            control.say(&driver, 1, 3, 1);
+            // Until the first process has died, and some more.
+            let (size, closed) = (message(0, 5, 1, &[80, 0, 24, 0]), message(1, 6, 0, &[]));
+            let is_closed = (0..300).any(|_| {
+                control.say(&driver, 0, 3, 1);
+                let told: Vec<_> = std::iter::from_fn(|| Some(control.next(&driver)))
+                    .take_while(|told| *told != size)
+                    .collect();
+                told.contains(&closed)
+            });
+            assert!(
+                is_closed || control.next(&driver) == closed,
+                "it is open still"
+            );
+        });
+    }
 }
 
 #[test]
@@ -196,14 +235,9 @@ fn a_driver_that_begins_anew_is_told_anew() {
 
 #[test]
 fn a_console_with_nothing_to_do_lets_its_worker_sleep() {
-    let (hypervisor, guest) = simulate(1024).unwrap();
     let (mut client, line) = stream();
     let (mut idle, idle_line) = stream();
-    let device = attached(console(owned(&NAMES)), vec![(0, line), (0, idle_line)]);
-    let state = DeviceState::private().unwrap();
-    let device = MmioDevice::new(device, &hypervisor, AddressMode::Grants, FIRST_IRQ, state);
-    let mut machine = GuestDevices::new(hypervisor);
-    machine.add(FIRST_DEVICE, device.unwrap()).unwrap();
+    let (mut machine, guest) = by_hand(&NAMES, vec![(0, line), (0, idle_line)]);
     // A channel that nobody is at is written to, and so is a console that one reads who is slow; what they say nobody reads.
     let queues = drive(&mut machine, &guest, move |driver| {
         let [tells, hears, mut writes, mut channel] =
