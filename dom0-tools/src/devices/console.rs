@@ -16,9 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 use ends::Ends;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, PathBuf};
 use xen_virtio_backend::console::{Attaching, Console, Line, MAX_PORTS};
 use xen_virtio_backend::{DeviceType, StateCell};
 
@@ -133,6 +134,12 @@ impl PortSettings {
         };
         for path in ends.paths() {
             ensure!(path.is_absolute(), "{} is no absolute path", path.display());
+            // One place has one name here.
+            ensure!(
+                !path.components().any(|part| part == Component::ParentDir),
+                "{} has .. in it",
+                path.display()
+            );
         }
         Ok(Port {
             name: self.name,
@@ -199,8 +206,11 @@ impl DeviceKind for ConsoleKind {
     fn warnings(&self, settings: &toml::Table) -> Vec<String> {
         let ports = parse_settings::<Settings>(settings).and_then(Settings::ports);
         let ports = ports.unwrap_or_default();
-        let folders = ports.iter().flat_map(|port| port.ends.paths());
-        let missing = folders.filter_map(Path::parent).filter(|at| !at.is_dir());
+        let paths = ports.iter().flat_map(|port| port.ends.paths());
+        let folders: BTreeSet<_> = paths
+            .filter_map(|path| Some(path.parent()?.to_owned()))
+            .collect();
+        let missing = folders.iter().filter(|folder| !folder.is_dir());
         missing
             .map(|folder| format!("there is no folder {}", folder.display()))
             .collect()
@@ -397,6 +407,11 @@ mod tests {
                 "/l is there twice",
             ),
             ("path = \"/l\"".to_owned(), "unknown field `path`"),
+            ("log = \"/a/../l\"".to_owned(), "has .. in it"),
+            (
+                "log = \"/l\"\npty = \"/l.1\"".to_owned(),
+                "/l.1 is there twice",
+            ),
             ("pty = true".to_owned(), "boolean"),
             (port.repeat(8), "9 ports are more than 8"),
             (format!("{port}name = \"\""), "no name of a port"),

@@ -1,14 +1,14 @@
 //! What a port's other ends are in dom0: they stay while workers come and go.
 
-use super::log::LogKeeper;
+use super::log::{LogKeeper, older};
 use super::pty::Pty;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use xen_virtio_backend::console::Line;
 
 /// What a port's other ends are, beside whoever is attached to it.
@@ -87,9 +87,22 @@ impl Consoles {
 }
 
 impl Ends {
-    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+    /// Every path that is taken.
+    pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let older = self.log.as_deref().map(older);
         let paths = [&self.pty, &self.listen, &self.log];
-        paths.into_iter().flatten().map(PathBuf::as_path)
+        paths.into_iter().flatten().cloned().chain(older)
+    }
+
+    /// Whether nobody has one of them.
+    fn check_unused(&self, consoles: &Consoles) -> Result<()> {
+        for path in self.paths() {
+            let has_it = |other: &&Standing| other.ends.paths().any(|at| at == path);
+            if let Some(other) = consoles.0.iter().find(has_it) {
+                bail!("{} is in use: {}", path.display(), other.describe());
+            }
+        }
+        Ok(())
     }
 
     /// As they are shown.
@@ -119,35 +132,31 @@ impl Ends {
         let is_it = |standing: &Standing| {
             standing.guest == *guest && standing.key == key && standing.port == number
         };
-        if !consoles.0.iter().any(is_it) {
-            for path in self.paths() {
-                let other = consoles
-                    .0
-                    .iter()
-                    .find(|other| other.ends.paths().any(|at| at == path));
-                ensure!(
-                    other.is_none(),
-                    "{} is in use: {}",
-                    path.display(),
-                    other.map_or_else(String::new, Standing::describe)
-                );
+        let found = consoles.0.iter().position(is_it);
+        let index = match found {
+            Some(index) => index,
+            None => {
+                self.check_unused(consoles)?;
+                consoles.0.push(Standing {
+                    guest: guest.clone(),
+                    name: name.to_owned(),
+                    key,
+                    port: number,
+                    ends: self.clone(),
+                    pty: None,
+                    log: None,
+                });
+                consoles.0.len() - 1
             }
-            let pty = self.pty.as_ref().map(|link| Pty::new(link));
-            let log = self.log.as_ref().zip(self.log_kib);
-            let log = log.map(|(path, kib)| LogKeeper::new(path, kib.get()));
-            let who = || format!("guest {name} ({}): {key}", guest.domid);
-            consoles.0.push(Standing {
-                pty: unless_missed(pty, served, who)?,
-                log: unless_missed(log, served, who)?,
-                guest: guest.clone(),
-                name: name.to_owned(),
-                key,
-                port: number,
-                ends: self.clone(),
-            });
+        };
+        let standing = &mut consoles.0[index];
+        if let Err(error) = standing.open() {
+            ensure!(served, error);
+            tracing::warn!(
+                "guest {name} ({}): {key} goes on without: {error:#}",
+                guest.domid
+            );
         }
-        let standing = consoles.0.iter().find(|standing| is_it(standing));
-        let standing = standing.expect("it was there or was added");
         let mut descriptors = Vec::new();
         if let Some(pty) = &standing.pty {
             descriptors.extend(pty.descriptors()?);
@@ -163,20 +172,18 @@ impl Ends {
     }
 }
 
-/// What was opened for a port; nothing, if it could not be and a guest has the port.
-fn unless_missed<T>(
-    opened: Option<Result<T>>,
-    served: bool,
-    who: impl Fn() -> String,
-) -> Result<Option<T>> {
-    opened.transpose().or_else(|error| {
-        ensure!(served, error);
-        tracing::warn!("{} goes on without: {error:#}", who());
-        Ok(None)
-    })
-}
-
 impl Standing {
+    /// Opens what is not open.
+    fn open(&mut self) -> Result<()> {
+        if let (Some(link), None) = (&self.ends.pty, &self.pty) {
+            self.pty = Some(Pty::new(link)?);
+        }
+        if let (Some(path), Some(kib), None) = (&self.ends.log, self.ends.log_kib, &self.log) {
+            self.log = Some(LogKeeper::new(path, kib.get())?);
+        }
+        Ok(())
+    }
+
     fn describe(&self) -> String {
         format!(
             "guest {} ({}) has it: {}",
@@ -240,8 +247,10 @@ mod tests {
 
     #[test]
     fn a_guest_that_has_had_a_port_goes_on_without_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("missing").join("log");
         let ends = Ends {
-            log: Some("/nowhere/log".into()),
+            log: Some(path.clone()),
             log_kib: NonZeroU32::new(1),
             ..Ends::default()
         };
@@ -249,8 +258,11 @@ mod tests {
         let guest = guest(3);
         let mut open = |served| ends.open((&guest, "g", KEY), 0, served, &mut consoles);
         let error = format!("{:#}", open(false).unwrap_err());
-        assert!(error.contains("/nowhere/log"), "{error}");
+        assert!(error.contains("opening the log"), "{error}");
         let (opened, found) = open(true).unwrap();
         assert_eq!((opened, found.len()), (PortEnds::default(), 0));
+        // Its next worker has it, if that can be.
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        assert_eq!(open(true).unwrap().1.len(), 1);
     }
 }
