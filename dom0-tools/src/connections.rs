@@ -3,18 +3,26 @@
 //! A back-end can send descriptors beside what it says, which nobody takes: they are closed with the last descriptor of the
 //! connection. To close some takes as long as whoever made them likes: a file of a user's file system, a TCP socket that lingers.
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, Mode, OFlags, fchmod, fstat, open};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with,
+};
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long a connection is kept for its worker to close it first.
 const CLOSING: Duration = Duration::from_secs(2);
+
+/// Connections that wait for us, at most.
+const BACKLOG: i32 = 128;
 
 /// How many of a socket's connections may be being closed, each by a thread, before no other one is made.
 const MOST_CLOSING: usize = 16;
@@ -55,6 +63,26 @@ pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let place = format!("/proc/self/fd/{}", place.as_raw_fd());
     connect(&socket, &SocketAddrUnix::new(place)?)?;
     Ok(socket)
+}
+
+/// A socket at `path` that those may connect to whom `mode` lets write, in place of one that an earlier process has left there.
+///
+/// # Errors
+///
+/// The system's, also if somebody listens there.
+pub(crate) fn listen(path: &Path, mode: Mode) -> Result<UnixListener> {
+    let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if connect_to(path).is_err_and(|error| is_refused(&error)) {
+        fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // What the socket has, its place has from the beginning.
+    fchmod(&socket, mode)?;
+    let address = SocketAddrUnix::new(path)?;
+    let bound = bind(&socket, &address).and_then(|()| rustix::net::listen(&socket, BACKLOG));
+    bound.with_context(|| format!("listening at {}", path.display()))?;
+    Ok(UnixListener::from(socket))
 }
 
 /// Closes `files`, among which may be the last descriptor of a connection to the back-end at `path`, where nobody waits for it.

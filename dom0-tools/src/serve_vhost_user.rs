@@ -1,15 +1,15 @@
 //! A device of ours at a vhost-user socket, for any VMM.
 
 use crate::config::Config;
+use crate::connections::listen;
 use crate::ctl::xl_config::OwnLine;
 use crate::devices::blk::Uses;
 use crate::devices::{self, Building, NewDevice, Resources, Service, Wanted};
 use crate::guest_state::{GuestState, Name};
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::{EntryForm, EntryKey, EntryKind};
-use anyhow::{Context, Result, anyhow, bail};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use anyhow::{Result, anyhow, bail};
+use rustix::fs::Mode;
 use std::path::Path;
 use xen_virtio_backend::{RingStock, StateArea};
 use xen_virtio_transport::vhost_user_server;
@@ -86,17 +86,7 @@ pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
     let Building::Ready(built) = kind.build(new, &resources)? else {
         bail!("{}: it waits for somebody else", line.kind);
     };
-    let listener = listen(socket)?;
+    let listener = listen(socket, Mode::from_raw_mode(0o777))?;
     tracing::info!("{}: at {}", opened.detail, socket.display());
     Ok(vhost_user_server::serve(built.device, &listener)?)
-}
-
-/// A socket at `path`, in place of one that an earlier process has left there.
-pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
-    let is_left = std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket())
-        && UnixStream::connect(path).is_err();
-    if is_left {
-        std::fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
-    }
-    UnixListener::bind(path).with_context(|| format!("listening at {}", path.display()))
 }

@@ -338,7 +338,8 @@ impl Supervisor {
 
     /// Hands on what connects to a device's socket.
     fn accept(&mut self, token: Token) -> Result<()> {
-        while let Some(((domid, key), change, connection)) = self.listeners.accept(token) {
+        for ((domid, key), change, connection) in self.listeners.accept(token, self.poll.registry())
+        {
             let guest = self.guests.get_mut(&domid);
             if let Some(broken) = guest.and_then(|guest| guest.connect(key, change, &connection)) {
                 tolerate(self.tell(domid, broken))?;

@@ -254,7 +254,9 @@ impl Worker {
                         .collect(),
                 },
                 ToWorker::Change { key, change } => {
-                    self.change(key, &change, fds)?;
+                    if let Err(error) = self.change(key, &change, fds) {
+                        tracing::error!("{key} is not changed: {error:#}");
+                    }
                     continue;
                 }
                 ToWorker::Stop => return Ok(true),

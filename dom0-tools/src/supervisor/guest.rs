@@ -235,9 +235,13 @@ impl Guest {
             None => self.only_with(order.part())?,
         };
         let known = &self.lifecycle.entries[&key];
-        if !known.served || !matches!(known.status, Status::Handed) {
+        if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
             bail!("{key} is not served now");
         }
+        ensure!(
+            descriptor.is_some() || !matches!(order, Order::Attach { .. }),
+            "no connection came to be attached"
+        );
         let kept = context.files.kept(&self.identity, key)?;
         let changed = known.change(order, kept);
         let Changed { done, kept, change } = changed.with_context(|| key.to_string())?;
@@ -286,8 +290,8 @@ impl Guest {
         Ok(*key)
     }
 
-    /// Hands the worker a connection for the device at `key`. What became of the worker, if it does not take it; nothing if no
-    /// worker has the device, and the connection is closed.
+    /// Hands the worker a connection for the device at `key`, which is closed if no worker has the device, or its worker has too
+    /// much to read already. What became of the worker, if it is gone.
     pub(super) fn connect(
         &mut self,
         key: EntryKey,
@@ -298,7 +302,13 @@ impl Guest {
         if !known.served || !matches!(known.status, Status::Handed) {
             return None;
         }
-        self.send_with(&ToWorker::Change { key, change }, &[connection.as_fd()])
+        let worker = self.worker.as_mut()?;
+        let message = ToWorker::Change { key, change };
+        let sent = worker.conversation.send(&message, &[connection.as_fd()]);
+        let error = sent.err()?;
+        (error.kind() != io::ErrorKind::WouldBlock).then_some(Event::Broken {
+            why: "it takes no connection",
+        })
     }
 
     /// A connection to the back-end of device `key` is there. What became of the worker, if it does not take it; nothing if no

@@ -1,19 +1,25 @@
 //! The sockets at which the supervisor listens for devices, whose workers can open nothing: each connection is handed on.
 
+use crate::connections::listen;
 use crate::devices::Listen;
-use crate::serve_vhost_user::listen;
 use crate::toolstack::libxl::EntryKey;
 use anyhow::Result;
 use mio::net::UnixListener;
 use mio::{Interest, Registry, Token};
+use rustix::fs::Mode;
 use serde_json::Value;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 /// A device of the guest of this domid.
 type Device = (u16, EntryKey);
+
+/// For root only.
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// Connections that are taken at once.
+const AT_ONCE: usize = 16;
 
 #[derive(Default)]
 pub(super) struct Listeners(Vec<Listener>);
@@ -53,8 +59,7 @@ impl Listeners {
             if self.0.iter().any(is_it) {
                 continue;
             }
-            let socket = listen(&path)?;
-            fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            let socket = listen(&path, PRIVATE)?;
             socket.set_nonblocking(true)?;
             let mut socket = UnixListener::from_std(socket);
             let token = Token(*next_token);
@@ -87,18 +92,26 @@ impl Listeners {
         }
     }
 
-    /// The next connection to the socket of `token`: whose it is, and what that is told.
-    pub(super) fn accept(&self, token: Token) -> Option<(Device, Value, OwnedFd)> {
-        let listener = self.0.iter().find(|listener| listener.token == token)?;
-        loop {
-            match listener.socket.accept() {
-                // It does not block, as its worker has it.
-                Ok((connection, _)) => {
-                    return Some((listener.device, listener.change.clone(), connection.into()));
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return None,
+    /// Some connections to the socket of `token`: whose each is, and what that is told.
+    pub(super) fn accept(
+        &mut self,
+        token: Token,
+        registry: &Registry,
+    ) -> Vec<(Device, Value, OwnedFd)> {
+        let mut listeners = self.0.iter_mut();
+        let Some(listener) = listeners.find(|listener| listener.token == token) else {
+            return Vec::new();
+        };
+        let mut accepted = Vec::new();
+        while let Ok((connection, _)) = listener.socket.accept() {
+            accepted.push((listener.device, listener.change.clone(), connection.into()));
+            if accepted.len() == AT_ONCE {
+                // Others of the service's have their turn; then it is told of those that wait.
+                let socket = &mut listener.socket;
+                let _ = registry.reregister(socket, token, Interest::READABLE);
+                break;
             }
         }
+        accepted
     }
 }

@@ -26,6 +26,7 @@ impl Supervisor {
         order: Order,
         descriptor: Option<OwnedFd>,
     ) {
+        let is_attaching = matches!(order, Order::Attach { .. });
         let (guests, mut context) = self.parts();
         let names = guests.iter().map(|(domid, other)| (*domid, other.name()));
         let found = find(names, guest);
@@ -41,6 +42,8 @@ impl Supervisor {
             }
         });
         match &result {
+            // Whoever waits for a console asks again and again.
+            _ if is_attaching => {}
             Ok(done) => tracing::info!("{done}"),
             Err(error) => tracing::warn!("not changed: {error}"),
         }
