@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, read, write};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use rustix::stdio::{stdin, stdout};
@@ -21,6 +21,12 @@ const BELL: &[u8] = b"\x07";
 /// How long another worker, or another service, may take.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(30);
 const RECONNECT_WAIT: Duration = Duration::from_millis(100);
+
+/// How long the guest may be silent when nothing more is typed.
+const SILENCE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// Which port of which console.
 pub(crate) struct Wanted<'a> {
@@ -57,6 +63,7 @@ pub(crate) fn attach(wanted: &Wanted<'_>) -> Result<()> {
     let mut session = Session {
         wanted,
         signals,
+        attached: None,
         position: None,
         reads_input: true,
         is_terminal: isatty(stdin()),
@@ -87,6 +94,8 @@ pub(crate) fn attach(wanted: &Wanted<'_>) -> Result<()> {
 struct Session<'a> {
     wanted: &'a Wanted<'a>,
     signals: SignalFd,
+    /// What the service has said of it, by which guest and device it is told.
+    attached: Option<String>,
     /// Up to where the guest's output was read.
     position: Option<u64>,
     /// Standard input has not ended.
@@ -99,19 +108,28 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Has the service connect a socket to the port.
-    fn connect(&self) -> Result<OwnedFd, ControlError> {
+    fn connect(&mut self) -> Result<OwnedFd, ControlError> {
         let flags = SocketFlags::CLOEXEC;
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let (ours, theirs) = pair.map_err(std::io::Error::from)?;
-        // Its worker must not wait for us.
-        rustix::io::ioctl_fionbio(&theirs, true).map_err(std::io::Error::from)?;
         let order = Order::Attach {
             port: self.wanted.port.to_owned(),
             from: self.position,
         };
         let path = Path::new(control::SOCKET_PATH);
         let Wanted { guest, device, .. } = self.wanted;
-        control::attach(path, guest, *device, order, theirs.as_fd())?;
+        let attached = control::attach(path, guest, *device, order, theirs.as_fd())?;
+        if self
+            .attached
+            .as_ref()
+            .is_some_and(|before| *before != attached)
+        {
+            // Another guest of that name: its output has a beginning of its own.
+            self.attached = None;
+            self.position = None;
+            return self.connect();
+        }
+        self.attached = Some(attached);
         Ok(ours)
     }
 
@@ -119,10 +137,12 @@ impl Session<'_> {
     fn reconnect(&mut self) -> Result<Option<OwnedFd>> {
         let limit = Instant::now() + RECONNECT_LIMIT;
         loop {
+            // Whoever connects at once finds the worker that is going.
+            sleep(RECONNECT_WAIT);
             match self.connect() {
                 Ok(socket) => return Ok(Some(socket)),
                 Err(error) if Instant::now() >= limit => return Err(error.into()),
-                Err(_) => sleep(RECONNECT_WAIT),
+                Err(_) => {}
             }
             while let Some(signal) = self.signals.read_signal()? {
                 if signal.ssi_signo.cast_signed() != Signal::SIGWINCH as i32 {
@@ -137,10 +157,7 @@ impl Session<'_> {
         send_size(socket);
         loop {
             let takes_more = self.pending.is_empty();
-            let input = match self.reads_input && (takes_more || self.is_terminal) {
-                true => PollFlags::IN,
-                false => PollFlags::empty(),
-            };
+            let reads_input = self.reads_input && (takes_more || self.is_terminal);
             let output = match takes_more {
                 true => PollFlags::empty(),
                 false => PollFlags::OUT,
@@ -149,9 +166,13 @@ impl Session<'_> {
             let mut fds = [
                 PollFd::new(socket, PollFlags::IN | output),
                 PollFd::from_borrowed_fd(signals, PollFlags::IN),
-                PollFd::from_borrowed_fd(terminal, input),
+                PollFd::from_borrowed_fd(terminal, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            let limit = (!self.reads_input && takes_more).then_some(&SILENCE);
+            // What has ended tells of it whatever is asked.
+            let count = if reads_input { 3 } else { 2 };
+            match poll(&mut fds[..count], limit) {
+                Ok(0) => return Ok(End::Left),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -172,7 +193,6 @@ impl Session<'_> {
                 return Ok(End::Lost);
             }
             if !of_terminal.is_empty()
-                && !input.is_empty()
                 && let Some(end) = self.pass_input(socket)?
             {
                 return Ok(end);
