@@ -58,10 +58,17 @@ DEVICES
     tmux send-keys C-]
     wait_for 10 "xen-virtioctl to end: $(screen)" shows '^left 0'
     tmux kill-server
-    # What was there before is shown to whoever comes, by the socket and by the pty.
+    # What was there before is shown to whoever comes, by a pipe, by the socket and by the pty.
+    [ "$(echo 'echo $((2000 + 2))' | timeout 20 xen-virtioctl console $name --device virtio_file/0 2>/dev/null | tr -d '\r' | grep -cxE '42|after 1000|2002')" = 3 ] || fail "the pipe"
     note "by the socket: $(echo 'echo $((3000 + 1))' | socat -t 3 - UNIX-CONNECT:/run/console.sock | tr -d '\r' | grep -xE '42|after 1000|3001' | xargs)"
     [ "$(echo 'echo $((3000 + 2))' | socat -t 3 - UNIX-CONNECT:/run/console.sock | tr -d '\r' | grep -cxE '42|after 1000|3001|3002')" = 4 ] || fail "the socket"
     [ "$( (sleep 1; echo 'echo $((3000 + 3))'; sleep 2) | socat -t 3 - /run/console,raw,echo=0 | tr -d '\r' | grep -cxE '42|after 1000|3003')" = 3 ] || fail "the pty"
+    # Its driver comes and goes while somebody types.
+    script='for i in 1 2 3 4 5 6 7 8 9 10; do echo virtio1 >unbind; echo virtio1 >bind; sleep 0.1; done'
+    (for i in 1 2 3 4 5 6 7 8 9 10; do echo; sleep 0.2; done) | timeout 20 xen-virtioctl console $name --device virtio_file/1 >/dev/null 2>&1 &
+    rebinding=$!
+    echo "(cd /sys/bus/virtio/drivers/virtio_console; $script); echo bound \$((3000 + 4))" | socat -t 5 - UNIX-CONNECT:/run/console.sock | tr -d '\r' | grep -qx 'bound 3004' || fail "the driver's coming and going"
+    wait $rebinding
     # Nobody reads; the worker dies meanwhile. The log has all of it, once.
     lines=$(whole && echo 100000 || echo 10000)
     echo "seq 1 $lines; echo all \$((4000 + 1))" | socat -t 1 - UNIX-CONNECT:/run/console.sock >/dev/null
