@@ -5,7 +5,7 @@ pub(crate) mod blk;
 pub(crate) mod console;
 mod feature_names;
 mod kernel_vhost;
-mod net;
+pub(crate) mod net;
 pub(crate) mod rate;
 mod rng;
 mod vhost_user;

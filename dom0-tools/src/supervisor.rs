@@ -27,6 +27,7 @@ use crate::created::{self, Created};
 use crate::ctl::control::Question;
 use crate::ctl::report::Refusal;
 use crate::devices::blk::Uses;
+use crate::devices::net;
 use crate::program;
 use crate::toolstack::guest_file::{self, GuestFiles};
 use crate::toolstack::xenstore::XenStore;
@@ -173,6 +174,7 @@ impl Supervisor {
         let served = self.files.sweep(|domid| toolstack.living(domid))?;
         orphan_workers::end_orphans(|domid| toolstack.lives(domid))?;
         program::sweep(|domid| toolstack.living(domid))?;
+        net::sweep(|domid| toolstack.lives(domid))?;
         tolerate(toolstack.sweep())?;
         // Also those whose entries libxl has removed meanwhile: what is left of an old program serves them still.
         for domid in served {

@@ -82,7 +82,7 @@ impl VsockSettings {
 
 impl NetSettings {
     fn check(self) -> Result<Self> {
-        net::check_name(&self.tap)?;
+        net::check_name(net::TAP, &self.tap)?;
         parse_mac(&self.mac)?;
         net::check_mtu(self.mtu)?;
         Ok(self)

@@ -1,5 +1,9 @@
 //! A network interface: a tap or a macvtap of dom0's, whose frames a worker moves.
 
+mod made;
+
+pub(crate) use made::{MadeInterface, sweep};
+
 use super::feature_names;
 use super::rate::Rate;
 use super::vhost_user::parse_mac;
@@ -9,7 +13,9 @@ use super::{
 };
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, Backing};
+use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
+use made::{DEFAULT_SCRIPT, Made};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,6 +30,11 @@ use xen_virtio_backend::{DeviceType, StateCell};
 
 /// The setting that names the interface.
 pub(super) const TAP: &str = "tap";
+/// Those that have one made.
+const BRIDGE: &str = "bridge";
+const SCRIPT: &str = "script";
+const NEEDS: &str =
+    "tap = the interface in dom0, or bridge = the one that an interface is made for";
 /// The smallest size of a packet that may be the largest: what any host takes (RFC 791).
 const MIN_MTU: u16 = 68;
 const INTERFACES: &str = "/sys/class/net";
@@ -33,8 +44,14 @@ pub(super) struct NetKind;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Settings {
-    /// The interface's name.
-    tap: String,
+    /// The name of an interface that is there.
+    tap: Option<String>,
+    /// The bridge that one is made for,
+    bridge: Option<String>,
+    /// … the script that gives it to that,
+    script: Option<PathBuf>,
+    /// … and what that is told of the guest's addresses.
+    ip: Option<String>,
     /// The guest's address.
     mac: String,
     /// The largest packet that it takes.
@@ -69,11 +86,35 @@ struct Spec {
     receives: Rate,
     /// The cable is plugged in.
     is_up: bool,
+    /// It was made for the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<Made>,
 }
 
 impl Settings {
     fn check(self) -> Result<Self> {
-        check_name(&self.tap)?;
+        match (&self.tap, self.bridge.is_some() || self.script.is_some()) {
+            (Some(tap), false) => check_name(TAP, tap)?,
+            (None, true) => {}
+            (Some(_), true) => {
+                bail!("bridge and script are for an interface that is made, and tap names one")
+            }
+            (None, false) => bail!("it needs {NEEDS}"),
+        }
+        if let Some(bridge) = &self.bridge {
+            check_name(BRIDGE, bridge)?;
+        }
+        if let Some(script) = &self.script {
+            ensure!(
+                script.is_absolute(),
+                "script = {} is no absolute path",
+                script.display()
+            );
+        }
+        ensure!(
+            self.ip.is_none() || self.tap.is_none(),
+            "ip is for the script of an interface that is made"
+        );
         parse_mac(&self.mac)?;
         check_mtu(self.mtu)?;
         ensure!(
@@ -85,13 +126,13 @@ impl Settings {
     }
 }
 
-/// Whether `tap` can be an interface's name.
-pub(super) fn check_name(tap: &str) -> Result<()> {
+/// Whether `name`, which `key` has, can be an interface's.
+pub(super) fn check_name(key: &str, name: &str) -> Result<()> {
     let odd = |letter: char| letter.is_whitespace() || matches!(letter, '/' | ':' | '%');
-    let is_dots = matches!(tap, "." | "..");
+    let is_dots = matches!(name, "." | "..");
     ensure!(
-        (1..libc::IFNAMSIZ).contains(&tap.len()) && !tap.contains(odd) && !is_dots,
-        "tap = {tap:?} is no interface's name"
+        (1..libc::IFNAMSIZ).contains(&name.len()) && !name.contains(odd) && !is_dots,
+        "{key} = {name:?} is no interface's name"
     );
     Ok(())
 }
@@ -107,7 +148,11 @@ pub(super) fn warnings(settings: &toml::Table) -> Vec<String> {
     let tap = settings.get(TAP).and_then(toml::Value::as_str);
     let queues = settings.get("queues").and_then(toml::Value::as_integer);
     let missing = tap.and_then(|tap| missing(tap, queues > Some(1)));
-    missing.into_iter().collect()
+    let bridge = settings.get(BRIDGE).and_then(toml::Value::as_str);
+    let bridge = bridge.filter(|bridge| !Path::new(INTERFACES).join(bridge).exists());
+    let bridge = bridge
+        .map(|bridge| format!("there is no bridge {bridge}: ip link add {bridge} type bridge"));
+    missing.into_iter().chain(bridge).collect()
 }
 
 /// Says how interface `name` is made, with several queues or one, if it is not there. The kernel would make one by that name
@@ -120,10 +165,23 @@ pub(super) fn missing(name: &str, several: bool) -> Option<String> {
 }
 
 impl Spec {
-    fn of(settings: Settings) -> Result<Self> {
+    fn of(settings: Settings, domid: u16, key: EntryKey) -> Result<Self> {
+        let (interface, made) = match settings.tap {
+            Some(tap) => (tap, None),
+            None => {
+                let made = Made {
+                    script: settings.script.unwrap_or_else(|| DEFAULT_SCRIPT.into()),
+                    bridge: settings.bridge,
+                    ip: settings.ip,
+                    several_queues: settings.queues > 1,
+                };
+                (made::name(domid, key), Some(made))
+            }
+        };
         Ok(Self {
             mac: parse_mac(&settings.mac)?,
-            interface: settings.tap,
+            interface,
+            made,
             mtu: settings.mtu,
             queues: settings.queues,
             segments_udp: false,
@@ -142,16 +200,21 @@ impl Spec {
     }
 
     fn kind_of_queues(&self) -> Queues {
-        match self.queues {
-            1 => Queues::One,
-            _ => Queues::Several,
-        }
+        made::queues(self.queues > 1)
     }
 
     /// Whether the interface takes no larger packets than the guest is told of, which it would have to drop.
     fn check_mtu(&self) -> Result<()> {
         let Some(mtu) = self.mtu else { return Ok(()) };
-        let name = &self.interface;
+        // One that is made gets that of its bridge.
+        let name = match &self.made {
+            Some(Made { bridge: None, .. }) => return Ok(()),
+            Some(Made {
+                bridge: Some(bridge),
+                ..
+            }) => bridge,
+            None => &self.interface,
+        };
         let of_interface = fs::read_to_string(Path::new(INTERFACES).join(name).join("mtu"))?;
         ensure!(
             of_interface.trim() == mtu.to_string(),
@@ -217,7 +280,7 @@ impl DeviceKind for NetKind {
     }
 
     fn needs(&self) -> Option<&'static str> {
-        Some("tap = the interface in dom0")
+        Some(NEEDS)
     }
 
     fn feature_names(&self) -> &'static [(u32, &'static str)] {
@@ -233,8 +296,12 @@ impl DeviceKind for NetKind {
     }
 
     fn check_settings(&self, settings: &toml::Table) -> Result<()> {
-        let needs = self.needs().expect("it needs something");
-        ensure!(settings.contains_key(TAP), "it needs {needs}");
+        ensure!(
+            [TAP, BRIDGE, SCRIPT]
+                .iter()
+                .any(|key| settings.contains_key(*key)),
+            "it needs {NEEDS}"
+        );
         parse_settings::<Settings>(settings)?.check().map(drop)
     }
 
@@ -250,33 +317,43 @@ impl DeviceKind for NetKind {
                 let settings: Option<Settings> = wanted.settings()?;
                 let settings = settings.with_context(|| {
                     format!(
-                        "nothing says which interface this is: its settings need {}, and mac",
-                        self.needs().expect("it needs something")
+                        "nothing says which interface this is: its settings need {NEEDS}, and mac"
                     )
                 })?;
-                Spec::of(settings.check()?)?
+                Spec::of(settings.check()?, wanted.guest.domid, wanted.key)?
             }
         };
         let name = &built_by.interface;
-        if let Some(missing) = missing(name, built_by.queues > 1) {
-            bail!(missing);
+        let missing = missing(name, built_by.queues > 1);
+        if let (Some(missing), None) = (&missing, &built_by.made) {
+            bail!(missing.clone());
         }
         if wanted.kept.is_none() {
             built_by.check_mtu()?;
         }
-        let taken = uses.take_interface(name, wanted.guest, wanted.name, wanted.key);
+        let made = built_by.made.as_ref();
+        let made = made.map(|made| MadeInterface::new(made, wanted.guest.domid, wanted.key));
+        let taken = uses.take_interface(name, wanted.guest, wanted.name, wanted.key, made.clone());
         taken.map_err(|user| Busy(format!("tap = {name} is in use: {user}")))?;
         let queues = built_by.open(wanted)?;
+        if let Some(made) = made
+            && (wanted.kept.is_none() || missing.is_some())
+        {
+            made.begin(queues.first().expect("at least one"))?;
+        }
         if wanted.kept.is_none() {
             let of_udp = libc::TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6;
             let queue = queues.first().expect("at least one");
             // What the driver accepts is set when it has.
             built_by.segments_udp = tap::set_offloads(queue.as_fd(), of_udp).is_ok();
         }
-        let pairs = match built_by.queues {
+        let mut pairs = match built_by.queues {
             1 => String::new(),
             more => format!(", {more} queues"),
         };
+        if let Some(bridge) = built_by.made.as_ref().and_then(|made| made.bridge.as_ref()) {
+            pairs += &format!(", in {bridge}");
+        }
         Ok(Opened {
             detail: format!("net on {}{pairs}", built_by.interface),
             spec: spec(&built_by),
@@ -360,12 +437,17 @@ impl Control for NetControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::toolstack::libxl::EntryForm;
 
     #[test]
     fn a_cable_is_plugged_and_nothing_else_is_changed() {
         let settings = "mac = \"00:16:3e:00:00:01\"\ntap = \"v\"\nmtu = 9000";
         let settings = toml::from_str::<Settings>(settings).unwrap();
-        let kept = Spec::of(settings).unwrap();
+        let key = EntryKey {
+            form: EntryForm::Virtio,
+            devid: 0,
+        };
+        let kept = Spec::of(settings, 3, key).unwrap();
         assert!(kept.is_up);
         let down = Order::Link { is_up: false };
         let changed = NetKind.change(down, Some(spec(&kept)), None).unwrap();
@@ -387,6 +469,11 @@ mod tests {
         let mac = "mac = \"00:16:3e:00:00:01\"\n";
         check(&format!("{mac}tap = \"vif3.0\"\nqueues = 8\nmtu = 9000")).unwrap();
         check(&format!("{mac}tap = \"v\"\nvhost = false")).unwrap();
+        check(&format!("{mac}bridge = \"br0\"\nip = \"10.0.0.1\"")).unwrap();
+        check(&format!(
+            "{mac}script = \"/etc/xen/scripts/vif-openvswitch\""
+        ))
+        .unwrap();
         check(&format!("{mac}tap = \"v\"\nsend-bytes-per-second = 1")).unwrap();
         for (settings, wrong) in [
             (String::new(), "needs tap = the interface in dom0"),
@@ -412,7 +499,16 @@ mod tests {
                 format!("{mac}tap = \"vif\"\nsend-bytes-per-second = 0"),
                 "zero",
             ),
-            (format!("{mac}tap = \"vif\"\nbridge = \"x\""), "bridge"),
+            (
+                format!("{mac}tap = \"vif\"\nbridge = \"x\""),
+                "tap names one",
+            ),
+            (
+                format!("{mac}tap = \"vif\"\nip = \"10.0.0.1\""),
+                "ip is for",
+            ),
+            (format!("{mac}bridge = \"a/b\""), "bridge = \"a/b\""),
+            (format!("{mac}script = \"vif-bridge\""), "no absolute path"),
             (format!("{mac}tap = \"vif\"\nqueues = \"2\""), "string"),
             (format!("{mac}tap = 5"), "string"),
             (

@@ -5,6 +5,7 @@
 
 use super::lock::Locks;
 use crate::devices::console::Consoles;
+use crate::devices::net::MadeInterface;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use std::cell::LazyCell;
@@ -185,6 +186,8 @@ struct InterfaceUse {
     guest: Identity,
     name: String,
     key: EntryKey,
+    /// It was made for the device, and goes with it.
+    made: Option<MadeInterface>,
 }
 
 #[derive(Debug)]
@@ -283,6 +286,7 @@ impl Uses {
         guest: &Identity,
         name: &str,
         key: EntryKey,
+        made: Option<MadeInterface>,
     ) -> Result<(), String> {
         let is_itself = |other: &InterfaceUse| other.guest == *guest && other.key == key;
         let mut others = self.interfaces.iter().filter(|other| !is_itself(other));
@@ -298,14 +302,21 @@ impl Uses {
             guest: guest.clone(),
             name: name.to_owned(),
             key,
+            made,
         });
         Ok(())
     }
 
+    fn end_interfaces(&mut self, is_over: impl Fn(&InterfaceUse) -> bool) {
+        let over = self.interfaces.extract_if(.., |other| is_over(other));
+        for made in over.filter_map(|other| other.made) {
+            made.end();
+        }
+    }
+
     /// The device is taken away, or has another disk.
     pub(crate) fn end(&mut self, guest: &Identity, key: EntryKey) {
-        self.interfaces
-            .retain(|other| other.guest != *guest || other.key != key);
+        self.end_interfaces(|other| other.guest == *guest && other.key == key);
         self.consoles.end(guest, key);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest && other.key == key;
@@ -314,7 +325,7 @@ impl Uses {
 
     /// The guest, and whoever served it, is gone.
     pub(crate) fn end_guest(&mut self, guest: &Identity) {
-        self.interfaces.retain(|other| other.guest != *guest);
+        self.end_interfaces(|other| other.guest == *guest);
         self.consoles.end_guest(guest);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest;
@@ -348,22 +359,22 @@ mod tests {
             devid,
         };
         let mut uses = Uses::default();
-        uses.take_interface("tap7", &guest(3), "ivi", key(0))
+        uses.take_interface("tap7", &guest(3), "ivi", key(0), None)
             .unwrap();
         // Once more, for its next worker.
-        uses.take_interface("tap7", &guest(3), "ivi", key(0))
+        uses.take_interface("tap7", &guest(3), "ivi", key(0), None)
             .unwrap();
-        let error = uses.take_interface("tap7", &guest(3), "ivi", key(1));
+        let error = uses.take_interface("tap7", &guest(3), "ivi", key(1), None);
         assert_eq!(error.unwrap_err(), "guest ivi (3) has it: virtio/0");
-        uses.take_interface("tap7", &guest(4), "web", key(0))
+        uses.take_interface("tap7", &guest(4), "web", key(0), None)
             .unwrap_err();
-        uses.take_interface("tap8", &guest(4), "web", key(0))
+        uses.take_interface("tap8", &guest(4), "web", key(0), None)
             .unwrap();
         uses.end(&guest(3), key(0));
-        uses.take_interface("tap7", &guest(4), "web", key(1))
+        uses.take_interface("tap7", &guest(4), "web", key(1), None)
             .unwrap();
         uses.end_guest(&guest(4));
-        uses.take_interface("tap8", &guest(3), "ivi", key(0))
+        uses.take_interface("tap8", &guest(3), "ivi", key(0), None)
             .unwrap();
     }
 

@@ -1,0 +1,304 @@
+//! An interface that is made for a guest's device, and given to a bridge by a script of xl's.
+
+use crate::toolstack::libxl::{EntryForm, EntryKey, entry_path};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use xen_virtio_backend::tap::{self, Queues};
+
+/// xl's own, where Xen's distributions have it.
+pub(super) const DEFAULT_SCRIPT: &str = "/etc/xen/scripts/vif-bridge";
+
+/// Where its programs are: a service of systemd's may have less in its own.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long a script may take: the guest goes on meanwhile.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(30);
+const SCRIPT_LOOK: Duration = Duration::from_millis(50);
+/// How long a worker may have an interface that is to be removed.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(5);
+
+/// The beginnings of the interfaces' names: no other device of ours, and none of Xen's, has such a one.
+const OF_TOOLSTACK: &str = "vio";
+const OF_FILE: &str = "viof";
+
+/// How an interface is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Made {
+    pub(super) script: PathBuf,
+    pub(super) bridge: Option<String>,
+    pub(super) ip: Option<String>,
+    pub(super) several_queues: bool,
+}
+
+/// One that was made, until it is taken away.
+#[derive(Clone, Debug)]
+pub(crate) struct MadeInterface {
+    pub(super) made: Made,
+    pub(super) interface: String,
+    /// Its device's entry.
+    pub(super) entry: String,
+}
+
+/// The name of the interface of a device.
+pub(super) fn name(domid: u16, key: EntryKey) -> String {
+    let beginning = match key.form {
+        EntryForm::File => OF_FILE,
+        EntryForm::Virtio | EntryForm::Disk => OF_TOOLSTACK,
+    };
+    format!("{beginning}{domid}.{}", key.devid)
+}
+
+/// The guest of the interface of this name, if it is one that [`name`] has made.
+fn domid_of(name: &str) -> Option<u16> {
+    let numbers = name.strip_prefix(OF_FILE);
+    let numbers = numbers.or_else(|| name.strip_prefix(OF_TOOLSTACK))?;
+    let (domid, devid) = numbers.split_once('.')?;
+    devid.parse::<u32>().ok()?;
+    domid.parse().ok()
+}
+
+impl MadeInterface {
+    pub(super) fn new(made: &Made, domid: u16, key: EntryKey) -> Self {
+        Self {
+            made: made.clone(),
+            interface: name(domid, key),
+            entry: entry_path(domid, key),
+        }
+    }
+
+    /// Has the interface outlive its descriptors, of which `queue` is one, and gives it to its bridge.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub(super) fn begin(&self, queue: &OwnedFd) -> Result<()> {
+        tap::set_persistent(queue.as_fd(), true).context("making the interface last")?;
+        self.run(Event::Online, || {});
+        Ok(())
+    }
+
+    /// Takes it from its bridge, and away.
+    pub(crate) fn end(&self) {
+        let (interface, queues) = (self.interface.clone(), queues(self.made.several_queues));
+        self.run(Event::Offline, move || {
+            // Its worker may have it for a moment still.
+            let limit = Instant::now() + REMOVAL_LIMIT;
+            while let Err(error) = remove(&interface, &[queues]) {
+                if Instant::now() >= limit {
+                    tracing::warn!("{interface} is not removed: {error:#}");
+                    break;
+                }
+                thread::sleep(SCRIPT_LOOK);
+            }
+        });
+    }
+
+    /// Runs its script, and `then`, where nobody waits for that.
+    fn run(&self, event: Event, then: impl FnOnce() + Send + 'static) {
+        let this = self.clone();
+        let thread = thread::Builder::new().name("vif script".to_owned());
+        let started = thread.spawn(move || {
+            if let Err(error) = this.run_script(event) {
+                tracing::error!(
+                    "{} {} for {}: {error:#}",
+                    this.made.script.display(),
+                    event.name(),
+                    this.interface
+                );
+            }
+            then();
+        });
+        if let Err(error) = started {
+            tracing::error!("{}: its script is not run: {error}", self.interface);
+        }
+    }
+
+    /// With what xl tells such a script: xl-network-configuration(5), and the beginnings of Xen's own.
+    fn run_script(&self, event: Event) -> Result<()> {
+        let Made {
+            script, bridge, ip, ..
+        } = &self.made;
+        let mut command = Command::new(script);
+        command
+            .arg(event.name())
+            .env("PATH", PATH)
+            .env("script", script)
+            .env("vif", &self.interface)
+            .env("XENBUS_PATH", &self.entry)
+            .env("XENBUS_TYPE", "vif")
+            .env("XENBUS_BASE_PATH", "backend")
+            .env("type_if", "vif")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        for (name, value) in [("bridge", bridge), ("ip", ip)] {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        let mut child = command.spawn().context("starting it")?;
+        let status = wait(&mut child)?;
+        ensure!(
+            status.success(),
+            "{status}: what is wrong is in the log of dom0 (vif scripts write it to syslog), and in hotplug-error of {}",
+            self.entry
+        );
+        Ok(())
+    }
+}
+
+/// What a script is told of.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Online,
+    Offline,
+}
+
+impl Event {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// Waits for a script, which is killed if it takes too long.
+fn wait(child: &mut Child) -> Result<std::process::ExitStatus> {
+    let limit = Instant::now() + SCRIPT_LIMIT;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= limit {
+            child.kill()?;
+            child.wait()?;
+            anyhow::bail!(
+                "it has not ended after {} s, and was killed",
+                SCRIPT_LIMIT.as_secs()
+            );
+        }
+        thread::sleep(SCRIPT_LOOK);
+    }
+}
+
+pub(super) fn queues(several: bool) -> Queues {
+    match several {
+        true => Queues::Several,
+        false => Queues::One,
+    }
+}
+
+/// Removes an interface that has one of these kinds of queues, of which nobody has one.
+fn remove(interface: &str, kinds: &[Queues]) -> Result<()> {
+    if !Path::new(super::INTERFACES).join(interface).exists() {
+        return Ok(());
+    }
+    let mut result = Ok(());
+    for queues in kinds {
+        let tun = super::open_device("/dev/net/tun".as_ref(), "CONFIG_TUN", OFlags::NONBLOCK)?;
+        result = tap::attach(tun.as_fd(), interface, *queues)
+            .and_then(|()| tap::set_persistent(tun.as_fd(), false))
+            .context("taking it");
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// Removes what was made for guests that are gone, which `lives` tells of.
+///
+/// # Errors
+///
+/// What `lives` says.
+pub(crate) fn sweep<E>(mut lives: impl FnMut(u16) -> Result<bool, E>) -> Result<(), E> {
+    let interfaces = fs::read_dir(super::INTERFACES)
+        .into_iter()
+        .flatten()
+        .flatten();
+    for interface in interfaces {
+        let name = interface.file_name().to_string_lossy().into_owned();
+        let is_tap = interface.path().join("tun_flags").exists();
+        let Some(domid) = domid_of(&name).filter(|_| is_tap) else {
+            continue;
+        };
+        if !lives(domid)? {
+            match remove(&name, &[Queues::One, Queues::Several]) {
+                Ok(()) => tracing::info!("{name} is removed: its guest is gone"),
+                Err(error) => tracing::warn!("{name} is not removed: {error:#}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn key(form: EntryForm) -> EntryKey {
+        EntryKey { form, devid: 12 }
+    }
+
+    #[test]
+    fn an_interface_is_known_by_its_name() {
+        assert_eq!(name(65_535, key(EntryForm::File)), "viof65535.12");
+        assert_eq!(domid_of("viof65535.12"), Some(65_535));
+        assert_eq!(domid_of(&name(3, key(EntryForm::Virtio))), Some(3));
+        for other in [
+            "vif3.0",
+            "vio3",
+            "vio.1",
+            "viox3.0",
+            "vio3.0-emu",
+            "viof3.x",
+        ] {
+            assert_eq!(domid_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_script_is_told_what_xl_tells_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("vif-test");
+        let told = folder.path().join("told");
+        let text = format!(
+            "#!/bin/sh\n[ -n \"$ip\" ] || exit 3\necho $1 $vif $XENBUS_PATH $type_if $bridge $ip >{}\n",
+            told.display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+        let mut made = Made {
+            script: script.clone(),
+            bridge: Some("xenbr0".to_owned()),
+            ip: Some("10.0.0.1".to_owned()),
+            several_queues: false,
+        };
+        let interface = MadeInterface::new(&made, 3, key(EntryForm::Virtio));
+        interface.run_script(Event::Online).unwrap();
+        let expected = "online vio3.12 backend/virtio/3/12 vif xenbr0 10.0.0.1\n";
+        assert_eq!(fs::read_to_string(&told).unwrap(), expected);
+        made.ip = None;
+        let interface = MadeInterface::new(&made, 3, key(EntryForm::Virtio));
+        let error = interface
+            .run_script(Event::Offline)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("exit status: 3") && error.contains("backend/virtio/3/12"),
+            "{error}"
+        );
+        fs::remove_file(script).unwrap();
+        let error = format!("{:#}", interface.run_script(Event::Offline).unwrap_err());
+        assert!(error.contains("starting it: No such file"), "{error}");
+    }
+}
