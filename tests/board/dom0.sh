@@ -5,6 +5,19 @@ CONSOLES=/var/log/xen/console
 DAEMON_LOG=/tmp/xen-virtiod.log
 BACK_END_LOGS=/var/log/back-ends
 
+# timeout SECONDS COMMAND...: as the program of this name, which wants timers that the board's kernel has not.
+timeout() {
+    local limit=$1 command killer status=0
+    shift
+    "$@" <&0 &
+    command=$!
+    (sleep "$limit" && kill $command) >/dev/null 2>&1 &
+    killer=$!
+    wait $command || status=$?
+    kill $killer 2>/dev/null || true
+    return $status
+}
+
 say() { echo "==> $*"; }
 note() { echo "  $*"; }
 # fail WHY: ends the case, also where only a command substitution or a process beside the case would end.

@@ -1,4 +1,4 @@
-# A guest of virtio alone: a disk as its root, an address by DHCP over dom0's bridge, entropy, a shell over sockets. Streams both ways with offloads and without; its driver comes and goes, its worker dies.
+# A guest of virtio alone: a disk as its root, an address by DHCP over dom0's bridge, entropy, a console for its kernel's messages, a shell over sockets. Streams both ways with offloads and without; its driver comes and goes, its worker dies.
 mount_net_tools
 { shared "$NET_TOOLS"; } | configure
 start_daemon
@@ -10,8 +10,8 @@ printf '%s\n' 'start 10.8.0.50' 'end 10.8.0.60' 'interface br0' 'lease_file /tmp
 : >/tmp/leases
 busybox udhcpd -f /tmp/udhcpd.conf >/tmp/udhcpd.log 2>&1 &
 dhcp=$!
-# in_guest COMMANDS: what they say, in the guest.
-in_guest() { timeout 60 chroot /net-tools /usr/bin/socat -t 60 - VSOCK-CONNECT:42:7000 <<<"$1"; }
+# in_guest COMMANDS: what they say, in the guest, in 25 seconds at most.
+in_guest() { chroot /net-tools /usr/bin/socat -t 25 - VSOCK-CONNECT:42:7000 <<<"$1"; }
 mib=$(whole && echo 64 || echo 16)
 # streams HOW: so many MiB each way, checked, and what iperf3 makes of it.
 streams() {
@@ -37,6 +37,8 @@ answers() {
     wait $ping
 }
 has_worker() { local now; now=$(pids_of "$(domid $name)") && [ "$now" != "$worker" ]; }
+# All that the guest says it says by its device.
+console() { tr -d '\r' </tmp/alone.log 2>/dev/null; }
 for grants in true false; do
     [ $grants = true ] || whole || continue
     name=v$grants
@@ -55,16 +57,24 @@ grant-usage = $grants
 type = 'rng'
 grant-usage = $grants
 [[device]]
+type = 'console'
+log = '/tmp/alone.log'
+grant-usage = $grants
+[[device]]
 type = 'vsock'
 cid = 42
 grant-usage = $grants
 DEVICES
 )"
+    sed -i 's/console=hvc0 quiet/console=hvc1 ignore_loglevel/' "/tmp/$name.cfg"
+    rm -f /tmp/alone.log*
     create_by_file $name
     said $name 'guest: serves' >/dev/null
     address=$(said $name 'guest: address 10.8.0.5[0-9]/24' | sed 's/.* \([0-9.]*\)\/24.*/\1/')
     note "grants $grants: $(in_guest 'grep " / " /proc/mounts | tail -n1; ls /sys/bus/xen/devices; cat /sys/class/misc/hw_random/rng_current' | xargs), $address"
     [ -z "$(in_guest 'ls /sys/bus/xen/devices')" ] || fail "the guest has a PV device"
+    has_said $name 'Run /init as init process' || fail "the guest's kernel does not speak by the console"
+    ! grep -aq 'guest:' "$CONSOLES/guest-$name.log" || fail "the guest has spoken by Xen's console"
     note "$(busybox ping -c 1 -s 64000 "$address" | grep '64008 bytes from')"
     note "the guest: $(in_guest 'busybox ping -c 1 -s 64000 10.8.0.2' | grep '64008 bytes from')"
     streams "offloads on"
