@@ -10,7 +10,7 @@ use crate::virtqueue::{ActiveQueue, Request};
 use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
 
-/// Clients that come and go, at once.
+/// Clients that come and go, at once. As many again may have gone, and have something for the guest still.
 const MAX_VISITORS: usize = 8;
 
 /// Bytes for one client at once: the guest's other devices wait meanwhile.
@@ -58,11 +58,10 @@ impl Port {
 
     /// Whether one more may come.
     pub(super) fn has_room(&self) -> bool {
-        let visitors = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.is_visitor());
-        visitors.count() < MAX_VISITORS
+        let clients = self.clients.iter().map(|(_, client)| client);
+        let visitors: Vec<_> = clients.filter(|client| client.is_visitor()).collect();
+        let listening = visitors.iter().filter(|client| client.listens());
+        listening.count() < MAX_VISITORS && visitors.len() < 2 * MAX_VISITORS
     }
 
     pub(super) fn add(&mut self, id: u32, client: Client) {

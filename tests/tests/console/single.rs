@@ -313,3 +313,32 @@ fn a_client_of_messages_that_is_too_slow_begins_anew() {
     assert!(read.len() < written.len() && read == written[..read.len()]);
     bench.end();
 }
+
+#[test]
+fn who_is_gone_and_has_not_been_read_keeps_nobody_out() {
+    let (hypervisor, guest) = simulate(1024).unwrap();
+    let device = console(vec![None]);
+    let attaching = device.attaching();
+    let state = DeviceState::private().unwrap();
+    let device: Box<dyn Device> = Box::new(device);
+    let device = MmioDevice::new(device, &hypervisor, AddressMode::Grants, FIRST_IRQ, state);
+    let mut machine = GuestDevices::new(hypervisor);
+    let slot = machine.add(FIRST_DEVICE, device.unwrap()).unwrap();
+    let _queues = drive(&mut machine, &guest, |driver| {
+        start(driver, [READS, WRITES])
+    });
+    let mut attach = |line: Line| {
+        attaching.attach(0, line);
+        machine.device_mut(slot).unwrap().update();
+        come_to_rest(&mut machine);
+    };
+    for _ in 0..8 {
+        let (mut client, line) = stream();
+        client.write_all(&[b'x'; 8000]).unwrap();
+        attach(line);
+        drop(client);
+    }
+    let (client, line) = messages(None);
+    attach(line);
+    assert_eq!(receive(&client), 0u64.to_le_bytes());
+}
