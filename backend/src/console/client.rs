@@ -344,3 +344,77 @@ fn is_open(master: BorrowedFd<'_>) -> bool {
     syscalls::count();
     poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::HUP)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::history::Mark;
+    use crate::persist::StateArea;
+    use rustix::fs::inotify::{self, WatchFlags};
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::io::ioctl_fionbio;
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+    fn open_slave(name: &std::ffi::CStr) -> OwnedFd {
+        let slave = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let mut attributes = tcgetattr(&slave).unwrap();
+        attributes.make_raw();
+        tcsetattr(&slave, OptionalActions::Now, &attributes).unwrap();
+        slave
+    }
+
+    fn shown(slave: &OwnedFd, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let len = read(slave, &mut bytes).unwrap();
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// Somebody has a pseudoterminal open while processes come and go.
+    #[test]
+    fn a_pseudoterminal_goes_on_where_it_was_and_begins_with_all_for_who_comes() {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        ioctl_fionbio(&master, true).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        drop(open_slave(&name));
+        let opened = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&opened, &name, WatchFlags::OPEN).unwrap();
+        let area = StateArea::private(History::BYTES).unwrap();
+        let history = History::new(area);
+        let process = || {
+            let (master, opened) = (master.try_clone().unwrap(), opened.try_clone().unwrap());
+            let mut client = Client::new(Line::Pty { master, opened }, &history, false);
+            client.ready(false, &history, false).unwrap();
+            client
+        };
+        let write = |client: &mut Client| {
+            let mut bytes = [0; 64];
+            let there = history.read(client.position, &mut bytes);
+            let written = client.write(there).unwrap();
+            client.note(&history);
+            written
+        };
+        history.append(b"first", Mark::NONE);
+        assert!(!process().can_write());
+        let slave = open_slave(&name);
+        let mut client = process();
+        assert_eq!(write(&mut client), Output::Taken(5));
+        assert_eq!(shown(&slave, 64), b"first");
+        drop(client);
+        history.append(b"second", Mark::NONE);
+        let mut client = process();
+        assert_eq!(write(&mut client), Output::Taken(6));
+        assert_eq!(shown(&slave, 64), b"second");
+        drop(slave);
+        client.ready(true, &history, false).unwrap();
+        assert!(!client.can_write());
+        drop(client);
+        let slave = open_slave(&name);
+        let mut client = process();
+        assert_eq!(write(&mut client), Output::Taken(11));
+        assert_eq!(shown(&slave, 64), b"firstsecond");
+    }
+}

@@ -333,7 +333,7 @@ fn give(
     counters: &mut Counters,
 ) -> Result<Given, Gone> {
     let (begin, end) = (history.begin(), history.end());
-    let (mut bytes, mut given) = ([0; CONSOLE_WRITE], 0);
+    let mut given = 0;
     while client.can_write() {
         let output = if !client.is_greeted() {
             client.greet()?
@@ -349,6 +349,7 @@ fn give(
                 }
                 client.position = begin;
             }
+            let mut bytes = [0; CONSOLE_WRITE];
             client.write(history.read(client.position, &mut bytes))?
         };
         match output {
