@@ -1,8 +1,10 @@
 //! A network interface: a tap or a macvtap of dom0's, whose frames a worker moves.
 
 mod made;
+mod settings;
 
 pub(crate) use made::{MadeInterface, sweep};
+pub(super) use settings::{TAP, check_mtu, check_name, warnings};
 
 use super::feature_names;
 use super::rate::Rate;
@@ -19,8 +21,8 @@ use made::{DEFAULT_SCRIPT, Made};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use settings::{BRIDGE, NEEDS, SCRIPT, Settings, missing_bridge};
 use std::fs;
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
@@ -28,49 +30,9 @@ use xen_virtio_backend::net::{Interface, Link, MAX_PAIRS, Net, Setup, Tap};
 use xen_virtio_backend::tap::{self, Queues, TUN_F_USO4, TUN_F_USO6};
 use xen_virtio_backend::{DeviceType, StateCell};
 
-/// The setting that names the interface.
-pub(super) const TAP: &str = "tap";
-/// Those that have one made.
-const BRIDGE: &str = "bridge";
-const SCRIPT: &str = "script";
-const NEEDS: &str =
-    "tap = the interface in dom0, or bridge = the one that an interface is made for";
-/// The smallest size of a packet that may be the largest: what any host takes (RFC 791).
-const MIN_MTU: u16 = 68;
 const INTERFACES: &str = "/sys/class/net";
 
 pub(super) struct NetKind;
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Settings {
-    /// The name of an interface that is there.
-    tap: Option<String>,
-    /// The bridge that one is made for,
-    bridge: Option<String>,
-    /// … the script that gives it to that,
-    script: Option<PathBuf>,
-    /// … and what that is told of the guest's addresses.
-    ip: Option<String>,
-    /// The guest's address.
-    mac: String,
-    /// The largest packet that it takes.
-    mtu: Option<u16>,
-    /// Pairs of queues.
-    #[serde(default = "one")]
-    queues: u16,
-    /// The kernel does not serve it: with `true`, it is a device of another kind.
-    #[serde(default, rename = "vhost")]
-    _vhost: bool,
-    send_bytes_per_second: Option<NonZeroU64>,
-    send_frames_per_second: Option<NonZeroU64>,
-    receive_bytes_per_second: Option<NonZeroU64>,
-    receive_frames_per_second: Option<NonZeroU64>,
-}
-
-fn one() -> u16 {
-    1
-}
 
 /// What the guest has had it with, and a worker builds it by. `interface` is not called as the setting is: what the kernel served
 /// an earlier guest by is told by that name.
@@ -89,70 +51,6 @@ struct Spec {
     /// It was made for the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made: Option<Made>,
-}
-
-impl Settings {
-    fn check(self) -> Result<Self> {
-        match (&self.tap, self.bridge.is_some() || self.script.is_some()) {
-            (Some(tap), false) => check_name(TAP, tap)?,
-            (None, true) => {}
-            (Some(_), true) => {
-                bail!("bridge and script are for an interface that is made, and tap names one")
-            }
-            (None, false) => bail!("it needs {NEEDS}"),
-        }
-        if let Some(bridge) = &self.bridge {
-            check_name(BRIDGE, bridge)?;
-        }
-        if let Some(script) = &self.script {
-            ensure!(
-                script.is_absolute(),
-                "script = {} is no absolute path",
-                script.display()
-            );
-        }
-        ensure!(
-            self.ip.is_none() || self.tap.is_none(),
-            "ip is for the script of an interface that is made"
-        );
-        parse_mac(&self.mac)?;
-        check_mtu(self.mtu)?;
-        ensure!(
-            (1..=MAX_PAIRS).contains(&self.queues),
-            "queues = {} is not from 1 to {MAX_PAIRS}",
-            self.queues
-        );
-        Ok(self)
-    }
-}
-
-/// Whether `name`, which `key` has, can be an interface's.
-pub(super) fn check_name(key: &str, name: &str) -> Result<()> {
-    let odd = |letter: char| letter.is_whitespace() || matches!(letter, '/' | ':' | '%');
-    let is_dots = matches!(name, "." | "..");
-    ensure!(
-        (1..libc::IFNAMSIZ).contains(&name.len()) && !name.contains(odd) && !is_dots,
-        "{key} = {name:?} is no interface's name"
-    );
-    Ok(())
-}
-
-pub(super) fn check_mtu(mtu: Option<u16>) -> Result<()> {
-    let mtu = mtu.unwrap_or(MIN_MTU);
-    ensure!(mtu >= MIN_MTU, "mtu = {mtu} is less than {MIN_MTU}");
-    Ok(())
-}
-
-/// What a device whose settings name `tap` will not be served for, as dom0 is now.
-pub(super) fn warnings(settings: &toml::Table) -> Vec<String> {
-    let tap = settings.get(TAP).and_then(toml::Value::as_str);
-    let queues = settings.get("queues").and_then(toml::Value::as_integer);
-    let missing = tap.and_then(|tap| missing(tap, queues > Some(1)));
-    let bridge = settings.get(BRIDGE).and_then(toml::Value::as_str);
-    let bridge = bridge.filter(|bridge| !Path::new(INTERFACES).join(bridge).exists());
-    let bridge = bridge
-        .map(|bridge| format!("there is no bridge {bridge}: ip link add {bridge} type bridge"));
-    missing.into_iter().chain(bridge).collect()
 }
 
 /// Says how interface `name` is made, with several queues or one, if it is not there. The kernel would make one by that name
@@ -215,7 +113,8 @@ impl Spec {
             }) => bridge,
             None => &self.interface,
         };
-        let of_interface = fs::read_to_string(Path::new(INTERFACES).join(name).join("mtu"))?;
+        let of_interface = fs::read_to_string(Path::new(INTERFACES).join(name).join("mtu"))
+            .with_context(|| format!("asking {name} for its mtu"))?;
         ensure!(
             of_interface.trim() == mtu.to_string(),
             "mtu = {mtu}, and {name} has {}: ip link set {name} mtu {mtu}",
@@ -330,6 +229,15 @@ impl DeviceKind for NetKind {
         }
         if wanted.kept.is_none() {
             built_by.check_mtu()?;
+        }
+        if let (None, Some(made)) = (&wanted.kept, &built_by.made)
+            && made.script == Path::new(DEFAULT_SCRIPT)
+            && let Some(missing) = made.bridge.as_deref().and_then(missing_bridge)
+        {
+            bail!(missing);
+        }
+        if made::is_ending(name) {
+            return Err(Busy(format!("{name} is being taken from its bridge")).into());
         }
         let made = built_by.made.as_ref();
         let made = made.map(|made| MadeInterface::new(made, wanted.guest.domid, wanted.key));
@@ -461,64 +369,5 @@ mod tests {
         let refused = NetKind.change(Order::Resize, Some(spec(&kept)), None);
         let error = refused.err().unwrap().to_string();
         assert_eq!(error, "a device of type net has no size");
-    }
-
-    #[test]
-    fn settings_are_judged() {
-        let check = |settings: &str| NetKind.check_settings(&settings.parse().unwrap());
-        let mac = "mac = \"00:16:3e:00:00:01\"\n";
-        check(&format!("{mac}tap = \"vif3.0\"\nqueues = 8\nmtu = 9000")).unwrap();
-        check(&format!("{mac}tap = \"v\"\nvhost = false")).unwrap();
-        check(&format!("{mac}bridge = \"br0\"\nip = \"10.0.0.1\"")).unwrap();
-        check(&format!(
-            "{mac}script = \"/etc/xen/scripts/vif-openvswitch\""
-        ))
-        .unwrap();
-        check(&format!("{mac}tap = \"v\"\nsend-bytes-per-second = 1")).unwrap();
-        for (settings, wrong) in [
-            (String::new(), "needs tap = the interface in dom0"),
-            (mac.to_owned(), "needs tap"),
-            ("tap = \"vif\"".to_owned(), "mac"),
-            ("tap = \"vif\"\nmac = \"1:2\"".to_owned(), "not like 00:16"),
-            (
-                "tap = \"vif\"\nmac = \"01:16:3e:00:00:01\"".to_owned(),
-                "group",
-            ),
-            (format!("{mac}tap = \"\""), "no interface's name"),
-            (format!("{mac}tap = \"a/b\""), "no interface's name"),
-            (format!("{mac}tap = \"..\""), "no interface's name"),
-            (
-                format!("{mac}tap = \"vif0123456789012\""),
-                "no interface's name",
-            ),
-            (format!("{mac}tap = \"vif\"\nmtu = 67"), "mtu = 67"),
-            (format!("{mac}tap = \"vif\"\nmtu = 65536"), "65536"),
-            (format!("{mac}tap = \"vif\"\nqueues = 0"), "queues = 0"),
-            (format!("{mac}tap = \"vif\"\nqueues = 9"), "from 1 to 8"),
-            (
-                format!("{mac}tap = \"vif\"\nsend-bytes-per-second = 0"),
-                "zero",
-            ),
-            (
-                format!("{mac}tap = \"vif\"\nbridge = \"x\""),
-                "tap names one",
-            ),
-            (
-                format!("{mac}tap = \"vif\"\nip = \"10.0.0.1\""),
-                "ip is for",
-            ),
-            (format!("{mac}bridge = \"a/b\""), "bridge = \"a/b\""),
-            (format!("{mac}script = \"vif-bridge\""), "no absolute path"),
-            (format!("{mac}tap = \"vif\"\nqueues = \"2\""), "string"),
-            (format!("{mac}tap = 5"), "string"),
-            (
-                format!("{mac}tap = \"vif\"\nreceive-frames-per-second = -1"),
-                "-1",
-            ),
-            (format!("{mac}tap = \"vif\"\nvhost = 1"), "boolean"),
-        ] {
-            let error = format!("{:#}", check(&settings).unwrap_err());
-            assert!(error.contains(wrong), "{settings}: {error}");
-        }
     }
 }

@@ -4,10 +4,12 @@ use crate::toolstack::libxl::{EntryForm, EntryKey, entry_path};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::tap::{self, Queues};
@@ -35,6 +37,18 @@ pub(super) struct Made {
     pub(super) bridge: Option<String>,
     pub(super) ip: Option<String>,
     pub(super) several_queues: bool,
+}
+
+/// Interfaces that are being taken away: their devices may have one once more when that is over.
+static ENDING: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn ending() -> MutexGuard<'static, BTreeSet<String>> {
+    ENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the interface of this name is being taken away.
+pub(super) fn is_ending(interface: &str) -> bool {
+    ending().contains(interface)
 }
 
 /// One that was made, until it is taken away.
@@ -87,6 +101,7 @@ impl MadeInterface {
     /// Takes it from its bridge, and away.
     pub(crate) fn end(&self) {
         let (interface, queues) = (self.interface.clone(), queues(self.made.several_queues));
+        ending().insert(interface.clone());
         self.run(Event::Offline, move || {
             // Its worker may have it for a moment still.
             let limit = Instant::now() + REMOVAL_LIMIT;
@@ -97,6 +112,7 @@ impl MadeInterface {
                 }
                 thread::sleep(SCRIPT_LOOK);
             }
+            ending().remove(&interface);
         });
     }
 
@@ -117,6 +133,7 @@ impl MadeInterface {
         });
         if let Err(error) = started {
             tracing::error!("{}: its script is not run: {error}", self.interface);
+            ending().remove(&self.interface);
         }
     }
 
@@ -287,6 +304,19 @@ mod tests {
         interface.run_script(Event::Online).unwrap();
         let expected = "online vio3.12 backend/virtio/3/12 vif xenbr0 10.0.0.1\n";
         assert_eq!(fs::read_to_string(&told).unwrap(), expected);
+        // Until its script has ended, and it is gone, no device has it again.
+        interface.end();
+        assert!(is_ending("vio3.12"));
+        let limit = Instant::now() + SCRIPT_LIMIT;
+        while is_ending("vio3.12") {
+            assert!(Instant::now() < limit);
+            thread::sleep(SCRIPT_LOOK);
+        }
+        assert!(
+            fs::read_to_string(&told)
+                .unwrap()
+                .starts_with("offline vio3.12 ")
+        );
         made.ip = None;
         let interface = MadeInterface::new(&made, 3, key(EntryForm::Virtio));
         let error = interface
