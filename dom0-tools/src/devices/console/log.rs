@@ -67,7 +67,7 @@ impl LogKeeper {
         thread.spawn(move || {
             let result = log.open().map(drop);
             let failed = result.is_err();
-            // Whoever waits no longer needs it no longer.
+            // Who has waited too long hears of it by the log.
             let is_awaited = opened.send(result).is_ok();
             if !(failed && is_awaited) {
                 log.keep(&File::from(reader), &is_kept);

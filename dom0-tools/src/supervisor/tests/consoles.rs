@@ -1,11 +1,12 @@
 //! Who connects to a device is handed on to its worker.
 
 use super::*;
-use crate::ctl::control;
+use crate::ctl::control::{self, ControlError};
 use crate::devices::Order;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::thread;
 
 const CONSOLE: EntryKey = EntryKey {
@@ -40,20 +41,28 @@ fn handed(dom0: &mut Dom0, index: usize, expected: &serde_json::Value) -> UnixSt
     UnixStream::from(socket)
 }
 
-/// What came of attaching the other end of the second socket, which is asked of the service while it runs.
+/// What comes of what `asks` asks of the service while it runs.
+fn ask(
+    dom0: &mut Dom0,
+    asks: impl FnOnce(&Path) -> Result<String, ControlError> + Send + 'static,
+) -> Result<String, String> {
+    let path = dom0.directory.path().join("control.sock");
+    let asking = thread::spawn(move || asks(&path).map_err(|error| error.to_string()));
+    dom0.until("an answer", |_| asking.is_finished().then_some(()));
+    asking.join().unwrap()
+}
+
+/// What comes of attaching the other end of the socket.
 fn attach(dom0: &mut Dom0, device: Option<&'static str>) -> (Result<String, String>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let path = dom0.directory.path().join("control.sock");
-    let asking = thread::spawn(move || {
+    let attached = ask(dom0, move |path| {
         let order = Order::Attach {
             port: "0".to_owned(),
             from: Some(5),
         };
-        let attached = control::attach(&path, "ivi", device, order, theirs.as_fd());
-        attached.map_err(|error| error.to_string())
+        control::attach(path, "ivi", device, order, theirs.as_fd())
     });
-    dom0.until("an answer", |_| asking.is_finished().then_some(()));
-    (asking.join().unwrap(), ours)
+    (attached, ours)
 }
 
 #[test]
@@ -71,6 +80,14 @@ fn who_asks_to_be_attached_is_handed_to_the_consoles_worker() {
         ours.read_to_string(&mut read).unwrap();
         assert_eq!(read, "hello", "nobody else has it");
     }
+    let refused = ask(&mut dom0, |path| {
+        let order = Order::Attach {
+            port: "0".to_owned(),
+            from: None,
+        };
+        control::change(path, "ivi".to_owned(), "virtio_file/0".to_owned(), order)
+    });
+    assert!(refused.unwrap_err().contains("no connection came"));
     let (refused, mut ours) = attach(&mut dom0, Some("virtio_file/1"));
     assert!(
         refused
@@ -119,7 +136,13 @@ fn who_connects_to_a_consoles_socket_is_handed_to_its_worker() {
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     };
     connect(&mut dom0, 0);
-    connect(&mut dom0, 0);
+    // However many come at once.
+    let clients: Vec<_> = (0..40)
+        .map(|_| UnixStream::connect(&path).unwrap())
+        .collect();
+    for _ in &clients {
+        handed(&mut dom0, 0, &change);
+    }
     // The socket stays while workers come and go; nobody is kept waiting who cannot be served.
     dom0.kill(0);
     dom0.begins(1, 3, &[(CONSOLE, true)]);
