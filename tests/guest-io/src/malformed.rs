@@ -1,12 +1,13 @@
 //! What a hostile or broken driver does to rings, descriptors, grants and features: each ends as this list
 //! says, and the device works after a reset.
 
-use crate::{BlkRequest, Driver, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE};
+use crate::{BlkRequest, Buffer, Driver, NEXT, NO_STATUS, Negotiated, RawQueue, WRITE};
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
-use xen_virtio_guest_mapping::GRANT_BIT;
+use xen_virtio_guest_mapping::{GRANT_BIT, Gref, PAGE_SIZE};
 use xen_virtio_transport::Register;
 
 const SIZE: u16 = 64;
@@ -229,10 +230,12 @@ const RINGS: &[(&str, End, Mischief)] = &[
     (
         "the data runs beyond its grants",
         End::ErrorStatus,
-        |_, queue, request| {
-            // The next reference is the status's, and the one after it nobody's.
-            queue.set_descriptor(1, request.data.address(), 16 << 10, NEXT | WRITE, 2);
+        |driver, queue, _| {
+            let last = last_of_grants(driver);
+            queue.set_descriptor(1, last.address(), 8 << 10, NEXT | WRITE, 2);
             queue.offer(0);
+            // The device may use it until the next start.
+            std::mem::forget(last);
         },
     ),
     (
@@ -267,6 +270,26 @@ fn ended(driver: &Driver) -> u64 {
     let address = buffer.address();
     buffer.revoke();
     address
+}
+
+/// A page that is granted, and the next reference after whose is not. Which references a guest has beside each other depends on all
+/// that it has granted before.
+fn last_of_grants(driver: &Driver) -> Buffer {
+    let mut pages: BTreeMap<Gref, Buffer> = BTreeMap::new();
+    loop {
+        let page = driver.buffer(PAGE_SIZE, true);
+        pages.insert(page.grant(), page);
+        let mut grants = pages.keys().map(|grant| grant.0);
+        let beside = grants.find(|grant| pages.contains_key(&Gref(grant + 1)));
+        let Some(last) = beside.map(Gref) else {
+            continue;
+        };
+        let next = pages.remove(&Gref(last.0 + 1)).expect("it is there");
+        let last = pages.remove(&last).expect("it is there");
+        drop(pages);
+        next.revoke();
+        return last;
+    }
 }
 
 /// A good request, alone.
