@@ -4,6 +4,8 @@ export PATH=/payload/bin:$PATH
 CONSOLES=/var/log/xen/console
 DAEMON_LOG=/tmp/xen-virtiod.log
 BACK_END_LOGS=/var/log/back-ends
+# Why a case has failed.
+WHY=/run/why
 
 # timeout SECONDS COMMAND...: as the program of this name, which wants timers that the board's kernel has not.
 timeout() {
@@ -22,7 +24,7 @@ say() { echo "==> $*"; }
 note() { echo "  $*"; }
 # fail WHY: ends the case, also where only a command substitution or a process beside the case would end.
 fail() {
-    echo "FAIL: $*" >&2
+    echo "FAIL: $*" | tee -a $WHY >&2
     [ "${CASE:-$BASHPID}" = "$BASHPID" ] || kill "$CASE"
     exit 1
 }
@@ -262,11 +264,12 @@ nothing_left() {
 }
 
 run_case() {
+    rm -f $WHY
     (
         CASE=$BASHPID
         trap 'exit 1' TERM
         set -eE
-        trap 'echo "FAIL: ${BASH_COMMAND} (line ${LINENO})"' ERR
+        trap 'echo "FAIL: ${BASH_COMMAND} (line ${LINENO})" | tee -a $WHY' ERR
         . "./cases/$1.sh"
     )
     local status=$?
@@ -284,6 +287,8 @@ run_case() {
         xl list
         for log in $BACK_END_LOGS/*.log "$CONSOLES"/*.log; do echo "--- $log:" && tail -n 30 "$log"; done
         dmesg | tail -n 15
+        # Once more at the end, which is what is shown where there is no room for all.
+        cat $WHY
     fi
     return $status
 }
