@@ -3,7 +3,6 @@
 mod client;
 mod control;
 mod counters;
-mod events;
 mod history;
 mod message;
 mod port;
@@ -16,14 +15,13 @@ use crate::device::{
     Activity, Device, DeviceError, DeviceType, Identity, Interest, RequestCounters, Step,
     read_space,
 };
-use crate::engine::{Scratch, TransferError};
+use crate::engine::{Readiness, Ready, Scratch, TransferError};
 use crate::persist::{StateArea, StateCell};
 use crate::shortage::Shortage;
-use crate::tuning::STEPS_PER_CONSOLE_LOOK;
+use crate::tuning::STEPS_PER_CLIENT_LOOK;
 use crate::virtqueue::{QueueError, QueueIndex, QueueSet, QueueStart, Request, Unfinished};
 use client::Client;
 use counters::Counters;
-use events::{ClientEvent, EVENTS, Events};
 use history::History;
 use port::Port;
 use state::{Flags, PortState};
@@ -58,7 +56,7 @@ pub struct Console {
     state: Vec<PortState>,
     kept: StateCell,
     attaching: Attaching,
-    events: Events,
+    readiness: Readiness,
     next_client: u32,
     scratch: Scratch,
     /// Requests of the control queues that wait for dom0's memory.
@@ -189,7 +187,7 @@ impl Console {
             state,
             kept,
             attaching: Attaching::default(),
-            events: Events::new()?,
+            readiness: Readiness::new()?,
             next_client: 0,
             scratch: Scratch::new()?,
             heard: None,
@@ -228,11 +226,15 @@ impl Console {
         };
         let client = Client::new(line, &to.history, to.is_channel());
         let has_room = !is_visitor || to.has_room();
-        if !has_room || self.events.add(port, self.next_client, &client).is_err() {
+        let key = key(port, self.next_client);
+        let mut fds = client.fds();
+        if !has_room || fds.any(|fd| self.readiness.add(fd, key).is_err()) {
+            drop(fds);
             self.counters.turned_away += 1;
             client.turn_away();
             return;
         }
+        drop(fds);
         let was_attended = to.is_attended();
         to.add(self.next_client, client);
         self.next_client = self.next_client.wrapping_add(1);
@@ -242,21 +244,16 @@ impl Console {
     /// Takes up what has happened to clients.
     fn look(&mut self) {
         loop {
-            let events = self.events.take();
-            let is_last = events.len() < EVENTS;
-            for ClientEvent {
-                port,
-                id,
-                has_ended,
-            } in events
-            {
+            let (ready, has_more) = self.readiness.take();
+            for Ready { key, has_ended } in ready {
+                let (port, id) = client_of(key);
                 let was_attended = self.ports[port].is_attended();
                 if self.ports[port].ready(id, has_ended).is_err() {
                     self.detach(port, &[id]);
                 }
                 self.attended(port, was_attended);
             }
-            if is_last {
+            if !has_more {
                 return;
             }
         }
@@ -266,7 +263,7 @@ impl Console {
         let was_attended = self.ports[port].is_attended();
         for id in gone {
             if let Some(client) = self.ports[port].remove(*id) {
-                self.events.remove(&client);
+                client.fds().for_each(|fd| self.readiness.remove(fd));
             }
         }
         self.attended(port, was_attended);
@@ -338,6 +335,18 @@ impl Console {
     }
 }
 
+/// What the client `id` of a port is known by.
+fn key(port: usize, id: u32) -> u64 {
+    (port as u64) << 32 | u64::from(id)
+}
+
+/// The port, and the client of it, that [`key`] has made this of.
+fn client_of(key: u64) -> (usize, u32) {
+    let port = usize::try_from(key >> 32).expect("a port's number");
+    let id = u32::try_from(key & u64::from(u32::MAX)).expect("32 bits");
+    (port, id)
+}
+
 impl Device for Console {
     fn identity(&self) -> &Identity {
         &self.identity
@@ -387,7 +396,7 @@ impl Device for Console {
     }
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
-        if self.unlooked.is_multiple_of(STEPS_PER_CONSOLE_LOOK) {
+        if self.unlooked.is_multiple_of(STEPS_PER_CLIENT_LOOK) {
             self.look();
         }
         self.unlooked = self.unlooked.wrapping_add(1);
@@ -446,7 +455,7 @@ impl Device for Console {
     }
 
     fn sources(&self, add: &mut dyn FnMut(BorrowedFd<'_>, Interest)) {
-        add(self.events.fd(), Interest::Readable);
+        add(self.readiness.fd(), Interest::Readable);
     }
 
     fn close_queue(&mut self, index: QueueIndex) {

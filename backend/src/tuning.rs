@@ -72,8 +72,8 @@ tuning! {
     CONSOLE_REQUESTS: usize = 64;
     /// Bytes of output that wait for more, while the guest writes, before whoever reads it has them.
     CONSOLE_WRITE: usize = 4 << 10;
-    /// Steps of a busy console between two looks at who has written to it, each a system call.
-    STEPS_PER_CONSOLE_LOOK: u32 = 16;
+    /// Steps of a busy console or socket device between two looks at who has written to it, each a system call.
+    STEPS_PER_CLIENT_LOOK: u32 = 16;
 
     /// Steps without a look at what else is readable.
     BUSY_STEPS: u32 = 256;

@@ -148,16 +148,13 @@ impl Client {
         }
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.line.fd()
-    }
-
-    /// What tells of it, beside its descriptor.
-    pub(super) fn other_fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.line {
+    /// What tells of it.
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let opened = match &self.line {
             Line::Pty { opened, .. } => Some(opened.as_fd()),
             _ => None,
-        }
+        };
+        std::iter::once(self.line.fd()).chain(opened)
     }
 
     pub(super) fn is_log(&self) -> bool {

@@ -1,10 +1,10 @@
 //! Where frames come from and go to.
 
+use crate::engine::volatile_io;
 use crate::tap::{self, Queues};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
-use xen_virtio_guest_mapping::syscalls;
+use vm_memory::VolatileSlice;
 
 /// One queue of an interface: frames, each with a header before it (virtio 1.3, 5.1.6). No call waits.
 pub trait Interface {
@@ -55,15 +55,12 @@ impl Tap {
 
 impl Interface for Tap {
     fn read(&mut self, to: &mut VolatileSlice<'_>) -> io::Result<usize> {
-        syscalls::count();
-        self.queue.read_volatile(to).map_err(of_system)
+        volatile_io::read(&mut self.queue, to)
     }
 
     fn write(&mut self, frame: &VolatileSlice<'_>) -> io::Result<()> {
-        syscalls::count();
         // A frame goes whole or not at all.
-        self.queue.write_volatile(frame).map_err(of_system)?;
-        Ok(())
+        volatile_io::write(&mut self.queue, frame).map(drop)
     }
 
     fn readable(&self) -> BorrowedFd<'_> {
@@ -83,13 +80,5 @@ impl Interface for Tap {
                 result => result,
             },
         }
-    }
-}
-
-/// The system's error in one of `vm-memory`.
-fn of_system(error: VolatileMemoryError) -> io::Error {
-    match error {
-        VolatileMemoryError::IOError(error) => error,
-        other => io::Error::other(other),
     }
 }
