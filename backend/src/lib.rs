@@ -24,6 +24,7 @@ pub mod tuning;
 pub mod vhost_kernel;
 pub mod vhost_user;
 mod virtqueue;
+pub mod vsock;
 
 pub use device::{
     Activity, Device, DeviceError, DeviceFailure, DeviceType, Identity, Interest, RequestCounters,

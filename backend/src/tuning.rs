@@ -75,6 +75,13 @@ tuning! {
     /// Steps of a busy console or socket device between two looks at who has written to it, each a system call.
     STEPS_PER_CLIENT_LOOK: u32 = 16;
 
+    /// Bytes that a guest may have sent by a connection of a socket device and that nobody has taken yet.
+    VSOCK_BUFFER: u32 = 128 << 10;
+    /// Packets of a socket device that are copied at once.
+    PACKETS: usize = 32;
+    /// Bytes of memory for the packets of one direction.
+    PACKET_DATA: usize = 256 << 10;
+
     /// Steps without a look at what else is readable.
     BUSY_STEPS: u32 = 256;
     /// The longest time without one, but for that of a few steps. So many steps take less, as a rule.

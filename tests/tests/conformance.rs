@@ -14,6 +14,7 @@ use xen_virtio_backend::console::{Console, Line};
 use xen_virtio_backend::net::Net;
 use xen_virtio_backend::rng::Rng;
 use xen_virtio_backend::tap::HEADER;
+use xen_virtio_backend::vsock::{Dial, Vsock};
 use xen_virtio_backend::{Device, Limits, OneByOne, StateCell, Unfinished};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
 use xen_virtio_sim::SimGuest;
@@ -96,6 +97,20 @@ impl Piece for Typed {
     }
 }
 
+/// A packet of nobody's, which is dropped.
+struct Sent(Buffer);
+
+impl Piece for Sent {
+    fn describe(&self, queue: &RawQueue, head: u16) {
+        queue.set_descriptor(head, self.0.address(), 44, NEXT, head + 1);
+        queue.set_descriptor(head + 1, self.0.address() + 44, 20, 0, 0);
+    }
+
+    fn check(&self, written: u32) {
+        assert_eq!(written, 0);
+    }
+}
+
 /// A console that somebody types to, without end.
 fn console(records: &DeviceRecords<'_>) -> Box<dyn Device> {
     let (mut typist, line) = UnixStream::pair().unwrap();
@@ -132,6 +147,8 @@ struct Subject {
     make: Arc<MakeDevice>,
     /// What becomes of requests that were taken when their process died.
     unfinished: Unfinished,
+    /// The queue that requests are made by.
+    queue: u32,
     request: fn(&Driver) -> Box<dyn Piece>,
 }
 
@@ -147,12 +164,14 @@ fn subjects() -> Vec<Subject> {
             name: "blk",
             make: Arc::new(blk),
             unfinished: Unfinished::Repeat,
+            queue: 0,
             request: |driver| Box::new(BlkRequest::new(driver, VIRTIO_BLK_T_IN, 3, 512, true)),
         },
         Subject {
             name: "console",
             make: Arc::new(console),
             unfinished: Unfinished::Repeat,
+            queue: 0,
             request: |driver| Box::new(Typed(driver.buffer(64, true))),
         },
         Subject {
@@ -163,13 +182,25 @@ fn subjects() -> Vec<Subject> {
                 network(vec![Box::new(flood)], [Limits::default(); 2], kept, true).unwrap()
             }),
             unfinished: Unfinished::Repeat,
+            queue: 0,
             request: |driver| Box::new(Received(driver.buffer(2048, true))),
         },
         Subject {
             name: "rng",
             make: Arc::new(|_| Box::new(OneByOne::new(Rng::new(1 << 30).unwrap()))),
             unfinished: Unfinished::Repeat,
+            queue: 0,
             request: |driver| Box::new(Entropy(driver.buffer(64, true))),
+        },
+        Subject {
+            name: "vsock",
+            make: Arc::new(|_| {
+                let dial = Dial::new(|_, _| false);
+                Box::new(Vsock::new(42, false, dial).unwrap())
+            }),
+            unfinished: Unfinished::Repeat,
+            queue: 1,
+            request: |driver| Box::new(Sent(driver.buffer(64, false))),
         },
         echo(
             "echo",
@@ -188,6 +219,7 @@ fn echo(name: &'static str, make: Arc<MakeDevice>) -> Subject {
         name,
         make,
         unfinished: Unfinished::GiveBack,
+        queue: 0,
         request: |driver| {
             let sent = driver.buffer(32, false);
             sent.write(0, &[7; 32]);
@@ -226,7 +258,7 @@ fn carry_out(
             piece.describe(queue, *head);
         }
         queue.offer_together(&heads);
-        driver.notify(0);
+        driver.notify(subject.queue);
         let back = wait_for_all(guest, queue, TOGETHER * round, &heads);
         for (piece, head) in pieces.iter().zip(&heads) {
             done(&**piece, back[head]);
@@ -240,7 +272,7 @@ fn as_it_should(piece: &dyn Piece, written: u32) {
 }
 
 fn works(guest: &SimGuest, driver: &Driver, subject: &Subject) {
-    let mut queue = driver.start(SIZE);
+    let mut queue = driver.start_with(subject.queue, SIZE);
     carry_out(guest, driver, &mut queue, subject, 4, as_it_should);
     driver.write(Register::Status, 0);
 }
@@ -253,7 +285,7 @@ fn requests_come_back_once_each_as_they_are_to_end() {
         let features = driver.offered_features() & !(1 << VIRTIO_RING_F_EVENT_IDX);
         assert_eq!(driver.negotiate(features), Negotiated::Accepted);
         let mut queue = RawQueue::new(driver, SIZE);
-        driver.start_queue(0, SIZE.into(), queue.addresses());
+        driver.start_queue(subject.queue, SIZE.into(), queue.addresses());
         driver.driver_ok();
         carry_out(guest, driver, &mut queue, subject, 4, as_it_should);
     });
@@ -262,11 +294,11 @@ fn requests_come_back_once_each_as_they_are_to_end() {
 #[test]
 fn a_queue_may_have_any_power_of_two_up_to_the_devices_size() {
     for_each(|guest, driver, subject| {
-        driver.write(Register::QueueSel, 0);
+        driver.write(Register::QueueSel, subject.queue);
         let most = driver.read(Register::QueueSizeMax);
         assert!(most.is_power_of_two());
         for size in [16, most.min(256), most] {
-            let mut queue = driver.start(u16::try_from(size).unwrap());
+            let mut queue = driver.start_with(subject.queue, u16::try_from(size).unwrap());
             carry_out(guest, driver, &mut queue, subject, 2, as_it_should);
         }
         for size in [0, 3, 2 * most, u32::MAX] {
@@ -275,7 +307,7 @@ fn a_queue_may_have_any_power_of_two_up_to_the_devices_size() {
                 Negotiated::Accepted
             );
             let queue = RawQueue::new(driver, SIZE);
-            driver.start_queue(0, size, queue.addresses());
+            driver.start_queue(subject.queue, size, queue.addresses());
             driver.driver_ok();
             assert!(driver.needs_reset(), "{size}");
         }
@@ -296,18 +328,18 @@ fn a_driver_that_accepts_too_little_does_not_get_on() {
 fn a_reset_or_a_stopped_queue_ends_what_is_under_way_and_the_next_driver_begins_anew() {
     for_each(|guest, driver, subject| {
         for round in 0..40 {
-            let mut queue = driver.start(SIZE);
+            let mut queue = driver.start_with(subject.queue, SIZE);
             let pieces = [(); 3].map(|()| (subject.request)(driver));
             for (piece, head) in pieces.iter().zip([0, 3, 6]) {
                 piece.describe(&queue, head);
             }
             queue.offer_together(&[0, 3, 6]);
-            driver.notify(0);
+            driver.notify(subject.queue);
             for _ in 0..round % 8 {
                 driver.read(Register::Status);
             }
             if round % 2 == 0 {
-                driver.write(Register::QueueSel, 0);
+                driver.write(Register::QueueSel, subject.queue);
                 driver.write(Register::QueueReady, 0);
                 let before = queue.used_index();
                 driver.settle();
@@ -347,11 +379,11 @@ fn what_the_rings_must_not_say_stops_the_device_until_it_is_reset() {
         drive_over_deaths(&[], 0, &make, move |guest| {
             let driver = driver(guest, 0);
             for (name, mischief) in mischiefs {
-                let mut queue = driver.start(SIZE);
+                let mut queue = driver.start_with(subject.queue, SIZE);
                 let piece = (subject.request)(&driver);
                 piece.describe(&queue, 0);
                 mischief(&mut queue);
-                driver.notify(0);
+                driver.notify(subject.queue);
                 assert!(
                     driver.wait(|| driver.needs_reset()),
                     "{}: {name}",
@@ -402,8 +434,13 @@ fn a_death_at_any_step_costs_no_request_and_repeats_none_that_must_not_be() {
         for _ in 0..150 {
             let step = 1 + random.below(700) as u64;
             let make = Arc::clone(&subject.make);
-            let (request, unfinished) = (subject.request, subject.unfinished);
-            let name = subject.name;
+            let Subject {
+                name,
+                unfinished,
+                queue,
+                request,
+                ..
+            } = subject;
             let empty = Arc::new(AtomicU32::new(0));
             let counted = Arc::clone(&empty);
             died += drive_over_deaths(&[step], 0, &make, move |guest| {
@@ -412,9 +449,10 @@ fn a_death_at_any_step_costs_no_request_and_repeats_none_that_must_not_be() {
                     name,
                     make: Arc::new(|_| unreachable!("a driver makes no device")),
                     unfinished,
+                    queue,
                     request,
                 };
-                let mut queue = driver.start(SIZE);
+                let mut queue = driver.start_with(subject.queue, SIZE);
                 carry_out(guest, &driver, &mut queue, &subject, 6, |piece, written| {
                     if written == 0 && unfinished == Unfinished::GiveBack {
                         counted.fetch_add(1, Ordering::SeqCst);

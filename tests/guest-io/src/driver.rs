@@ -109,12 +109,17 @@ impl Driver {
 
     /// A device with all its features and queue 0 of `size` entries, running.
     pub fn start(&self, size: u16) -> RawQueue {
+        self.start_with(0, size)
+    }
+
+    /// As [`Driver::start`], with the queue of this number and no other.
+    pub fn start_with(&self, index: u32, size: u16) -> RawQueue {
         assert_eq!(
             self.negotiate(self.offered_features()),
             Negotiated::Accepted
         );
         let queue = RawQueue::new(self, size);
-        self.start_queue(0, size.into(), queue.addresses());
+        self.start_queue(index, size.into(), queue.addresses());
         self.driver_ok();
         queue
     }

@@ -1,0 +1,383 @@
+//! The connections of a device: those who connect, those who are connected, and what the guest is told of them.
+
+use super::Dial;
+use super::connection::{Connection, Fate};
+use super::counters::Counters;
+use super::greeting::{self, Greeted, Greeting};
+use super::packet::{Credit, Operation, Packet, Ports, Unfit};
+use super::stream::{Stream, Taken};
+use crate::engine::{Readiness, Ready};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use vm_memory::{Bytes, VolatileSlice};
+
+/// Connections at once, also those that the guest has ended and whose data is on its way. Each may hold
+/// [`VSOCK_BUFFER`](crate::tuning::VSOCK_BUFFER) bytes of dom0's memory.
+const MAX_CONNECTIONS: usize = 256;
+/// Programs of the host's that have connected and not said to which port.
+const MAX_VISITORS: usize = 32;
+/// Answers to packets of no connection, which may wait for buffers of the guest's: as long as there are so many, it is heard
+/// no more (virtio 1.3, 5.10.6.2).
+const MAX_ANSWERS: usize = 64;
+
+/// The first port of the host's that a connection has that begins there.
+const FIRST_PORT: u32 = 1 << 30;
+
+pub(super) struct Connections {
+    cid: u64,
+    visitors: BTreeMap<u64, (Stream, Greeting)>,
+    connections: BTreeMap<u64, Connection>,
+    by_ports: BTreeMap<Ports, u64>,
+    /// Of connections that the guest has ended: what it had sent goes to the program still.
+    draining: BTreeMap<u64, Stream>,
+    /// What connects, visits or drains next is known by this.
+    next: u64,
+    next_port: u32,
+    /// Those that may have something for the guest, in the order in which they get to it.
+    ready: VecDeque<u64>,
+    /// The guest is to be told that there are no such connections.
+    resets: VecDeque<Ports>,
+    readiness: Readiness,
+    dial: Dial,
+    /// Dials that were not answered.
+    dialling: usize,
+    pub(super) counters: Counters,
+}
+
+/// A packet for the guest that was written to where it is copied from.
+pub(super) struct Filled {
+    pub(super) len: usize,
+    /// The connection that it is of.
+    pub(super) of: Option<u64>,
+}
+
+impl Connections {
+    /// # Errors
+    ///
+    /// The system's.
+    pub(super) fn new(cid: u64, dial: Dial) -> io::Result<Self> {
+        Ok(Self {
+            cid,
+            visitors: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            by_ports: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            next: 0,
+            next_port: FIRST_PORT,
+            ready: VecDeque::new(),
+            resets: VecDeque::new(),
+            readiness: Readiness::new()?,
+            dial,
+            dialling: 0,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Readable when [`Connections::look`] has something to take up.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.readiness.fd()
+    }
+
+    /// Whether there may be something for the guest.
+    pub(super) fn has_more(&self) -> bool {
+        !self.resets.is_empty() || !self.ready.is_empty()
+    }
+
+    /// How many packets may be taken of the guest now.
+    pub(super) fn room_for_answers(&self) -> usize {
+        MAX_ANSWERS.saturating_sub(self.resets.len())
+    }
+
+    fn has_room(&self) -> bool {
+        self.connections.len() + self.draining.len() < MAX_CONNECTIONS
+    }
+
+    /// Whether dom0 has no memory for what waits for a program.
+    pub(super) fn lacks(&self) -> bool {
+        self.connections.values().any(Connection::lacks)
+            || self.draining.values().any(Stream::lacks)
+    }
+
+    /// Writes once more what dom0 had no memory for.
+    pub(super) fn retry(&mut self) {
+        let of_guest = self.connections.iter().filter(|(_, one)| one.lacks());
+        let of_nobody = self.draining.iter().filter(|(_, one)| one.lacks());
+        let lacking: Vec<_> = of_guest
+            .map(|(id, _)| id)
+            .chain(of_nobody.map(|(id, _)| id))
+            .copied()
+            .collect();
+        for key in lacking {
+            self.take_up(Ready {
+                key,
+                has_ended: false,
+            });
+        }
+    }
+
+    /// Forgets them all: the guest is told of none.
+    pub(super) fn end_all(&mut self) {
+        let visitors = std::mem::take(&mut self.visitors)
+            .into_values()
+            .map(|(stream, _)| stream);
+        let connections = std::mem::take(&mut self.connections).into_values();
+        for stream in visitors.chain(connections.filter_map(Connection::into_stream)) {
+            self.readiness.remove(stream.fd());
+        }
+        self.by_ports.clear();
+        self.ready.clear();
+        self.resets.clear();
+    }
+
+    /// A program of the host's has connected.
+    pub(super) fn visit(&mut self, fd: OwnedFd) {
+        let stream = Stream::new(fd);
+        let has_room = self.visitors.len() < MAX_VISITORS && self.has_room();
+        if !has_room || self.readiness.add(stream.fd(), self.next).is_err() {
+            self.counters.refused += 1;
+            return;
+        }
+        self.visitors
+            .insert(self.next, (stream, Greeting::default()));
+        self.next += 1;
+    }
+
+    /// The dial of connection `id` has brought this.
+    pub(super) fn dialled(&mut self, id: u64, brought: Option<OwnedFd>) {
+        self.dialling = self.dialling.saturating_sub(1);
+        let Some(connection) = self
+            .connections
+            .get_mut(&id)
+            .filter(|one| one.is_dialling())
+        else {
+            return;
+        };
+        let stream = brought.map(Stream::new);
+        match stream.filter(|stream| self.readiness.add(stream.fd(), id).is_ok()) {
+            Some(stream) => {
+                connection.accepted(stream);
+                self.counters.connections += 1;
+                self.queue(id);
+            }
+            None => {
+                self.counters.refused += 1;
+                self.reset(id);
+            }
+        }
+    }
+
+    /// Takes up what has happened to programs' ends.
+    pub(super) fn look(&mut self) {
+        loop {
+            let (ready, has_more) = self.readiness.take();
+            for ready in ready {
+                self.take_up(ready);
+            }
+            if !has_more {
+                return;
+            }
+        }
+    }
+
+    fn take_up(&mut self, Ready { key, has_ended }: Ready) {
+        if let Some(connection) = self.connections.get_mut(&key) {
+            let fate = connection.ready(has_ended);
+            self.meet(key, fate);
+        } else if let Some(stream) = self.draining.get_mut(&key) {
+            stream.ready();
+            if stream.flush().is_err() || stream.is_flushed() {
+                self.draining.remove(&key);
+            }
+        } else if self.visitors.contains_key(&key) {
+            self.greet(key);
+        }
+    }
+
+    /// Hears a visitor.
+    fn greet(&mut self, id: u64) {
+        let Some((stream, greeting)) = self.visitors.get_mut(&id) else {
+            return;
+        };
+        stream.ready();
+        let mut byte = 0;
+        let greeted = loop {
+            match stream.read_byte(&mut byte) {
+                Taken::Nothing => return,
+                Taken::End => break Greeted::Wrong,
+                Taken::Bytes(_) => match greeting.add(byte) {
+                    Greeted::NotYet => {}
+                    greeted => break greeted,
+                },
+            }
+        };
+        let Some((stream, _)) = self.visitors.remove(&id) else {
+            return;
+        };
+        let Greeted::Port(port) = greeted else {
+            self.counters.refused += 1;
+            return;
+        };
+        let ports = Ports {
+            host: self.free_port(port),
+            guest: port,
+        };
+        self.by_ports.insert(ports, id);
+        self.connections
+            .insert(id, Connection::calling(ports, stream));
+        self.queue(id);
+    }
+
+    /// A port of the host's by which there is no connection to the guest's port `guest`.
+    fn free_port(&mut self, guest: u32) -> u32 {
+        loop {
+            let host = self.next_port;
+            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
+            if !self.by_ports.contains_key(&Ports { host, guest }) {
+                return host;
+            }
+        }
+    }
+
+    /// The guest has sent what is no packet of a stream.
+    pub(super) fn heard_unfit(&mut self, unfit: Unfit) {
+        self.counters.malformed += 1;
+        if let Unfit::Foreign(ports) = unfit {
+            self.resets.push_back(ports);
+        }
+    }
+
+    /// The guest has sent `packet`, with `data`.
+    pub(super) fn heard(&mut self, packet: Packet, data: &VolatileSlice<'_>) {
+        let ports = packet.ports;
+        match (self.by_ports.get(&ports).copied(), packet.operation) {
+            (Some(id), _) => {
+                let Some(connection) = self.connections.get_mut(&id) else {
+                    return;
+                };
+                let counters = &mut self.counters;
+                let fate = connection.heard(packet, data, |stream| {
+                    counters.connections += 1;
+                    stream.say(&greeting::accepted(ports.host))
+                });
+                if packet.operation == Operation::Data && fate == Fate::GoesOn {
+                    counters.sent_bytes += u64::from(packet.len);
+                }
+                self.meet(id, fate);
+            }
+            (None, Operation::Request) => self.wanted(ports, packet.credit),
+            // Nobody answers a reset by another.
+            (None, Operation::Reset) => {}
+            (None, _) => self.resets.push_back(ports),
+        }
+    }
+
+    /// The guest wants a connection to a program of the host's.
+    fn wanted(&mut self, ports: Ports, credit: Credit) {
+        let id = self.next;
+        let has_room = self.has_room() && self.dialling < Dial::MOST;
+        if !has_room || !self.dial.ask(id, ports.host) {
+            self.counters.refused += 1;
+            self.resets.push_back(ports);
+            return;
+        }
+        self.dialling += 1;
+        self.next += 1;
+        self.by_ports.insert(ports, id);
+        self.connections
+            .insert(id, Connection::wanted(ports, credit));
+    }
+
+    /// Does with connection `id` what is to become of it.
+    fn meet(&mut self, id: u64, fate: Fate) {
+        match fate {
+            Fate::GoesOn => self.queue(id),
+            Fate::Broken => {
+                self.counters.resets += 1;
+                self.reset(id);
+            }
+            Fate::Finished => self.reset(id),
+            Fate::Ended => {
+                let Some(connection) = self.remove(id) else {
+                    return;
+                };
+                let drains = connection.has_to_drain();
+                let Some(stream) = connection.into_stream() else {
+                    return;
+                };
+                match drains {
+                    true => drop(self.draining.insert(id, stream)),
+                    false => self.readiness.remove(stream.fd()),
+                }
+            }
+        }
+    }
+
+    /// Ends connection `id`, and tells the guest.
+    fn reset(&mut self, id: u64) {
+        if let Some(connection) = self.remove(id) {
+            self.resets.push_back(connection.ports);
+            if let Some(stream) = connection.into_stream() {
+                self.readiness.remove(stream.fd());
+            }
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Connection> {
+        let connection = self.connections.remove(&id)?;
+        self.by_ports.remove(&connection.ports);
+        Some(connection)
+    }
+
+    /// Has connection `id` get to the guest, if it has something for it.
+    fn queue(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && connection.has_more()
+            && !std::mem::replace(&mut connection.is_queued, true)
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Something that was filled in for connection `id` cannot be given to the guest: what follows would not follow on it.
+    pub(super) fn lost(&mut self, id: u64) {
+        self.meet(id, Fate::Broken);
+    }
+
+    /// Writes the guest's next packet to `room`, which has more than a header.
+    pub(super) fn fill(&mut self, room: &VolatileSlice<'_>) -> Option<Filled> {
+        let (packet, of) = self.next_packet(room)?;
+        let header = packet.to_guest(self.cid);
+        room.write_slice(&header, 0).expect("room for a header");
+        let len = packet.len as usize;
+        self.counters.received_bytes += len as u64;
+        Some(Filled {
+            len: Packet::HEADER + len,
+            of,
+        })
+    }
+
+    fn next_packet(&mut self, room: &VolatileSlice<'_>) -> Option<(Packet, Option<u64>)> {
+        if let Some(ports) = self.resets.pop_front() {
+            let reset = Packet {
+                ports,
+                operation: Operation::Reset,
+                credit: Credit::default(),
+                len: 0,
+            };
+            return Some((reset, None));
+        }
+        while let Some(id) = self.ready.pop_front() {
+            let Some(connection) = self.connections.get_mut(&id) else {
+                continue;
+            };
+            connection.is_queued = false;
+            let mut room = room.offset(Packet::HEADER).expect("room for a header");
+            if let Some(packet) = connection.next(&mut room) {
+                self.queue(id);
+                return Some((packet, Some(id)));
+            }
+        }
+        None
+    }
+}
