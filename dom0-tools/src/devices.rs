@@ -9,9 +9,11 @@ pub(crate) mod net;
 pub(crate) mod rate;
 mod rng;
 mod vhost_user;
+pub(crate) mod vsock;
 
 use crate::config::Config;
 use crate::guest_state::{Backing, DeviceRecords};
+use crate::ipc::WorkerEnd;
 use crate::program::Program;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::{EntryKey, EntryKind};
@@ -25,6 +27,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 pub(crate) use vhost_user::MAX_SHARED;
 use vhost_user::image;
@@ -38,6 +41,7 @@ const KINDS: &[&dyn DeviceKind] = &[
     &console::ConsoleKind,
     &net::NetKind,
     &rng::RngKind,
+    &vsock::VsockKind,
 ];
 
 /// Those that dom0's kernel serves.
@@ -66,6 +70,8 @@ impl Service {
         let is_foreign = format.is_some_and(|format| format.as_str() != Some(image::RAW));
         if settings.contains_key(SOCKET) || is_foreign {
             Self::BackEnd
+        } else if settings.contains_key(vsock::LISTEN) {
+            Self::Own
         } else if settings.contains_key(kernel_vhost::CID) || is_set(kernel_vhost::VHOST) {
             Self::Kernel
         } else {
@@ -78,6 +84,8 @@ impl Service {
         let has = |key: &str| kept.is_some_and(|kept| kept.get(key).is_some());
         if has(SOCKET) {
             Self::BackEnd
+        } else if has(vsock::LISTEN) {
+            Self::Own
         } else if has(kernel_vhost::CID) || has(net::TAP) {
             Self::Kernel
         } else {
@@ -344,6 +352,8 @@ pub(crate) struct Opened {
     pub(crate) back_end: Option<BackEnd>,
     /// Where the supervisor listens for it.
     pub(crate) listens: Vec<Listen>,
+    /// Where the supervisor connects for it: to this path, a low line, and a port.
+    pub(crate) dials: Option<PathBuf>,
 }
 
 /// A socket of dom0's whose connections a device has.
@@ -439,6 +449,8 @@ pub(crate) struct Resources<'a> {
     pub(crate) begun: bool,
     /// Devices that were detached are not done yet.
     pub(crate) has_leaving: bool,
+    /// By which the supervisor is asked for something, if there is one.
+    pub(crate) channel: Option<&'a Rc<WorkerEnd>>,
 }
 
 /// A device, and what changes it from outside.

@@ -14,6 +14,7 @@ use rustix::net::{
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -109,6 +110,14 @@ pub enum FromWorker {
         /// The name of the connection to that back-end.
         connection: u64,
     },
+    /// The guest wants a connection to the program of dom0's that has a port, which [`ToWorker::Change`] answers. It is nobody's
+    /// answer, and there are no more than [`Dial::MOST`](xen_virtio_backend::vsock::Dial::MOST) for a device that were not answered.
+    Dials {
+        key: EntryKey,
+        /// What the answer names.
+        number: u64,
+        port: u32,
+    },
     /// The guest is served from now on, whether the supervisor lives or not.
     Serving,
     Detached {
@@ -150,7 +159,7 @@ pub struct WorkerEnds {
 pub struct WorkerEnd {
     commands: OwnedFd,
     /// Until it ends the connection.
-    answers: Option<OwnedFd>,
+    answers: RefCell<Option<OwnedFd>>,
 }
 
 impl SupervisorEnd {
@@ -243,7 +252,7 @@ impl WorkerEnd {
     pub fn new(ends: WorkerEnds) -> Self {
         Self {
             commands: ends.commands,
-            answers: Some(ends.answers),
+            answers: RefCell::new(Some(ends.answers)),
         }
     }
 
@@ -263,8 +272,8 @@ impl WorkerEnd {
     }
 
     /// Ends the connection for both.
-    pub fn shut_down(&mut self) {
-        self.answers = None;
+    pub fn shut_down(&self) {
+        self.answers.replace(None);
         // An error means that the other end is gone.
         let _ = shutdown(&self.commands, Shutdown::Both);
     }
@@ -273,7 +282,8 @@ impl WorkerEnd {
     ///
     /// `BrokenPipe` if the supervisor is gone, `WouldBlock` if it does not read; the connection is of no use then.
     pub fn send(&self, message: &FromWorker) -> io::Result<()> {
-        let answers = self.answers.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let answers = self.answers.borrow();
+        let answers = answers.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut line = serde_json::to_vec(message).map_err(io::Error::other)?;
         line.push(b'\n');
         let mut rest = &line[..];
@@ -407,6 +417,12 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
+    /// What no worker of ours writes.
+    fn write_raw(end: &WorkerEnd, bytes: &[u8]) -> rustix::io::Result<usize> {
+        let answers = end.answers.borrow();
+        write(answers.as_ref().unwrap(), bytes)
+    }
+
     #[test]
     fn answers_arrive_in_pieces_and_together() {
         let (mut ours, theirs) = pair();
@@ -417,13 +433,12 @@ mod tests {
         };
         theirs.send(&FromWorker::Serving).unwrap();
         theirs.send(&long).unwrap();
-        let answers = theirs.answers.as_ref().unwrap();
-        write(answers, b"\"Ser").unwrap();
+        write_raw(&theirs, b"\"Ser").unwrap();
         assert!(matches!(ours.receive(), Ok(Some(FromWorker::Serving))));
         let failed = ours.receive().unwrap();
         assert!(matches!(failed, Some(FromWorker::Failed { error }) if error == text));
         assert!(ours.receive().unwrap().is_none());
-        write(answers, b"ving\"\nnonsense\n").unwrap();
+        write_raw(&theirs, b"ving\"\nnonsense\n").unwrap();
         assert!(matches!(ours.receive(), Ok(Some(FromWorker::Serving))));
         let error = ours.receive().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
@@ -435,7 +450,6 @@ mod tests {
     #[test]
     fn a_worker_fills_no_more_than_there_is_room_for() {
         let (mut ours, theirs) = pair();
-        let answers = theirs.answers.as_ref().unwrap();
         let mut sent = 0;
         while theirs.send(&FromWorker::Serving).is_ok() {
             sent += 1;
@@ -446,7 +460,7 @@ mod tests {
         }
         while ours.receive().is_ok_and(|answer| answer.is_some()) {}
         // A line without an end.
-        while let Ok(1..) = write(answers, &[b' '; 4096]) {}
+        while let Ok(1..) = write_raw(&theirs, &[b' '; 4096]) {}
         let error = ours.receive().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(ours.received.len() <= MAX_MESSAGE + ANSWERS_READ);

@@ -82,6 +82,7 @@ pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
         vcpus: VCPUS,
         begun: true,
         has_leaving: false,
+        channel: None,
     };
     let Building::Ready(built) = kind.build(new, &resources)? else {
         bail!("{}: it waits for somebody else", line.kind);

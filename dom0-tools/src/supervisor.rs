@@ -7,6 +7,7 @@ mod clients;
 mod closing;
 mod conversation;
 mod device_action;
+mod dialling;
 mod entry;
 mod guest;
 mod known_devices;
@@ -27,7 +28,7 @@ use crate::created::{self, Created};
 use crate::ctl::control::Question;
 use crate::ctl::report::Refusal;
 use crate::devices::blk::Uses;
-use crate::devices::net;
+use crate::devices::{net, vsock};
 use crate::program;
 use crate::toolstack::guest_file::{self, GuestFiles};
 use crate::toolstack::xenstore::XenStore;
@@ -36,7 +37,8 @@ use crate::worker::sandbox;
 use anyhow::{Context, Result};
 use back_ends::BackEnds;
 use clients::Clients;
-use guest::{Guest, WorkerContext};
+use dialling::Dialling;
+use guest::{Guest, Untaken, WorkerContext};
 use known_devices::KnownDevices;
 use lifecycle::Event;
 use listeners::Listeners;
@@ -110,6 +112,7 @@ struct Supervisor {
     uses: Uses,
     back_ends: BackEnds,
     listeners: Listeners,
+    dialling: Dialling,
     known: KnownDevices,
     /// Devices that guests were created for in vain: the last [`MAX_REFUSALS`].
     refusals: VecDeque<Refusal>,
@@ -145,6 +148,7 @@ impl Supervisor {
         Ok(Self {
             back_ends: BackEnds::new(poll.registry(), FOLDERS)?,
             listeners: Listeners::default(),
+            dialling: Dialling::default(),
             known: KnownDevices::default(),
             poll,
             toolstack,
@@ -241,6 +245,7 @@ impl Supervisor {
         self.follow_toolstack()?;
         self.pass_deadlines();
         self.look_for_back_ends()?;
+        self.answer_dials()?;
         self.try_again()
     }
 
@@ -267,6 +272,7 @@ impl Supervisor {
             .chain(closing)
             .chain(drivers)
             .chain(self.back_ends.look_at())
+            .chain(self.dialling.due())
             .chain(self.ending)
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()))
@@ -343,8 +349,30 @@ impl Supervisor {
         for ((domid, key), change, connection) in self.listeners.accept(token, self.poll.registry())
         {
             let guest = self.guests.get_mut(&domid);
-            if let Some(broken) = guest.and_then(|guest| guest.connect(key, change, &connection)) {
+            let handed = guest.map(|guest| guest.connect(key, change, Some(&connection)));
+            if let Some(Err(Untaken::Ever(broken))) = handed {
                 tolerate(self.tell(domid, broken))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects for guests to what they ask for.
+    fn answer_dials(&mut self) -> Result<()> {
+        let now = Instant::now();
+        while let Some(dialled) = self.dialling.next(now) {
+            let brought = self.dialling.connect(&dialled);
+            if let Err(error) = &brought {
+                tracing::debug!("{}: port {}: {error}", dialled.key, dialled.port);
+            }
+            let Some(guest) = self.guests.get_mut(&dialled.domid) else {
+                continue;
+            };
+            let change = vsock::dialled(dialled.number);
+            match guest.connect(dialled.key, change, brought.ok().as_ref()) {
+                Ok(()) => {}
+                Err(Untaken::Now) => self.dialling.put_back(dialled),
+                Err(Untaken::Ever(broken)) => tolerate(self.tell(dialled.domid, broken))?,
             }
         }
         Ok(())
@@ -369,6 +397,7 @@ impl Supervisor {
             uses: &mut self.uses,
             back_ends: &mut self.back_ends,
             listeners: &mut self.listeners,
+            dialling: &mut self.dialling,
             known: &mut self.known,
             launcher: &*self.launcher,
             registry: self.poll.registry(),

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::Device;
 use xen_virtio_backend::RingStock;
@@ -38,7 +39,7 @@ const ORPHAN_CHECK: Duration = Duration::from_secs(1);
 ///
 /// What keeps the guest from being served; the supervisor is told too.
 pub fn run(ends: WorkerEnds) -> Result<()> {
-    let channel = WorkerEnd::new(ends);
+    let channel = Rc::new(WorkerEnd::new(ends));
     let (event_loop, state, rings) = match start(&channel) {
         Ok(Some(started)) => started,
         Ok(None) => return Ok(()),
@@ -121,7 +122,7 @@ fn wait_readable(channel: &WorkerEnd) -> io::Result<()> {
 
 struct Worker {
     event_loop: EventLoop<XenGuest>,
-    channel: WorkerEnd,
+    channel: Rc<WorkerEnd>,
     state: GuestState,
     /// A ring for each device that the guest can have: none can be made in the sandbox.
     rings: RingStock,
@@ -358,6 +359,7 @@ impl Worker {
             vcpus: self.event_loop.hypervisor().vcpus(),
             begun: self.begun,
             has_leaving: !self.leaving.is_empty(),
+            channel: Some(&self.channel),
         };
         let wanted = NewDevice {
             key: new.key,

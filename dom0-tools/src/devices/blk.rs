@@ -171,6 +171,7 @@ impl DeviceKind for BlkKind {
             descriptors: vec![OwnedFd::from(disk.into_file())],
             back_end: None,
             listens: Vec::new(),
+            dials: None,
         })
     }
 

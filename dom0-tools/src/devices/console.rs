@@ -261,6 +261,7 @@ impl DeviceKind for ConsoleKind {
             kept: Some(kept),
             back_end: None,
             listens,
+            dials: None,
         })
     }
 

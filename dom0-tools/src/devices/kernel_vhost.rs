@@ -70,14 +70,21 @@ struct NetSettings {
 
 impl VsockSettings {
     fn check(self) -> Result<Self> {
-        let Self { cid } = self;
-        let (first, last) = (CIDS.start, CIDS.end - 1);
-        ensure!(
-            CIDS.contains(&cid),
-            "cid = {cid} is not from {first} to {last}"
-        );
+        check_cid(self.cid)?;
         Ok(self)
     }
+}
+
+/// # Errors
+///
+/// If no guest can have this number.
+pub(super) fn check_cid(cid: u32) -> Result<()> {
+    let (first, last) = (CIDS.start, CIDS.end - 1);
+    ensure!(
+        CIDS.contains(&cid),
+        "cid = {cid} is not from {first} to {last}"
+    );
+    Ok(())
 }
 
 impl NetSettings {
@@ -223,6 +230,7 @@ fn opened(detail: String, settings: &impl Serialize, descriptors: Vec<OwnedFd>) 
         kept: Some(spec(settings)),
         back_end: None,
         listens: Vec::new(),
+        dials: None,
     }
 }
 

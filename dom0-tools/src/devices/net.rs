@@ -270,6 +270,7 @@ impl DeviceKind for NetKind {
             kept: Some(spec(&built_by)),
             back_end: None,
             listens: Vec::new(),
+            dials: None,
         })
     }
 

@@ -55,6 +55,7 @@ impl DeviceKind for RngKind {
             kept: None,
             back_end: None,
             listens: Vec::new(),
+            dials: None,
         })
     }
 

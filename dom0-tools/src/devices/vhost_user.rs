@@ -206,6 +206,7 @@ impl DeviceKind for VhostUserKind {
             }),
             kept: Some(spec(&settings)),
             listens: Vec::new(),
+            dials: None,
         })
     }
 

@@ -1,6 +1,7 @@
 //! What the supervisor says to a worker, and what it believes of the answers: a worker that its guest has taken
 //! over says what it likes, but not more often than it is asked.
 
+use super::dialling;
 use crate::ipc::{FromWorker, SupervisorEnd, ToWorker};
 use crate::text::without_controls;
 use crate::toolstack::libxl::EntryKey;
@@ -48,7 +49,9 @@ impl Question {
             FromWorker::Serving => Some(Self::Serve),
             FromWorker::Detached { key } => Some(Self::Detach(*key)),
             FromWorker::Report { .. } => Some(Self::Report),
-            FromWorker::Failed { .. } | FromWorker::Shares { .. } => None,
+            FromWorker::Failed { .. } | FromWorker::Shares { .. } | FromWorker::Dials { .. } => {
+                None
+            }
         }
     }
 }
@@ -105,10 +108,15 @@ impl Conversation {
     /// Whether the worker has let go of the connection, or has nothing more to say. Messages that are still in
     /// it are dropped.
     pub(super) fn has_ended(&mut self) -> bool {
+        let mut dials = 0;
         loop {
             match self.receive() {
-                // Its answers are as many as our questions, and this is the last word of others.
-                Ok(Some(FromWorker::Failed { .. })) | Err(_) => return true,
+                // As many as it may have asked before it knew.
+                Ok(Some(FromWorker::Dials { .. })) if dials < dialling::MOST => dials += 1,
+                // Its answers are as many as our questions, and these are the last words of others.
+                Ok(Some(FromWorker::Failed { .. } | FromWorker::Dials { .. })) | Err(_) => {
+                    return true;
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
             }

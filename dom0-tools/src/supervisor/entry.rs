@@ -292,6 +292,7 @@ impl OpenedDevice {
                 .back_ends
                 .have(device, back_end, registry, next_token);
         }
+        context.dialling.have(device, opened.dials.take());
         let listens = std::mem::take(&mut opened.listens);
         let (registry, next_token) = (context.registry, &mut *context.next_token);
         let listening = context

@@ -3,6 +3,7 @@
 mod effects;
 
 use super::back_ends::BackEnds;
+use super::dialling::{Dialled, Dialling};
 use super::entry::{DeviceEntry, OpenedDevice, Status};
 use super::known_devices::KnownDevices;
 use super::lifecycle::{Event, Lifecycle};
@@ -69,10 +70,19 @@ pub(super) struct WorkerContext<'a> {
     pub(super) uses: &'a mut Uses,
     pub(super) back_ends: &'a mut BackEnds,
     pub(super) listeners: &'a mut Listeners,
+    pub(super) dialling: &'a mut Dialling,
     pub(super) known: &'a mut KnownDevices,
     pub(super) launcher: &'a dyn Launcher,
     pub(super) registry: &'a Registry,
     pub(super) next_token: &'a mut usize,
+}
+
+/// A worker has not taken a connection.
+pub(super) enum Untaken {
+    /// It has too much to read already.
+    Now,
+    /// It is gone.
+    Ever(Event),
 }
 
 impl Guest {
@@ -290,24 +300,33 @@ impl Guest {
         Ok(*key)
     }
 
-    /// Hands the worker a connection for the device at `key`, which is closed if no worker has the device, or its worker has too
-    /// much to read already. What became of the worker, if it is gone.
+    /// Hands the worker a connection for the device at `key`, or nothing for one that could not be made. What comes of it is closed
+    /// if no worker has the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Untaken`].
     pub(super) fn connect(
         &mut self,
         key: EntryKey,
         change: Value,
-        connection: &OwnedFd,
-    ) -> Option<Event> {
-        let known = self.lifecycle.entries.get(&key)?;
-        if !known.served || !matches!(known.status, Status::Handed) {
-            return None;
-        }
-        let worker = self.worker.as_mut()?;
+        connection: Option<&OwnedFd>,
+    ) -> Result<(), Untaken> {
+        let Some(known) = self.lifecycle.entries.get(&key) else {
+            return Ok(());
+        };
+        let is_handed = known.served && matches!(known.status, Status::Handed);
+        let Some(worker) = self.worker.as_mut().filter(|_| is_handed) else {
+            return Ok(());
+        };
         let message = ToWorker::Change { key, change };
-        let sent = worker.conversation.send(&message, &[connection.as_fd()]);
-        let error = sent.err()?;
-        (error.kind() != io::ErrorKind::WouldBlock).then_some(Event::Broken {
-            why: "it takes no connection",
+        let fds: Vec<_> = connection.iter().map(AsFd::as_fd).collect();
+        let sent = worker.conversation.send(&message, &fds);
+        sent.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => Untaken::Now,
+            _ => Untaken::Ever(Event::Broken {
+                why: "it takes no connection",
+            }),
         })
     }
 
@@ -408,6 +427,19 @@ impl Guest {
                     let shared = context.back_ends.share(device, connection);
                     self.note_shared(key, shared, context);
                     continue;
+                }
+                FromWorker::Dials { key, number, port } => {
+                    let dialled = Dialled {
+                        domid: self.domid(),
+                        key,
+                        number,
+                        port,
+                    };
+                    if context.dialling.ask(dialled).is_ok() {
+                        continue;
+                    }
+                    let why = "it asks for more connections than it may";
+                    Event::Broken { why }
                 }
                 FromWorker::Report { server, devices } => {
                     self.take_report(server, &devices);

@@ -2,6 +2,7 @@
 //! follows from it. No Xen and no worker is needed; the processes that stand for workers sleep.
 
 mod consoles;
+mod sockets;
 
 use super::Supervisor;
 use super::state_files::StateFiles;
@@ -917,4 +918,37 @@ fn a_worker_that_keeps_dying_is_waited_for() {
     let at = dom0.until("a plan", |dom0| dom0.supervisor.guests[&3].again_at());
     assert!(at > Instant::now());
     assert_eq!(dom0.launched(), 17);
+}
+
+/// The first device of a guest's file.
+const FIRST: EntryKey = EntryKey {
+    form: EntryForm::File,
+    devid: 0,
+};
+
+/// Guest `ivi` (3) is served by worker 0, and has the devices of this file.
+fn serving(file: &str) -> Dom0 {
+    let mut dom0 = Dom0::new();
+    let guests = dom0.directory.path().join("guests");
+    std::fs::create_dir(&guests).unwrap();
+    std::fs::write(guests.join("ivi.toml"), file).unwrap();
+    dom0.store.introduce(3, "ivi", "a");
+    dom0.begins(0, 3, &[(FIRST, false)]);
+    for devid in (1..).take(file.matches("[[device]]").count() - 1) {
+        let key = EntryKey { devid, ..FIRST };
+        dom0.hands(0, key, false);
+        dom0.says(0, &FromWorker::Attached { key, known: None });
+    }
+    dom0
+}
+
+/// The descriptor that comes with `expected` for the first device's worker `index`.
+fn handed(dom0: &mut Dom0, index: usize, expected: &serde_json::Value) -> UnixStream {
+    let (message, descriptors) = dom0.next_with_descriptors(index);
+    assert!(
+        matches!(&message, ToWorker::Change { key: FIRST, change } if change == expected),
+        "{message:?}"
+    );
+    let [socket] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
+    UnixStream::from(socket)
 }

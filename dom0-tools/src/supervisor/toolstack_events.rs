@@ -170,6 +170,7 @@ impl Supervisor {
             tracing::info!("guest {} ({domid}) is gone", guest.name());
             self.back_ends.end_guest(domid, self.poll.registry());
             self.listeners.end_guest(domid, self.poll.registry());
+            self.dialling.end_guest(domid);
             // Also those that no connection was made to yet.
             program::end_of(guest.identity());
             guest.end_earlier_workers();

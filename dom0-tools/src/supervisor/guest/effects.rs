@@ -39,6 +39,7 @@ impl Guest {
             }),
             Effect::Hand { key, served } => {
                 context.back_ends.handed((domid, key));
+                context.dialling.forget((domid, key));
                 self.note_shared(key, None, context);
                 self.hand(key, served)
             }
@@ -64,6 +65,7 @@ impl Guest {
                 context.uses.end(&self.identity, key);
                 context.back_ends.end((domid, key), context.registry);
                 context.listeners.end((domid, key), context.registry);
+                context.dialling.end((domid, key));
                 // Also one that no connection was made to yet.
                 program::end_of_device(&self.identity, key);
                 None

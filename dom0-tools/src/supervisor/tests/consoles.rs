@@ -9,38 +9,6 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread;
 
-const CONSOLE: EntryKey = EntryKey {
-    form: EntryForm::File,
-    devid: 0,
-};
-
-/// Guest `ivi` (3) is served by worker 0, and has the devices of this file.
-fn serving(file: &str) -> Dom0 {
-    let mut dom0 = Dom0::new();
-    let guests = dom0.directory.path().join("guests");
-    std::fs::create_dir(&guests).unwrap();
-    std::fs::write(guests.join("ivi.toml"), file).unwrap();
-    dom0.store.introduce(3, "ivi", "a");
-    dom0.begins(0, 3, &[(CONSOLE, false)]);
-    for devid in (1..).take(file.matches("[[device]]").count() - 1) {
-        let key = EntryKey { devid, ..CONSOLE };
-        dom0.hands(0, key, false);
-        dom0.says(0, &FromWorker::Attached { key, known: None });
-    }
-    dom0
-}
-
-/// The descriptor that comes with `change` for the console's worker `index`.
-fn handed(dom0: &mut Dom0, index: usize, expected: &serde_json::Value) -> UnixStream {
-    let (message, descriptors) = dom0.next_with_descriptors(index);
-    assert!(
-        matches!(&message, ToWorker::Change { key: CONSOLE, change } if change == expected),
-        "{message:?}"
-    );
-    let [socket] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
-    UnixStream::from(socket)
-}
-
 /// What comes of what `asks` asks of the service while it runs.
 fn ask(
     dom0: &mut Dom0,
@@ -97,11 +65,8 @@ fn who_asks_to_be_attached_is_handed_to_the_consoles_worker() {
     assert_eq!(ours.read(&mut [0]).unwrap(), 0);
     // The next worker has it behind the device.
     dom0.kill(0);
-    let rng = EntryKey {
-        devid: 1,
-        ..CONSOLE
-    };
-    dom0.begins(1, 3, &[(CONSOLE, true), (rng, true)]);
+    let rng = EntryKey { devid: 1, ..FIRST };
+    dom0.begins(1, 3, &[(FIRST, true), (rng, true)]);
     assert!(attach(&mut dom0, None).0.is_ok());
 }
 
@@ -145,7 +110,7 @@ fn who_connects_to_a_consoles_socket_is_handed_to_its_worker() {
     }
     // The socket stays while workers come and go; nobody is kept waiting who cannot be served.
     dom0.kill(0);
-    dom0.begins(1, 3, &[(CONSOLE, true)]);
+    dom0.begins(1, 3, &[(FIRST, true)]);
     connect(&mut dom0, 1);
     dom0.store.release(3);
     dom0.until("the socket to go", |_| (!path.exists()).then_some(()));
