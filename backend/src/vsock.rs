@@ -208,15 +208,16 @@ impl Vsock {
         }
     }
 
-    /// Takes up what programs have written, and writes what they had no room for.
-    fn look(&mut self) {
+    /// Takes up what programs have written, and writes what they had no room for. Whether there may be more of that.
+    fn look(&mut self) -> bool {
         self.take_up();
-        self.connections.look();
+        let may_be_more = self.connections.look();
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.connections.retry();
         }
         let lacks = self.connections.lacks();
         self.retry_at = lacks.then(|| Instant::now() + FIRST_WAIT);
+        may_be_more
     }
 }
 
@@ -247,11 +248,13 @@ impl Device for Vsock {
     }
 
     fn step(&mut self, access: &mut dyn GuestAccess) -> Result<Step, DeviceError> {
-        if self.unlooked.is_multiple_of(STEPS_PER_CLIENT_LOOK) {
-            self.look();
+        let mut step = Step::default();
+        if self.unlooked.is_multiple_of(STEPS_PER_CLIENT_LOOK) && self.look() {
+            // The next step looks again.
+            self.unlooked = u32::MAX;
+            step.activity = Activity::Working;
         }
         self.unlooked = self.unlooked.wrapping_add(1);
-        let mut step = Step::default();
         if self.shortage.holds() {
             return Ok(step);
         }
@@ -324,8 +327,7 @@ impl Device for Vsock {
     }
 
     fn settle(&mut self) -> bool {
-        self.look();
-        true
+        !self.look()
     }
 
     fn reset(&mut self) {

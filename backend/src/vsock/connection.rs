@@ -79,6 +79,11 @@ impl Connection {
         connection
     }
 
+    /// Whether the guest has heard of it.
+    pub(super) fn is_known(&self) -> bool {
+        !self.owes.request
+    }
+
     pub(super) fn is_dialling(&self) -> bool {
         matches!(self.stage, Stage::Dialling)
     }
@@ -135,9 +140,14 @@ impl Connection {
                 if self.guest.sending {
                     stream.end();
                 }
+                if self.guest.receiving {
+                    stream.end_reading();
+                }
                 self.flush()
             }
-            (Stage::Established(_), Operation::CreditUpdate) => Fate::GoesOn,
+            // Linux says so whenever a program sets its buffer's size.
+            (_, Operation::CreditUpdate) => Fate::GoesOn,
+            (Stage::Dialling | Stage::Calling(_), Operation::CreditRequest) => Fate::GoesOn,
             (Stage::Established(_), Operation::CreditRequest) => {
                 self.owes.credit = true;
                 Fate::GoesOn
@@ -172,7 +182,8 @@ impl Connection {
             }
             Stage::Established(stream) => {
                 stream.ready();
-                if self.has_left && self.host.sending && !self.host.receiving {
+                let has_no_more = self.host.sending || self.guest.receiving;
+                if self.has_left && has_no_more && !self.host.receiving {
                     self.host.receiving = true;
                     self.owes.shutdown = true;
                 }

@@ -15,8 +15,12 @@ use vm_memory::{Bytes, VolatileSlice};
 /// Connections at once, also those that the guest has ended and whose data is on its way. Each may hold
 /// [`VSOCK_BUFFER`](crate::tuning::VSOCK_BUFFER) bytes of dom0's memory.
 const MAX_CONNECTIONS: usize = 256;
+/// … of those that programs may begin, so that the guest can begin some.
+const MAX_VISITED: usize = 192;
 /// Programs of the host's that have connected and not said to which port.
 const MAX_VISITORS: usize = 32;
+/// Looks at what has happened to programs' ends in a step: the guest's other devices wait meanwhile.
+const LOOKS: usize = 2;
 /// Answers to packets of no connection, which may wait for buffers of the guest's: as long as there are so many, it is heard
 /// no more (virtio 1.3, 5.10.6.2).
 const MAX_ANSWERS: usize = 64;
@@ -40,8 +44,9 @@ pub(super) struct Connections {
     resets: VecDeque<Ports>,
     readiness: Readiness,
     dial: Dial,
-    /// Dials that were not answered.
+    /// Dials that were not answered, and connections that wait for that.
     dialling: usize,
+    to_dial: VecDeque<u64>,
     pub(super) counters: Counters,
 }
 
@@ -70,6 +75,7 @@ impl Connections {
             readiness: Readiness::new()?,
             dial,
             dialling: 0,
+            to_dial: VecDeque::new(),
             counters: Counters::default(),
         })
     }
@@ -89,8 +95,9 @@ impl Connections {
         MAX_ANSWERS.saturating_sub(self.resets.len())
     }
 
-    fn has_room(&self) -> bool {
-        self.connections.len() + self.draining.len() < MAX_CONNECTIONS
+    /// Connections that there are, for dom0's memory.
+    fn count(&self) -> usize {
+        self.connections.len() + self.draining.len()
     }
 
     /// Whether dom0 has no memory for what waits for a program.
@@ -118,14 +125,14 @@ impl Connections {
 
     /// Forgets them all: the guest is told of none.
     pub(super) fn end_all(&mut self) {
-        let visitors = std::mem::take(&mut self.visitors)
-            .into_values()
-            .map(|(stream, _)| stream);
-        let connections = std::mem::take(&mut self.connections).into_values();
-        for stream in visitors.chain(connections.filter_map(Connection::into_stream)) {
+        for (stream, _) in std::mem::take(&mut self.visitors).into_values() {
             self.readiness.remove(stream.fd());
         }
+        for (id, connection) in std::mem::take(&mut self.connections) {
+            self.let_go(id, connection);
+        }
         self.by_ports.clear();
+        self.to_dial.clear();
         self.ready.clear();
         self.resets.clear();
     }
@@ -133,8 +140,14 @@ impl Connections {
     /// A program of the host's has connected.
     pub(super) fn visit(&mut self, fd: OwnedFd) {
         let stream = Stream::new(fd);
-        let has_room = self.visitors.len() < MAX_VISITORS && self.has_room();
-        if !has_room || self.readiness.add(stream.fd(), self.next).is_err() {
+        // One that says nothing makes room for one that may.
+        if self.visitors.len() >= MAX_VISITORS
+            && let Some((_, (oldest, _))) = self.visitors.pop_first()
+        {
+            self.readiness.remove(oldest.fd());
+            self.counters.refused += 1;
+        }
+        if self.count() >= MAX_VISITED || self.readiness.add(stream.fd(), self.next).is_err() {
             self.counters.refused += 1;
             return;
         }
@@ -146,6 +159,7 @@ impl Connections {
     /// The dial of connection `id` has brought this.
     pub(super) fn dialled(&mut self, id: u64, brought: Option<OwnedFd>) {
         self.dialling = self.dialling.saturating_sub(1);
+        self.dial_next();
         let Some(connection) = self
             .connections
             .get_mut(&id)
@@ -167,17 +181,17 @@ impl Connections {
         }
     }
 
-    /// Takes up what has happened to programs' ends.
-    pub(super) fn look(&mut self) {
-        loop {
-            let (ready, has_more) = self.readiness.take();
-            for ready in ready {
-                self.take_up(ready);
-            }
-            if !has_more {
-                return;
+    /// Takes up what has happened to programs' ends. Whether there may be more of that.
+    pub(super) fn look(&mut self) -> bool {
+        let mut may_be_more = true;
+        for _ in 0..LOOKS {
+            if may_be_more {
+                let (ready, has_more) = self.readiness.take();
+                may_be_more = has_more;
+                ready.into_iter().for_each(|ready| self.take_up(ready));
             }
         }
+        may_be_more
     }
 
     fn take_up(&mut self, Ready { key, has_ended }: Ready) {
@@ -190,12 +204,12 @@ impl Connections {
                 self.draining.remove(&key);
             }
         } else if self.visitors.contains_key(&key) {
-            self.greet(key);
+            self.greet(key, has_ended);
         }
     }
 
-    /// Hears a visitor.
-    fn greet(&mut self, id: u64) {
+    /// Hears a visitor, which may have left.
+    fn greet(&mut self, id: u64, has_left: bool) {
         let Some((stream, greeting)) = self.visitors.get_mut(&id) else {
             return;
         };
@@ -214,9 +228,13 @@ impl Connections {
         let Some((stream, _)) = self.visitors.remove(&id) else {
             return;
         };
-        let Greeted::Port(port) = greeted else {
-            self.counters.refused += 1;
-            return;
+        let port = match greeted {
+            Greeted::Port(port) if !has_left && self.count() < MAX_VISITED => port,
+            _ => {
+                self.readiness.remove(stream.fd());
+                self.counters.refused += 1;
+                return;
+            }
         };
         let ports = Ports {
             host: self.free_port(port),
@@ -243,7 +261,10 @@ impl Connections {
     pub(super) fn heard_unfit(&mut self, unfit: Unfit) {
         self.counters.malformed += 1;
         if let Unfit::Foreign(ports) = unfit {
-            self.resets.push_back(ports);
+            match self.by_ports.get(&ports) {
+                Some(id) => self.meet(*id, Fate::Broken),
+                None => self.resets.push_back(ports),
+            }
         }
     }
 
@@ -274,18 +295,36 @@ impl Connections {
 
     /// The guest wants a connection to a program of the host's.
     fn wanted(&mut self, ports: Ports, credit: Credit) {
-        let id = self.next;
-        let has_room = self.has_room() && self.dialling < Dial::MOST;
-        if !has_room || !self.dial.ask(id, ports.host) {
+        if self.count() >= MAX_CONNECTIONS {
             self.counters.refused += 1;
             self.resets.push_back(ports);
             return;
         }
-        self.dialling += 1;
+        let id = self.next;
         self.next += 1;
         self.by_ports.insert(ports, id);
         self.connections
             .insert(id, Connection::wanted(ports, credit));
+        self.to_dial.push_back(id);
+        self.dial_next();
+    }
+
+    /// Asks for what connections wait for, as far as that may be.
+    fn dial_next(&mut self) {
+        while self.dialling < Dial::MOST
+            && let Some(id) = self.to_dial.pop_front()
+        {
+            let Some(connection) = self.connections.get(&id) else {
+                continue;
+            };
+            match self.dial.ask(id, connection.ports.host) {
+                true => self.dialling += 1,
+                false => {
+                    self.counters.refused += 1;
+                    self.reset(id);
+                }
+            }
+        }
     }
 
     /// Does with connection `id` what is to become of it.
@@ -298,25 +337,31 @@ impl Connections {
             }
             Fate::Finished => self.reset(id),
             Fate::Ended => {
-                let Some(connection) = self.remove(id) else {
-                    return;
-                };
-                let drains = connection.has_to_drain();
-                let Some(stream) = connection.into_stream() else {
-                    return;
-                };
-                match drains {
-                    true => drop(self.draining.insert(id, stream)),
-                    false => self.readiness.remove(stream.fd()),
+                if let Some(connection) = self.remove(id) {
+                    self.let_go(id, connection);
                 }
             }
         }
     }
 
-    /// Ends connection `id`, and tells the guest.
+    /// Closes a connection's stream, once what the guest had sent before it ended it in order has gone.
+    fn let_go(&mut self, id: u64, connection: Connection) {
+        let drains = connection.has_to_drain();
+        let Some(stream) = connection.into_stream() else {
+            return;
+        };
+        match drains {
+            true => drop(self.draining.insert(id, stream)),
+            false => self.readiness.remove(stream.fd()),
+        }
+    }
+
+    /// Ends connection `id`, and tells the guest, if that knows of it.
     fn reset(&mut self, id: u64) {
         if let Some(connection) = self.remove(id) {
-            self.resets.push_back(connection.ports);
+            if connection.is_known() {
+                self.resets.push_back(connection.ports);
+            }
             if let Some(stream) = connection.into_stream() {
                 self.readiness.remove(stream.fd());
             }
@@ -326,6 +371,12 @@ impl Connections {
     fn remove(&mut self, id: u64) -> Option<Connection> {
         let connection = self.connections.remove(&id)?;
         self.by_ports.remove(&connection.ports);
+        if connection.is_queued {
+            self.ready.retain(|other| *other != id);
+        }
+        if connection.is_dialling() {
+            self.to_dial.retain(|other| *other != id);
+        }
         Some(connection)
     }
 

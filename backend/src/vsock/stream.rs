@@ -111,6 +111,8 @@ impl Stream {
             }
         }
         let waiting = self.backlog.len();
+        // No more than was promised to be held.
+        self.backlog.reserve_exact(rest.len());
         self.backlog.resize(waiting + rest.len(), 0);
         let (_, place) = self.backlog.make_contiguous().split_at_mut(waiting);
         rest.read_slice(place, 0).expect("as many bytes");
@@ -178,6 +180,12 @@ impl Stream {
     /// Nothing more will be written.
     pub(super) fn end(&mut self) {
         self.is_ending = true;
+    }
+
+    /// Nothing more is read: whoever writes does not wait for that.
+    pub(super) fn end_reading(&self) {
+        // Whoever is gone does not hear it.
+        let _ = shutdown(&self.fd, Shutdown::Read);
     }
 
     /// What waits is for nobody.

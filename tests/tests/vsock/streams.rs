@@ -241,6 +241,82 @@ fn what_a_guest_has_sent_before_it_ended_arrives() {
 }
 
 #[test]
+fn who_writes_to_a_guest_that_reads_no_more_does_not_wait_for_it() {
+    let mut bench = Bench::new();
+    for (guest, flags) in [
+        (1000, NO_MORE_RECEIVING),
+        (1001, NO_MORE_RECEIVING | NO_MORE_SENDING),
+    ] {
+        let program = bench.connect(guest, 52);
+        let mut writes = program.try_clone().unwrap();
+        let writing = thread::spawn(move || while writes.write_all(&[0; 4096]).is_ok() {});
+        // More than it takes, since it does not read.
+        let mut forwarded = 0;
+        let mut at = 0;
+        while at - forwarded < 65_000 {
+            bench.side.send(Header::new(RW, guest, 52), &[0; 16_000]);
+            at += 16_000;
+            while !bench.side.is_quiet() {
+                let (header, _) = bench.side.receive();
+                forwarded = header.forwarded as usize;
+            }
+        }
+        let shutdown = Header {
+            flags,
+            ..Header::new(SHUTDOWN, guest, 52)
+        };
+        bench.side.send(shutdown, &[]);
+        writing.join().unwrap();
+        bench.side.send(Header::new(RESET, guest, 52), &[]);
+        drop(program);
+        while !bench.side.is_quiet() {
+            bench.side.receive();
+        }
+    }
+    // The guest reads no more, and learns that the program is gone.
+    let program = bench.connect(1002, 52);
+    let end = Header {
+        flags: NO_MORE_RECEIVING,
+        ..Header::new(SHUTDOWN, 1002, 52)
+    };
+    bench.side.send(end, &[]);
+    assert!(bench.side.is_quiet());
+    drop(program);
+    assert_eq!(
+        bench.side.expect(SHUTDOWN, 1002, 52).flags,
+        NO_MORE_RECEIVING
+    );
+    bench.end();
+}
+
+#[test]
+fn what_a_guest_has_sent_and_ended_arrives_also_when_its_driver_goes() {
+    let mut bench = Bench::new();
+    let mut program = bench.connect(1000, 52);
+    let mut other = bench.connect(1001, 52);
+    let sent = numbered(400_000);
+    let (mut at, mut forwarded) = (0, 0);
+    while at - forwarded < 65_000 {
+        let packet = &sent[at..at + 16_000];
+        bench.side.send(Header::new(RW, 1000, 52), packet);
+        at += 16_000;
+        while !bench.side.is_quiet() {
+            forwarded = bench.side.expect(CREDIT_UPDATE, 1000, 52).forwarded as usize;
+        }
+    }
+    let end = Header {
+        flags: NO_MORE_RECEIVING | NO_MORE_SENDING,
+        ..Header::new(SHUTDOWN, 1000, 52)
+    };
+    bench.side.send(end, &[]);
+    bench.side.driver.write(Register::Status, 0);
+    assert!(is_at_end(&mut other));
+    assert!(read_exactly(&mut program, at) == sent[..at]);
+    assert!(is_at_end(&mut program));
+    bench.end();
+}
+
+#[test]
 fn much_goes_both_ways_by_several_connections_at_once() {
     let mut bench = Bench::new();
     let sent = Arc::new(numbered(3 << 20));

@@ -227,40 +227,51 @@ fn a_guest_that_takes_no_answers_is_heard_no_more() {
     bench.end();
 }
 
-#[test]
-fn connections_and_dials_have_their_most() {
-    let (to, programs) = channel();
-    let held = Arc::new(Mutex::new(Vec::new()));
-    let dials = Arc::clone(&held);
-    let inner = move |board: &Switchboard, number, port| {
-        let (ours, theirs) = stream();
-        if port == 53 {
-            dials.lock().unwrap().push(number);
-            return true;
+/// Answers its dials when there are as many as there may be.
+fn slow(to: Sender<UnixStream>) -> Arc<Mutex<Operator>> {
+    let mut held = Vec::new();
+    Arc::new(Mutex::new(move |board: &Switchboard, number, _| {
+        held.push(number);
+        if held.len() == Dial::MOST {
+            for number in held.drain(..) {
+                let (ours, theirs) = stream();
+                board.dialled(number, Some(theirs.into()));
+                to.send(ours).unwrap();
+            }
         }
-        board.dialled(number, Some(theirs.into()));
-        to.send(ours).is_ok()
-    };
-    let operator: Arc<Mutex<Operator>> =
-        Arc::new(Mutex::new(move |board: &Switchboard, number, port| {
-            inner(board, number, port)
-        }));
-    let mut bench = Bench::with(operator, programs, usize::from(SIZE));
-    // So many that nobody answers.
-    for port in 0..16 {
+        true
+    }))
+}
+
+#[test]
+fn what_is_dialled_beyond_the_most_waits() {
+    let (to, programs) = channel();
+    let mut bench = Bench::with(slow(to), programs, usize::from(SIZE));
+    for port in 0..15 {
         bench.side.send(Header::new(REQUEST, port, 53), &[]);
     }
-    assert!(bench.side.is_quiet());
-    bench.side.send(Header::new(REQUEST, 16, 52), &[]);
-    bench.side.expect(RESET, 16, 52);
-    assert_eq!(held.lock().unwrap().len(), 16);
-    // One that the guest has given up is one of them still.
+    // Linux says this whenever its program sets a size.
+    bench.side.send(Header::new(CREDIT_UPDATE, 3, 53), &[]);
+    // One that the guest has given up, and asks for again.
     bench.side.send(Header::new(RESET, 0, 53), &[]);
-    bench.side.send(Header::new(REQUEST, 0, 53), &[]);
-    bench.side.expect(RESET, 0, 53);
-    let metrics = bench.end().metrics;
-    assert_eq!((metrics["refused"], metrics["connections"]), (2, 0));
+    assert!(bench.side.is_quiet());
+    // The sixteenth; those behind it wait for their turn, which comes with fifteen more.
+    for port in 20..24 {
+        bench.side.send(Header::new(REQUEST, port, 53), &[]);
+    }
+    let mut answered: Vec<_> = (0..15).map(|_| bench.side.receive().0.to.1).collect();
+    answered.sort_unstable();
+    assert_eq!(answered, (1..15).chain([20]).collect::<Vec<_>>());
+    assert!(bench.side.is_quiet());
+    let report = bench.end();
+    assert_eq!(
+        (report.metrics["refused"], report.metrics["connections"]),
+        (0, 15)
+    );
+}
 
+#[test]
+fn connections_have_their_most() {
     let mut bench = Bench::new();
     let programs: Vec<_> = (0..256).map(|port| bench.connect(port, 52)).collect();
     bench.side.send(Header::new(REQUEST, 256, 52), &[]);
@@ -273,6 +284,24 @@ fn connections_and_dials_have_their_most() {
     }
     drop(bench.connect(256, 52));
     bench.end();
+}
+
+#[test]
+fn a_packet_of_another_kind_ends_the_connection_that_has_its_ports() {
+    let mut bench = Bench::new();
+    for foreign in [
+        Header {
+            kind: 2,
+            ..Header::new(RW, 1000, 52)
+        },
+        Header::new(9, 1000, 52),
+    ] {
+        let mut program = bench.connect(1000, 52);
+        bench.side.send(foreign, &[]);
+        bench.side.expect(RESET, 1000, 52);
+        assert!(is_at_end(&mut program));
+    }
+    assert_eq!(bench.end().metrics["resets"], 2);
 }
 
 #[test]
