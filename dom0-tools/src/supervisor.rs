@@ -348,6 +348,10 @@ impl Supervisor {
     fn accept(&mut self, token: Token) -> Result<()> {
         for ((domid, key), change, connection) in self.listeners.accept(token, self.poll.registry())
         {
+            // So many at once leave room in the worker's socket for what it is told else.
+            if !self.dialling.admits(domid, Instant::now()) {
+                continue;
+            }
             let guest = self.guests.get_mut(&domid);
             let handed = guest.map(|guest| guest.connect(key, change, Some(&connection)));
             if let Some(Err(Untaken::Ever(broken))) = handed {
@@ -361,17 +365,26 @@ impl Supervisor {
     fn answer_dials(&mut self) -> Result<()> {
         let now = Instant::now();
         while let Some(dialled) = self.dialling.next(now) {
-            let brought = self.dialling.connect(&dialled);
-            if let Err(error) = &brought {
-                tracing::debug!("{}: port {}: {error}", dialled.key, dialled.port);
-            }
             let Some(guest) = self.guests.get_mut(&dialled.domid) else {
                 continue;
             };
+            if !guest.has_handed(dialled.key) {
+                continue;
+            }
+            let brought = self.dialling.connect(&dialled);
+            // Nobody has accepted those before it yet.
+            let is_busy = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+            if brought.as_ref().is_err_and(is_busy) && self.dialling.put_back(dialled) {
+                continue;
+            }
+            if let Err(error) = &brought {
+                tracing::debug!("{}: port {}: {error}", dialled.key, dialled.port);
+            }
             let change = vsock::dialled(dialled.number);
             match guest.connect(dialled.key, change, brought.ok().as_ref()) {
                 Ok(()) => {}
-                Err(Untaken::Now) => self.dialling.put_back(dialled),
+                // One that is never answered is one less that its device may ask for.
+                Err(Untaken::Now) => drop(self.dialling.put_back(dialled)),
                 Err(Untaken::Ever(broken)) => tolerate(self.tell(dialled.domid, broken))?,
             }
         }

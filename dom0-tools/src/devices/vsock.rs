@@ -11,6 +11,7 @@ use crate::ipc::FromWorker;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -42,6 +43,15 @@ impl Settings {
         let Self { listen, .. } = &self;
         let shown = listen.display();
         ensure!(listen.is_absolute(), "listen = {shown} is no absolute path");
+        let name = listen
+            .file_name()
+            .and_then(OsStr::to_str)
+            .unwrap_or_default();
+        let behind = name.rsplit_once('_').map(|(_, behind)| behind);
+        ensure!(
+            behind.is_none_or(|behind| behind.parse::<u32>().is_err()),
+            "listen = {shown} ends as the socket of a port: a guest whose path is the beginning of it would be connected to this one"
+        );
         let room = MAX_PATH - MAX_SUFFIX;
         let len = listen.as_os_str().len();
         ensure!(
@@ -190,6 +200,10 @@ mod tests {
             (
                 "cid = 3\nlisten = \"/v\"\nport = 5".to_owned(),
                 "unknown field `port`",
+            ),
+            (
+                "cid = 3\nlisten = \"/run/vm_1\"".to_owned(),
+                "/run/vm_1 ends as the socket of a port",
             ),
             (long(97), "has 97 bytes: no more than 96"),
         ] {

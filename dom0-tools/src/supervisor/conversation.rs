@@ -77,8 +77,9 @@ impl Conversation {
     pub(super) fn send(&mut self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.end.send(message, fds)?;
         self.unanswered.extend(Question::of(message));
+        // A connection to a back-end comes with the memory for it; whoever is handed on alone is shared with nobody.
         let gives = matches!(message, ToWorker::Attach(_) | ToWorker::Change { .. });
-        self.unshared += usize::from(gives && !fds.is_empty());
+        self.unshared += usize::from(gives && fds.len() > 1);
         Ok(())
     }
 
@@ -250,7 +251,9 @@ mod tests {
             key: KEY,
             change: serde_json::Value::Null,
         };
-        conversation.send(&change, &[memory.as_fd()]).unwrap();
+        let brought = [memory.as_fd(), memory.as_fd()];
+        conversation.send(&change, &brought).unwrap();
+        conversation.send(&change, &brought[..1]).unwrap();
         conversation.send(&change, &[]).unwrap();
         let shares = FromWorker::Shares {
             key: KEY,

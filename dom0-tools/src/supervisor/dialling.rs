@@ -2,7 +2,7 @@
 
 use crate::connections::connect_to;
 use crate::toolstack::libxl::{EntryKey, MAX_DEVICES};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,6 +13,9 @@ use xen_virtio_backend::vsock::Dial;
 /// What one guest may have us connect in a time: it costs others nothing that they would notice.
 const IN_A_PERIOD: usize = 64;
 const PERIOD: Duration = Duration::from_millis(100);
+
+/// How often a connection is tried that could not be made or handed on for now: for two seconds.
+const TRIES: u32 = 20;
 
 /// What a worker may ask for and not have been answered: it keeps to this itself.
 pub(super) const MOST: usize = Dial::MOST * MAX_DEVICES;
@@ -25,6 +28,8 @@ pub(super) struct Dialled {
     /// What its worker knows it by.
     pub(super) number: u64,
     pub(super) port: u32,
+    /// How often it was put back.
+    pub(super) tries: u32,
 }
 
 #[derive(Default)]
@@ -39,6 +44,15 @@ pub(super) struct Dialling {
 struct Pace {
     until: Instant,
     left: usize,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self {
+            until: now + PERIOD,
+            left: IN_A_PERIOD,
+        }
+    }
 }
 
 /// A worker asks for more than it may.
@@ -87,33 +101,36 @@ impl Dialling {
         Ok(())
     }
 
-    /// The next one that is to be answered now.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Dialled> {
-        let paces = &mut self.paces;
-        let index = self.waiting.iter().position(|dialled| {
-            let new = || Pace {
-                until: now + PERIOD,
-                left: IN_A_PERIOD,
-            };
-            let pace = paces.entry(dialled.domid).or_insert_with(new);
-            if pace.until <= now {
-                *pace = new();
-            }
-            pace.left > 0
-        })?;
-        let dialled = self.waiting.remove(index)?;
-        if let Some(pace) = self.paces.get_mut(&dialled.domid) {
-            pace.left -= 1;
+    /// Whether something may be made or handed on for a guest now. It counts, if so.
+    pub(super) fn admits(&mut self, domid: u16, now: Instant) -> bool {
+        let pace = self.paces.entry(domid).or_insert_with(|| Pace::new(now));
+        if pace.until <= now {
+            *pace = Pace::new(now);
         }
-        Some(dialled)
+        let is_admitted = pace.left > 0;
+        pace.left = pace.left.saturating_sub(1);
+        is_admitted
     }
 
-    /// Its worker does not take the answer now.
-    pub(super) fn put_back(&mut self, dialled: Dialled) {
-        self.waiting.push_front(dialled);
+    /// The next one that is to be answered now.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Dialled> {
+        let guests: BTreeSet<_> = self.waiting.iter().map(|dialled| dialled.domid).collect();
+        let domid = guests.into_iter().find(|domid| self.admits(*domid, now))?;
+        let mut waiting = self.waiting.iter();
+        let index = waiting.position(|dialled| dialled.domid == domid)?;
+        self.waiting.remove(index)
+    }
+
+    /// It could not be made or handed on for now. False if it is to be so no more.
+    pub(super) fn put_back(&mut self, dialled: Dialled) -> bool {
+        let tries = dialled.tries + 1;
+        if tries < TRIES {
+            self.waiting.push_back(Dialled { tries, ..dialled });
+        }
         if let Some(pace) = self.paces.get_mut(&dialled.domid) {
             pace.left = 0;
         }
+        tries < TRIES
     }
 
     /// When there is one to be answered.
@@ -160,6 +177,7 @@ mod tests {
             key: KEY,
             number,
             port: 52,
+            tries: 0,
         }
     }
 
@@ -180,12 +198,21 @@ mod tests {
         assert_eq!(had[..IN_A_PERIOD], expected);
         assert_eq!(had[IN_A_PERIOD..], [dialled(2, 7)]);
         assert_eq!(dialling.due(), Some(now + PERIOD));
-        // In their order, also one that was not taken.
-        let next = dialling.next(now + PERIOD).unwrap();
+        assert!(!dialling.admits(1, now) && dialling.admits(2, now));
+        // In their order, but for one that was not taken: the others do not wait for that.
+        let later = |periods| now + periods * PERIOD;
+        let next = dialling.next(later(1)).unwrap();
         assert_eq!(next, dialled(1, IN_A_PERIOD as u64));
-        dialling.put_back(next);
-        assert_eq!(dialling.next(now + PERIOD), None);
-        assert_eq!(dialling.next(now + 2 * PERIOD), Some(next));
+        assert!(dialling.put_back(next));
+        assert_eq!(dialling.next(later(1)), None);
+        let next = dialling.next(later(2)).unwrap();
+        assert_eq!(next, dialled(1, IN_A_PERIOD as u64 + 1));
+        let last = Dialled {
+            tries: TRIES - 1,
+            ..next
+        };
+        assert!(!dialling.put_back(last));
+        let now = later(2);
         dialling.forget((1, KEY));
         assert_eq!(
             (dialling.next(now + 3 * PERIOD), dialling.due()),

@@ -300,6 +300,14 @@ impl Guest {
         Ok(*key)
     }
 
+    /// Whether a worker has the device at `key`.
+    pub(super) fn has_handed(&self, key: EntryKey) -> bool {
+        let known = self.lifecycle.entries.get(&key);
+        let is_handed =
+            |known: &DeviceEntry| known.served && matches!(known.status, Status::Handed);
+        self.worker.is_some() && known.is_some_and(is_handed)
+    }
+
     /// Hands the worker a connection for the device at `key`, or nothing for one that could not be made. What comes of it is closed
     /// if no worker has the device.
     ///
@@ -312,10 +320,7 @@ impl Guest {
         change: Value,
         connection: Option<&OwnedFd>,
     ) -> Result<(), Untaken> {
-        let Some(known) = self.lifecycle.entries.get(&key) else {
-            return Ok(());
-        };
-        let is_handed = known.served && matches!(known.status, Status::Handed);
+        let is_handed = self.has_handed(key);
         let Some(worker) = self.worker.as_mut().filter(|_| is_handed) else {
             return Ok(());
         };
@@ -434,6 +439,7 @@ impl Guest {
                         key,
                         number,
                         port,
+                        tries: 0,
                     };
                     if context.dialling.ask(dialled).is_ok() {
                         continue;

@@ -26,8 +26,9 @@ use xen_virtio_transport::xen::abi as events;
 const FIRST_USER: u32 = 0x7800_0000;
 
 /// Descriptors that a worker may have open: those for Xen, its connection, and for each device what it is made of, with one
-/// for each queue of those that back-ends serve, and for whoever is attached to consoles.
-const MAX_DESCRIPTORS: u64 = 1024;
+/// for each queue of those that back-ends serve, and for whoever is attached to consoles or connected by sockets: some 300 of
+/// each device.
+const MAX_DESCRIPTORS: u64 = 4096;
 /// Bytes of address space: rings, cached frames and buffers of all devices, and the program; and of each device what it shares
 /// with a back-end, beside what the worker before it has shared.
 const MAX_ADDRESS_SPACE: u64 = (512 << 20) + 2 * MAX_DEVICES as u64 * devices::MAX_SHARED;
