@@ -10,8 +10,8 @@ printf '%s\n' 'start 10.8.0.50' 'end 10.8.0.60' 'interface br0' 'lease_file /tmp
 : >/tmp/leases
 busybox udhcpd -f /tmp/udhcpd.conf >/tmp/udhcpd.log 2>&1 &
 dhcp=$!
-# in_guest COMMANDS: what they say, in the guest, in 25 seconds at most.
-in_guest() { chroot /net-tools /usr/bin/socat -t 25 - VSOCK-CONNECT:42:7000 <<<"$1"; }
+# in_guest COMMANDS: what they say, in the guest, in 25 seconds at most; before that, the device says that the guest hears them.
+in_guest() { printf 'CONNECT 7000\n%s\n' "$1" | chroot /net-tools /usr/bin/socat -t 25 - UNIX-CONNECT:/tmp/alone.vsock | tail -n +2; }
 mib=$(whole && echo 64 || echo 16)
 # streams HOW: so many MiB each way, checked, and what iperf3 makes of it.
 streams() {
@@ -63,6 +63,7 @@ grant-usage = $grants
 [[device]]
 type = 'vsock'
 cid = 42
+listen = '/tmp/alone.vsock'
 grant-usage = $grants
 DEVICES
 )"
