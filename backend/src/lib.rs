@@ -8,6 +8,7 @@ pub mod console;
 mod device;
 mod engine;
 mod error_line;
+pub mod input;
 // Makes the calls.
 #[allow(unsafe_code)]
 mod ioctl;

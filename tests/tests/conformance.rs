@@ -11,6 +11,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::blk::{Blk, Disk};
 use xen_virtio_backend::console::{Console, Line};
+use xen_virtio_backend::input::{Description, Input};
 use xen_virtio_backend::net::Net;
 use xen_virtio_backend::rng::Rng;
 use xen_virtio_backend::tap::HEADER;
@@ -97,13 +98,15 @@ impl Piece for Typed {
     }
 }
 
-/// A packet of nobody's, which is dropped.
-struct Sent(Buffer);
+/// Something for the device, in two pieces of these lengths, which comes to nothing that is written.
+struct Sent(Buffer, [u32; 2]);
 
 impl Piece for Sent {
     fn describe(&self, queue: &RawQueue, head: u16) {
-        queue.set_descriptor(head, self.0.address(), 44, NEXT, head + 1);
-        queue.set_descriptor(head + 1, self.0.address() + 44, 20, 0, 0);
+        let Self(buffer, [first, second]) = self;
+        let (start, next) = (buffer.address(), head + 1);
+        queue.set_descriptor(head, start, *first, NEXT, next);
+        queue.set_descriptor(next, start + u64::from(*first), *second, 0, 0);
     }
 
     fn check(&self, written: u32) {
@@ -147,6 +150,8 @@ struct Subject {
     make: Arc<MakeDevice>,
     /// What becomes of requests that were taken when their process died.
     unfinished: Unfinished,
+    /// Bytes at the beginning of its configuration space that are the driver's to write.
+    selected: u64,
     /// The queue that requests are made by.
     queue: u32,
     request: fn(&Driver) -> Box<dyn Piece>,
@@ -164,6 +169,7 @@ fn subjects() -> Vec<Subject> {
             name: "blk",
             make: Arc::new(blk),
             unfinished: Unfinished::Repeat,
+            selected: 0,
             queue: 0,
             request: |driver| Box::new(BlkRequest::new(driver, VIRTIO_BLK_T_IN, 3, 512, true)),
         },
@@ -171,8 +177,26 @@ fn subjects() -> Vec<Subject> {
             name: "console",
             make: Arc::new(console),
             unfinished: Unfinished::Repeat,
+            selected: 0,
             queue: 0,
             request: |driver| Box::new(Typed(driver.buffer(64, true))),
+        },
+        Subject {
+            name: "input",
+            make: Arc::new(|records| {
+                let served = !records.is_new();
+                let kept = StateCell::new(records.own(0, Input::KEPT).unwrap());
+                let device = Input::new(Description::default(), None, kept, served);
+                Box::new(device.unwrap())
+            }),
+            unfinished: Unfinished::Repeat,
+            selected: 2,
+            queue: 1,
+            request: |driver| {
+                let light = driver.buffer(64, false);
+                light.write(0, &[0x11, 0, 0, 0, 1, 0, 0, 0]);
+                Box::new(Sent(light, [3, 5]))
+            },
         },
         Subject {
             name: "net",
@@ -182,6 +206,7 @@ fn subjects() -> Vec<Subject> {
                 network(vec![Box::new(flood)], [Limits::default(); 2], kept, true).unwrap()
             }),
             unfinished: Unfinished::Repeat,
+            selected: 0,
             queue: 0,
             request: |driver| Box::new(Received(driver.buffer(2048, true))),
         },
@@ -189,6 +214,7 @@ fn subjects() -> Vec<Subject> {
             name: "rng",
             make: Arc::new(|_| Box::new(OneByOne::new(Rng::new(1 << 30).unwrap()))),
             unfinished: Unfinished::Repeat,
+            selected: 0,
             queue: 0,
             request: |driver| Box::new(Entropy(driver.buffer(64, true))),
         },
@@ -199,8 +225,10 @@ fn subjects() -> Vec<Subject> {
                 Box::new(Vsock::new(42, false, dial).unwrap())
             }),
             unfinished: Unfinished::Repeat,
+            selected: 0,
             queue: 1,
-            request: |driver| Box::new(Sent(driver.buffer(64, false))),
+            // Of nobody: it is dropped.
+            request: |driver| Box::new(Sent(driver.buffer(64, false), [44, 20])),
         },
         echo(
             "echo",
@@ -219,6 +247,7 @@ fn echo(name: &'static str, make: Arc<MakeDevice>) -> Subject {
         name,
         make,
         unfinished: Unfinished::GiveBack,
+        selected: 0,
         queue: 0,
         request: |driver| {
             let sent = driver.buffer(32, false);
@@ -415,6 +444,9 @@ fn the_configuration_space_reads_the_same_at_every_width_and_keeps_what_it_is() 
                     "{offset:#x}"
                 );
                 driver.raw_write(0x100 + offset as u64, width, u64::MAX);
+                for (place, value) in (0..subject.selected).zip(&before) {
+                    driver.raw_write(0x100 + place, Width::One, (*value).into());
+                }
             }
         }
         assert_eq!(space(), before);
@@ -437,6 +469,7 @@ fn a_death_at_any_step_costs_no_request_and_repeats_none_that_must_not_be() {
             let Subject {
                 name,
                 unfinished,
+                selected,
                 queue,
                 request,
                 ..
@@ -449,6 +482,7 @@ fn a_death_at_any_step_costs_no_request_and_repeats_none_that_must_not_be() {
                     name,
                     make: Arc::new(|_| unreachable!("a driver makes no device")),
                     unfinished,
+                    selected,
                     queue,
                     request,
                 };
