@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod create;
+pub mod events;
 pub mod report;
 pub mod stats;
 pub mod xl_config;

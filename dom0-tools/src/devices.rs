@@ -4,6 +4,7 @@
 pub(crate) mod blk;
 pub(crate) mod console;
 mod feature_names;
+mod input;
 mod kernel_vhost;
 pub(crate) mod net;
 pub(crate) mod rate;
@@ -39,6 +40,7 @@ use xen_virtio_backend::{Device, DeviceType};
 const KINDS: &[&dyn DeviceKind] = &[
     &blk::BlkKind,
     &console::ConsoleKind,
+    &input::InputKind,
     &net::NetKind,
     &rng::RngKind,
     &vsock::VsockKind,
@@ -405,10 +407,14 @@ pub enum Order {
     Link { is_up: bool },
     /// Whoever orders it is attached to this port, by its number or name, and has read up to `from` of what the guest has written.
     Attach { port: String, from: Option<u64> },
+    /// The guest sees these events of its input device: type, code and value of each.
+    Input { events: Vec<[i32; 3]> },
 }
 
 /// What a device has that somebody can be attached to.
 const PORTS: &str = "ports";
+/// What a device has by which somebody can inject events.
+const KEYS: &str = "keys";
 
 impl Order {
     /// What a device has that can be changed so.
@@ -417,6 +423,7 @@ impl Order {
             Self::Resize => "size",
             Self::Link { .. } => "link",
             Self::Attach { .. } => PORTS,
+            Self::Input { .. } => KEYS,
         }
     }
 }

@@ -61,7 +61,8 @@ pub fn list(path: &Path) -> Result<Report, ControlError> {
     ask(path, &Question::List, None)
 }
 
-/// Has the supervisor that listens at `path` change the `device` of `guest`. What was done.
+/// Has the supervisor that listens at `path` change the `device` of `guest`: the only one that can be changed so, if none is named.
+/// What was done.
 ///
 /// # Errors
 ///
@@ -69,12 +70,12 @@ pub fn list(path: &Path) -> Result<Report, ControlError> {
 pub fn change(
     path: &Path,
     guest: String,
-    device: String,
+    device: Option<String>,
     order: Order,
 ) -> Result<String, ControlError> {
     let question = Question::Change {
         guest,
-        device: Some(device),
+        device,
         order,
     };
     ask::<Result<String, String>>(path, &question, None)?.map_err(ControlError::Refused)

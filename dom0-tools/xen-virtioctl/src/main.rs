@@ -14,7 +14,7 @@ use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::created::{self, Created};
 use xen_virtio_dom0_tools::ctl::control::Order;
 use xen_virtio_dom0_tools::ctl::stats::Stats;
-use xen_virtio_dom0_tools::ctl::{control, create, xl_config};
+use xen_virtio_dom0_tools::ctl::{control, create, events, xl_config};
 use xen_virtio_dom0_tools::toolstack::guest_file::{self, GuestFiles};
 
 /// Shows the virtio devices of this host's Xen guests.
@@ -92,6 +92,17 @@ enum Command {
         #[arg(default_value = "0")]
         port: String,
         /// The console, as `list` names it, like virtio/0: where the guest has several.
+        #[arg(long)]
+        device: Option<String>,
+    },
+    /// Has a guest's input device say something: KEY_A is pressed and let go, KEY_A=1 pressed, ABS_X=100+ABS_Y=50 happens at once.
+    Input {
+        /// The guest's name or domid.
+        guest: String,
+        /// The events, by their names in linux/input-event-codes.h.
+        #[arg(required = true)]
+        events: Vec<String>,
+        /// The device, as `list` names it, like virtio/0: where the guest has several.
         #[arg(long)]
         device: Option<String>,
     },
@@ -190,12 +201,20 @@ fn run(command: Command) -> Result<String> {
             })?;
             Ok(String::new())
         }
+        Command::Input {
+            guest,
+            device,
+            events,
+        } => {
+            let events = events::parse(&events)?;
+            change(guest, device, Order::Input { events })
+        }
         Command::Demo(options) => demo::run(&options),
     }
 }
 
-fn change(guest: String, device: String, order: Order) -> Result<String> {
-    let path = control::SOCKET_PATH.as_ref();
+fn change(guest: String, device: impl Into<Option<String>>, order: Order) -> Result<String> {
+    let (path, device) = (control::SOCKET_PATH.as_ref(), device.into());
     Ok(control::change(path, guest, device, order)? + "\n")
 }
 

@@ -53,7 +53,8 @@ fn who_asks_to_be_attached_is_handed_to_the_consoles_worker() {
             port: "0".to_owned(),
             from: None,
         };
-        control::change(path, "ivi".to_owned(), "virtio_file/0".to_owned(), order)
+        let device = Some("virtio_file/0".to_owned());
+        control::change(path, "ivi".to_owned(), device, order)
     });
     assert!(refused.unwrap_err().contains("no connection came"));
     let (refused, mut ours) = attach(&mut dom0, Some("virtio_file/1"));
