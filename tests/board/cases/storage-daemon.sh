@@ -43,26 +43,28 @@ for grants in true false; do
     end_storage_daemon
 done
 
-# A disk from the network: a server in a network namespace of its own.
-unshare --net sleep 1000 &
-store=$!
-make_disk /tmp/remote.img 16
-in_store() { nsenter -t $store -n chroot /back-ends "$@"; }
-chroot /back-ends ip link add v0 type veth peer name v1
-chroot /back-ends ip link set v1 netns $store
-chroot /back-ends ip addr add 10.9.0.1/24 dev v0
-chroot /back-ends ip link set v0 up
-in_store ip addr add 10.9.0.2/24 dev v1
-in_store ip link set v1 up
-in_store ip link set lo up
-in_store qemu-nbd -f raw -b 10.9.0.2 -p 10809 --persistent --fork --discard=unmap /tmp/remote.img
-storage_daemon "driver=nbd,node-name=disk,server.type=inet,server.host=10.9.0.2,server.port=10809,reconnect-delay=60,discard=unmap"
-disk_guest remote true 5
-note "by NBD over TCP: $(said remote 'verified:' 90)"
-destroy remote
-end_storage_daemon
-pkill qemu-nbd
-kill $store
+if whole; then
+    # A disk from the network: a server in a network namespace of its own.
+    unshare --net sleep 1000 &
+    store=$!
+    make_disk /tmp/remote.img 16
+    in_store() { nsenter -t $store -n chroot /back-ends "$@"; }
+    chroot /back-ends ip link add v0 type veth peer name v1
+    chroot /back-ends ip link set v1 netns $store
+    chroot /back-ends ip addr add 10.9.0.1/24 dev v0
+    chroot /back-ends ip link set v0 up
+    in_store ip addr add 10.9.0.2/24 dev v1
+    in_store ip link set v1 up
+    in_store ip link set lo up
+    in_store qemu-nbd -f raw -b 10.9.0.2 -p 10809 --persistent --fork --discard=unmap /tmp/remote.img
+    storage_daemon "driver=nbd,node-name=disk,server.type=inet,server.host=10.9.0.2,server.port=10809,reconnect-delay=60,discard=unmap"
+    disk_guest remote true 5
+    note "by NBD over TCP: $(said remote 'verified:' 90)"
+    destroy remote
+    end_storage_daemon
+    pkill qemu-nbd
+    kill $store
+fi
 
 # A qcow2 file over a raw one. What of it qemu-storage-daemon has not written yet when it is killed is lost: it is to write at once.
 export=,writethrough=on

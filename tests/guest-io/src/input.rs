@@ -30,7 +30,8 @@ nix::ioctl_write_int!(set_event, b'U', 100);
 nix::ioctl_write_int!(set_key, b'U', 101);
 nix::ioctl_write_int!(set_relative, b'U', 102);
 
-/// Makes a keyboard with a wheel, which goes when standard input ends; each line of that has it press its key and turn its wheel.
+/// Makes a keyboard with a wheel, which goes when standard input ends. Each line of that has it press its key and turn its wheel;
+/// `down` has it press its key, and `up` let go of it.
 pub(crate) fn type_lines() -> Result<()> {
     let mut device = OpenOptions::new().write(true).open("/dev/uinput")?;
     let fd = device.as_raw_fd();
@@ -48,14 +49,15 @@ pub(crate) fn type_lines() -> Result<()> {
     unsafe { create(fd) }.context("making the device")?;
     println!("input: is there");
     for line in std::io::stdin().lock().lines() {
-        line?;
-        for (kind, code, value) in [
-            (EV_KEY, KEY_A, 1),
-            (EV_REL, REL_X, -3),
-            (EV_SYN, 0, 0),
-            (EV_KEY, KEY_A, 0),
-            (EV_SYN, 0, 0),
-        ] {
+        let (down, up) = ((EV_KEY, KEY_A, 1), (EV_KEY, KEY_A, 0));
+        let turn = (EV_REL, REL_X, -3);
+        let end = (EV_SYN, 0, 0);
+        let events: &[_] = match &line?[..] {
+            "down" => &[down, end],
+            "up" => &[up, end],
+            _ => &[down, turn, end, up, end],
+        };
+        for (kind, code, value) in events.iter().copied() {
             let mut event = [0; EVENT_BYTES];
             event[TYPE..TYPE + 2].copy_from_slice(&u16::to_ne_bytes(kind));
             event[TYPE + 2..TYPE + 4].copy_from_slice(&u16::to_ne_bytes(code));
