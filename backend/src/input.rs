@@ -41,10 +41,13 @@ const STATUS: usize = 1;
 const ANSWER: usize = 8;
 const ANSWER_LEN: usize = 2;
 
+/// Events that wait for the guest at most, before what lets go of keys is not taken either.
+const MOST_WAITING: usize = 2 * MAX_WAITING;
+
 /// Reads of the source in a step.
 const LOOKS: usize = 16;
 
-/// Events that wait for the guest, but for those that were read at once.
+/// Events that wait for the guest, but for those that were read, injected or made good at once.
 const MAX_WAITING: usize = 1024;
 
 /// An input device.
@@ -63,16 +66,15 @@ pub struct Input {
     released: Vec<u16>,
     /// What the source has is of before the driver.
     is_stale: bool,
-    /// Linux has lost events: what follows up to the next report is none.
+    /// Linux has lost events: what it has still is not worth more than how things are now.
     is_dropping: bool,
     /// The source may have more than was taken at once.
     has_more: bool,
     /// Steps since the source was looked at.
     unlooked: u32,
     scratch: Scratch,
-    /// Requests that wait for dom0's memory.
+    /// A buffer that waits for dom0's memory.
     buffer: Option<Request>,
-    status: Option<Request>,
     shortage: Shortage,
     counters: Counters,
 }
@@ -89,12 +91,12 @@ struct Counters {
 
 /// Injects events into a device, which takes them up by its next [`Device::update`]. A clone is of the same device.
 #[derive(Clone, Debug, Default)]
-pub struct Injecting(Rc<RefCell<Vec<Event>>>);
+pub struct Injecting(Rc<RefCell<Vec<Vec<Event>>>>);
 
 impl Injecting {
-    /// Has the guest see `events`, of which those that the device cannot say are left out.
-    pub fn inject(&self, events: impl IntoIterator<Item = Event>) {
-        self.0.borrow_mut().extend(events);
+    /// Has the guest see `events`, all of them or none. Those that the device cannot say are left out.
+    pub fn inject(&self, events: Vec<Event>) {
+        self.0.borrow_mut().push(events);
     }
 }
 
@@ -138,12 +140,11 @@ impl Input {
             unlooked: 0,
             scratch: Scratch::new()?,
             buffer: None,
-            status: None,
             shortage: Shortage::default(),
             counters: Counters::default(),
         };
         if served {
-            this.catch_up();
+            this.catch_up(true);
         }
         Ok(this)
     }
@@ -153,20 +154,20 @@ impl Input {
         self.injecting.clone()
     }
 
-    /// Has the guest learn how keys and axes are now, whatever it was told.
-    fn catch_up(&mut self) {
-        self.waiting.clear();
+    /// Has the guest learn how keys, unless there are to be none, switches and axes are now, whatever it was told.
+    fn catch_up(&mut self, keys: bool) {
         let source = self.source.as_ref();
         let pressed = source.and_then(|source| source.pressed().ok());
-        let pressed: BTreeSet<u16> = pressed.unwrap_or_default();
+        let pressed: BTreeSet<u16> = pressed.filter(|_| keys).unwrap_or_default();
         for key in self.description.keys() {
+            // Of one that it was told of it may not know where the report ended. Linux minds no event twice.
             let is_pressed = pressed.contains(&key);
-            if is_pressed != self.kept.pressed().contains(&key) {
+            if is_pressed || self.kept.pressed().contains(&key) {
                 self.waiting.push_back(Event::key(key, is_pressed));
             }
         }
         if let Some(source) = source {
-            self.waiting.extend(source.axes(&self.description));
+            self.waiting.extend(source.places(&self.description));
         }
         if !self.waiting.is_empty() {
             self.waiting.push_back(Event::REPORT);
@@ -181,17 +182,24 @@ impl Input {
                 return;
             }
             match source.read() {
-                Looked::Events(events) if self.is_stale => drop(events),
                 Looked::Events(events) => events.into_iter().for_each(|event| self.came(event)),
                 Looked::Nothing => {
-                    self.is_stale = false;
+                    // A key that is held when a driver comes is none of that one's.
+                    let is_stale = std::mem::take(&mut self.is_stale);
+                    if is_stale || self.is_dropping {
+                        if std::mem::take(&mut self.is_dropping) {
+                            self.waiting.clear();
+                        }
+                        self.catch_up(!is_stale);
+                    }
                     return;
                 }
                 Looked::Gone => {
                     // The guest must not go on with keys that nobody holds any more.
                     self.source = None;
                     self.is_gone = true;
-                    self.catch_up();
+                    self.waiting.clear();
+                    self.catch_up(true);
                 }
             }
         }
@@ -203,21 +211,36 @@ impl Input {
         if event.is_dropped() {
             self.counters.losses += 1;
             self.is_dropping = true;
-        } else if self.is_dropping {
-            if event == Event::REPORT {
-                self.is_dropping = false;
-                self.catch_up();
-            }
-        } else if event == Event::REPORT || self.description.has(event) {
+        }
+        if self.is_stale || self.is_dropping {
+            return;
+        }
+        if event.is_end() || self.description.has(event) {
             self.waiting.push_back(event);
         }
+    }
+
+    /// Somebody has injected `events`.
+    fn inject(&mut self, mut events: Vec<Event>) {
+        events.retain(|event| event.is_end() || self.description.has(*event));
+        // Half of it would be something else; but what lets go of keys is always taken, as far as memory goes.
+        let is_release =
+            |event: &Event| event.is_end() || event.kind == kind::KEY && event.value == 0;
+        let before = events.len();
+        match self.waiting.len() {
+            0..MAX_WAITING => {}
+            MAX_WAITING..MOST_WAITING => events.retain(is_release),
+            _ => events.clear(),
+        }
+        self.counters.dropped += (before - events.len()) as u64;
+        self.waiting.extend(events);
     }
 
     /// Moves what there is to move. Whether it was anything.
     fn transfer(&mut self, access: &mut dyn GuestAccess) -> Result<bool, TransferError> {
         let mut moved = false;
         for _ in 0..SIMPLE_BATCH {
-            moved |= match self.hear(access)? {
+            moved |= match self.hear()? {
                 true => true,
                 false => break,
             };
@@ -231,35 +254,14 @@ impl Input {
         Ok(moved)
     }
 
-    /// Has the source do what the guest says.
-    fn hear(&mut self, access: &mut dyn GuestAccess) -> Result<bool, TransferError> {
+    /// Takes what the driver asks of the device, which does nothing of that: it has no lights.
+    fn hear(&mut self) -> Result<bool, DeviceError> {
         let Some(queue) = self.queues.get(STATUS) else {
             return Ok(false);
         };
-        let request = match self.status.take() {
-            Some(held) => Some(held),
-            None => queue.pop()?,
-        };
-        let Some(request) = request else {
+        let Some(request) = queue.pop()? else {
             return Ok(false);
         };
-        let event = match self.scratch.read(&request.readable, access) {
-            Ok(bytes) => <[u8; Event::BYTES]>::try_from(bytes).ok(),
-            Err(fault) if fault.is_dom0s() => {
-                self.status = Some(request);
-                return Err(TransferError::Dom0(fault));
-            }
-            Err(_) => None,
-        };
-        let event = event.map(Event::from_bytes);
-        match event {
-            Some(event) if event.kind == kind::LED && self.description.has(event) => {
-                self.source.iter().for_each(|source| source.write(event));
-            }
-            // Linux says where a report ends, and what is asked of devices that we do not pass through.
-            Some(_) => {}
-            None => self.counters.malformed += 1,
-        }
         self.counters.requests += 1;
         queue.complete(request.finish(0))?;
         Ok(true)
@@ -280,6 +282,7 @@ impl Input {
         // The guest may see it from here on, whatever becomes of this process.
         if event.kind == kind::KEY && event.value != 0 {
             self.kept.set_pressed(event.code, true);
+            self.released.retain(|key| *key != event.code);
         }
         let bytes = event.to_bytes();
         let written = match self.scratch.write(&bytes, &request.writable, access) {
@@ -333,16 +336,11 @@ impl Device for Input {
 
     fn update(&mut self) -> bool {
         let injected = self.injecting.0.take();
-        // Without a driver nobody takes them.
-        if self.queues.get(EVENTS).is_none() {
-            self.counters.dropped += injected.len() as u64;
-            return false;
-        }
-        for event in injected {
-            if self.waiting.len() >= MAX_WAITING {
-                self.counters.dropped += 1;
-            } else if event == Event::REPORT || self.description.has(event) {
-                self.waiting.push_back(event);
+        let has_driver = self.queues.get(EVENTS).is_some();
+        for events in injected {
+            match has_driver {
+                true => self.inject(events),
+                false => self.counters.dropped += events.len() as u64,
             }
         }
         false
@@ -354,7 +352,7 @@ impl Device for Input {
         start: QueueStart,
         access: &mut dyn GuestAccess,
     ) -> Result<(), QueueError> {
-        // A buffer that is empty still; a light that is switched once more to what it is.
+        // A buffer that is empty still, and what nobody does.
         self.queues.start(index, start, Unfinished::Repeat, access)
     }
 
@@ -426,11 +424,8 @@ impl Device for Input {
 
     fn stop_queue(&mut self, index: QueueIndex) {
         self.queues.stop(index);
-        match index.get() {
-            EVENTS => self.buffer = None,
-            _ => self.status = None,
-        }
-        if self.buffer.is_none() && self.status.is_none() {
+        if index.get() == EVENTS {
+            self.buffer = None;
             self.shortage.forget();
         }
     }

@@ -4,7 +4,7 @@
 pub(crate) mod blk;
 pub(crate) mod console;
 mod feature_names;
-mod input;
+pub(crate) mod input;
 mod kernel_vhost;
 pub(crate) mod net;
 pub(crate) mod rate;

@@ -32,14 +32,14 @@ pub struct Axis {
 }
 
 impl Description {
-    /// The types of events that a driver is told of, besides those that say where a report ends.
-    pub const TYPES: [u16; 6] = [
+    /// The types of events that a driver is told of, besides those that say where a report ends. Lights are none of them: whoever
+    /// may switch a device's lights may also press its keys.
+    pub const TYPES: [u16; 5] = [
         kind::KEY,
         kind::RELATIVE,
         kind::ABSOLUTE,
         kind::MISC,
         kind::SWITCH,
-        kind::LED,
     ];
 
     /// Whether it can say `event`.
@@ -48,9 +48,14 @@ impl Description {
         Self::TYPES.contains(&event.kind) && codes.is_some_and(|codes| codes.contains(&event.code))
     }
 
+    /// Its codes of a type, in order.
+    pub(super) fn codes_of(&self, kind: u16) -> impl Iterator<Item = u16> {
+        self.codes.get(&kind).into_iter().flatten().copied()
+    }
+
     /// Its keys, in order.
     pub(super) fn keys(&self) -> impl Iterator<Item = u16> {
-        let keys = self.codes.get(&kind::KEY).into_iter().flatten().copied();
+        let keys = self.codes_of(kind::KEY);
         keys.filter(|key| usize::from(*key) < KEYS)
     }
 

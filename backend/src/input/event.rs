@@ -8,10 +8,12 @@ pub mod kind {
     pub const ABSOLUTE: u16 = 3;
     pub const MISC: u16 = 4;
     pub const SWITCH: u16 = 5;
-    pub const LED: u16 = 0x11;
 }
 
-/// `SYN_DROPPED`: Linux has lost events.
+/// `SYN_REPORT`: what came before has happened at once; `SYN_MT_REPORT`: one finger's part of it ends; `SYN_DROPPED`: Linux has lost
+/// events.
+const REPORT: u16 = 0;
+const FINGER_REPORT: u16 = 2;
 const DROPPED: u16 = 3;
 
 /// Keys that there can be: `KEY_CNT`.
@@ -29,7 +31,7 @@ impl Event {
     /// `SYN_REPORT`: what came before has happened at once.
     pub const REPORT: Self = Self {
         kind: kind::SYNCHRONIZE,
-        code: 0,
+        code: REPORT,
         value: 0,
     };
 
@@ -42,15 +44,6 @@ impl Event {
         let [c, d] = self.code.to_le_bytes();
         let [e, f, g, h] = self.value.to_le_bytes();
         [a, b, c, d, e, f, g, h]
-    }
-
-    /// One of a driver's.
-    pub(super) fn from_bytes([a, b, c, d, value @ ..]: [u8; Self::BYTES]) -> Self {
-        Self {
-            kind: u16::from_le_bytes([a, b]),
-            code: u16::from_le_bytes([c, d]),
-            value: i32::from_le_bytes(value),
-        }
     }
 
     /// Bytes of Linux's `struct input_event`, which ends with what a driver gets, after a time.
@@ -67,16 +60,6 @@ impl Event {
         }
     }
 
-    /// As Linux reads it, which does not look at the time.
-    pub(super) fn to_linux(self) -> [u8; Self::OF_LINUX] {
-        let mut bytes = [0; Self::OF_LINUX];
-        let end: &mut [u8; Self::BYTES] = bytes.last_chunk_mut().expect("more bytes than that");
-        end[..2].copy_from_slice(&self.kind.to_ne_bytes());
-        end[2..4].copy_from_slice(&self.code.to_ne_bytes());
-        end[4..].copy_from_slice(&self.value.to_ne_bytes());
-        bytes
-    }
-
     /// A key that is pressed, or is so no more.
     pub(super) fn key(code: u16, is_pressed: bool) -> Self {
         Self {
@@ -84,6 +67,11 @@ impl Event {
             code,
             value: i32::from(is_pressed),
         }
+    }
+
+    /// Whether it says where a report, or a finger's part of it, ends: Linux says by its value which of its own reports it is.
+    pub fn is_end(self) -> bool {
+        self.kind == kind::SYNCHRONIZE && [REPORT, FINGER_REPORT].contains(&self.code)
     }
 
     /// Linux has lost events before this one.
@@ -97,15 +85,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_read_as_it_is_written() {
+    fn an_event_is_what_linux_says() {
         let event = Event {
             kind: 0x0102,
             code: 0x0304,
             value: -2,
         };
-        let bytes = event.to_bytes();
-        assert_eq!(bytes, [2, 1, 4, 3, 0xfe, 255, 255, 255]);
-        assert_eq!(Event::from_bytes(bytes), event);
-        assert_eq!(Event::of_linux(&event.to_linux()), event);
+        assert_eq!(event.to_bytes(), [2, 1, 4, 3, 0xfe, 255, 255, 255]);
+        let mut bytes = [9; Event::OF_LINUX];
+        let end = bytes.last_chunk_mut().unwrap();
+        *end = if cfg!(target_endian = "little") {
+            event.to_bytes()
+        } else {
+            [1, 2, 3, 4, 255, 255, 255, 0xfe]
+        };
+        assert_eq!(Event::of_linux(&bytes), event);
+        let end = |code| Event {
+            kind: 0,
+            code,
+            value: 1,
+        };
+        let ends = [0, 1, 2, 3].map(|code| (end(code).is_end(), end(code).is_dropped()));
+        let (no, report, lost) = ((false, false), (true, false), (false, true));
+        assert_eq!(ends, [report, no, report, lost]);
     }
 }

@@ -55,6 +55,7 @@ impl Kept {
         self.store();
     }
 
+    /// The keys that the guest may take for pressed.
     pub(super) fn pressed(&self) -> &BTreeSet<u16> {
         &self.pressed
     }

@@ -1,5 +1,6 @@
 //! Events of input devices by their names, as `xen-virtioctl input` takes them.
 
+use crate::devices::input::MAX_EVENTS;
 use anyhow::{Context, Result, bail, ensure};
 use evdev::{AbsoluteAxisCode, KeyCode, RelativeAxisCode, SwitchCode};
 use xen_virtio_backend::input::kind;
@@ -47,6 +48,11 @@ pub fn parse(words: &[String]) -> Result<Vec<[i32; 3]>> {
             events.extend(then);
         }
     }
+    ensure!(
+        events.len() <= MAX_EVENTS,
+        "{} events are more than {MAX_EVENTS} at once",
+        events.len()
+    );
     Ok(events)
 }
 
@@ -105,6 +111,7 @@ mod tests {
             ("KEY_A KEY_A=x", "KEY_A=x: KEY_A is set to no number"),
             ("ABS_X", "ABS_X is no key: say to what it is set, ABS_X=1"),
             ("KEY_A+", "\"\" is no event"),
+            (&"KEY_A ".repeat(65), "260 events are more than 256"),
         ] {
             let error = parsed(line).unwrap_err().to_string();
             assert!(error.contains(wrong), "{error}");

@@ -7,6 +7,8 @@ use super::{
 };
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, Backing};
+use crate::toolstack::Identity;
+use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
 use evdev::raw_stream::RawDevice;
 use evdev::{AttributeSetRef, EvdevEnum};
@@ -87,8 +89,8 @@ impl Model {
         let (name, codes, axes) = match self {
             Self::Keyboard => (
                 "xen-virtio keyboard",
-                // KEY_ESC to KEY_MICMUTE; LED_NUML to LED_SCROLLL.
-                vec![(kind::KEY, 1..249), (kind::LED, 0..3)],
+                // KEY_ESC to KEY_MICMUTE.
+                vec![(kind::KEY, 1..249)],
                 None,
             ),
             Self::Pointer => (
@@ -143,7 +145,6 @@ impl Spec {
             ),
             (kind::MISC, device.misc_properties().map(numbers)),
             (kind::SWITCH, device.supported_switches().map(numbers)),
-            (kind::LED, device.supported_leds().map(numbers)),
         ];
         let mut axes = BTreeMap::new();
         if device.supported_absolute_axes().is_some() {
@@ -190,6 +191,12 @@ impl Spec {
         }
     }
 
+    /// Whether it is the same device, whose keys and ranges dom0 may have set otherwise meanwhile.
+    fn is_same(&self, other: &Self) -> bool {
+        let of = |spec: &Self| (spec.ids, spec.name.clone(), spec.serial.clone());
+        of(self) == of(other)
+    }
+
     fn detail(&self) -> String {
         let name = crate::text::without_controls(self.name.chars());
         match &self.evdev {
@@ -199,16 +206,67 @@ impl Spec {
     }
 }
 
-/// Takes the device at `path` for the guest alone: what it is, and what its events come by.
-fn take(path: &Path, wanted: &Wanted<'_>) -> Result<(Spec, OwnedFd)> {
-    let shown = path.display();
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = open(path, flags, Mode::empty()).with_context(|| format!("opening {shown}"))?;
-    let mut device = RawDevice::from_fd(fd.try_clone()?)
-        .with_context(|| format!("{shown} is no input device of Linux's"))?;
-    let grabbed = device.grab();
-    grabbed.map_err(|error| in_use(wanted, error, &shown.to_string()))?;
-    Ok((Spec::of(path, &device)?, fd))
+/// The devices of dom0's that guests have: they stay taken while workers come and go, so that nobody else hears of them meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Inputs(Vec<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    guest: Identity,
+    key: EntryKey,
+    device: OwnedFd,
+}
+
+impl Inputs {
+    pub(crate) fn end(&mut self, guest: &Identity, key: EntryKey) {
+        self.0
+            .retain(|taken| taken.guest != *guest || taken.key != key);
+    }
+
+    pub(crate) fn end_guest(&mut self, guest: &Identity) {
+        self.0.retain(|taken| taken.guest != *guest);
+    }
+
+    /// The device at `path`, for the guest alone, which has had the one of `kept`: what it is, and what its events come by.
+    fn take(
+        &mut self,
+        path: &Path,
+        kept: Option<&Spec>,
+        wanted: &Wanted<'_>,
+    ) -> Result<(Spec, OwnedFd)> {
+        let is_its = |taken: &&Taken| taken.guest == *wanted.guest && taken.key == wanted.key;
+        if let Some(Taken { device, .. }) = self.0.iter().find(is_its)
+            && let Ok(raw) = RawDevice::from_fd(device.try_clone()?)
+        {
+            return Ok((Spec::of(path, &raw)?, device.try_clone()?));
+        }
+        // It was unplugged, or the guest has not had it.
+        self.end(wanted.guest, wanted.key);
+        let shown = path.display();
+        // Whoever may write to it may type by it, into dom0 as well.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = open(path, flags, Mode::empty()).with_context(|| format!("opening {shown}"))?;
+        let mut device = RawDevice::from_fd(fd.try_clone()?)
+            .with_context(|| format!("{shown} is no input device of Linux's"))?;
+        let is = Spec::of(path, &device)?;
+        // Another device's events are not this guest's, whatever its number: it is not taken for a moment either.
+        if let Some(kept) = kept {
+            ensure!(
+                kept.is_same(&is),
+                "{} is where {} was: put that back, or destroy and create the guest to have it use the new one",
+                is.detail(),
+                kept.detail()
+            );
+        }
+        let grabbed = device.grab();
+        grabbed.map_err(|error| in_use(wanted, error, &shown.to_string()))?;
+        self.0.push(Taken {
+            guest: wanted.guest.clone(),
+            key: wanted.key,
+            device: fd.try_clone()?,
+        });
+        Ok((is, fd))
+    }
 }
 
 impl DeviceKind for InputKind {
@@ -246,7 +304,7 @@ impl DeviceKind for InputKind {
         guest_state::device_bytes(&[Input::KEPT], &Input::QUEUE_SIZES)
     }
 
-    fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
+    fn open(&self, wanted: &Wanted<'_>, uses: &mut Uses) -> Result<Opened> {
         let kept: Option<Spec> = wanted
             .kept
             .clone()
@@ -266,21 +324,14 @@ impl DeviceKind for InputKind {
         };
         let (is, fd) = match origin {
             Some(Origin::Evdev(path)) => {
-                let (is, fd) = take(&path, wanted)?;
+                let (is, fd) = uses.inputs.take(&path, kept.as_ref(), wanted)?;
                 (is, Some(fd))
             }
             Some(Origin::Model(model)) => (model.spec(), None),
             None => (kept.clone().context("it has no settings")?, None),
         };
-        // Another device's events are not this guest's, whatever its number.
-        if let Some(kept) = kept {
-            ensure!(
-                kept == is,
-                "{} is where {} was: put that back, or destroy and create the guest to have it use the new one",
-                is.detail(),
-                kept.detail()
-            );
-        }
+        // What the guest was told of it holds.
+        let is = kept.unwrap_or(is);
         Ok(Opened {
             detail: is.detail(),
             spec: spec(&is),
@@ -324,7 +375,7 @@ impl DeviceKind for InputKind {
             );
         }
         Ok(Changed {
-            done: format!("{} events", events.len()),
+            done: format!("{} events handed on", events.len()),
             kept: None,
             change: spec(&events),
         })
@@ -365,7 +416,8 @@ struct InputControl(Injecting);
 impl Control for InputControl {
     fn change(&self, change: &Value, _descriptors: Vec<OwnedFd>) -> Result<()> {
         let events = Vec::<[i32; 3]>::deserialize(change)?;
-        self.0.inject(events.into_iter().filter_map(event_of));
+        self.0
+            .inject(events.into_iter().filter_map(event_of).collect());
         Ok(())
     }
 }
@@ -408,7 +460,7 @@ mod tests {
         let changed = order(moved.clone()).unwrap();
         assert_eq!(
             (changed.done, changed.change),
-            ("5 events".to_owned(), spec(&moved))
+            ("5 events handed on".to_owned(), spec(&moved))
         );
         for (events, wrong) in [
             (

@@ -14,8 +14,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Longer than any question: a guest's name has 128 characters at most.
-const MAX_QUESTION: usize = 1024;
+/// Longer than any question: a guest's name has 128 characters at most, and an order 256 events.
+const MAX_QUESTION: usize = 16 << 10;
 /// When more come, the oldest goes.
 const MAX_CLIENTS: usize = 16;
 

@@ -153,3 +153,16 @@ fn a_driver_is_told_that_its_connections_are_no_more_and_the_next_ones_work() {
         assert!(events <= 3, "{events} for three deaths");
     }
 }
+
+/// What an earlier process had is no business of a driver that begins with this one.
+#[test]
+fn a_driver_that_begins_is_told_of_nothing() {
+    let (guest, machine) = SimMachine::start(AddressMode::Grants, || {
+        Ok(vec![Box::new(device(true, echoing()))])
+    })
+    .unwrap();
+    let mut driver = Told::start(&guest);
+    assert_eq!(driver.ask().unwrap(), b"question");
+    assert_eq!(driver.events.used_index(), 0);
+    machine.stop().unwrap();
+}

@@ -1,6 +1,7 @@
 //! What no driver of good will sends.
 
 use super::*;
+use std::sync::atomic::{AtomicU32, Ordering};
 use xen_virtio_tests::NEXT;
 
 #[test]
@@ -227,10 +228,11 @@ fn a_guest_that_takes_no_answers_is_heard_no_more() {
     bench.end();
 }
 
-/// Answers its dials when there are as many as there may be.
-fn slow(to: Sender<UnixStream>) -> Arc<Mutex<Operator>> {
+/// Answers its dials when there are as many as there may be; `asked` counts them.
+fn slow(to: Sender<UnixStream>, asked: Arc<AtomicU32>) -> Arc<Mutex<Operator>> {
     let mut held = Vec::new();
     Arc::new(Mutex::new(move |board: &Switchboard, number, _| {
+        asked.fetch_add(1, Ordering::SeqCst);
         held.push(number);
         if held.len() == Dial::MOST {
             for number in held.drain(..) {
@@ -246,23 +248,39 @@ fn slow(to: Sender<UnixStream>) -> Arc<Mutex<Operator>> {
 #[test]
 fn what_is_dialled_beyond_the_most_waits() {
     let (to, programs) = channel();
-    let mut bench = Bench::with(slow(to), programs, usize::from(SIZE));
-    for port in 0..15 {
+    let asked = Arc::new(AtomicU32::new(0));
+    let operator = slow(to, Arc::clone(&asked));
+    let mut bench = Bench::with(operator, programs, usize::from(SIZE));
+    for port in 0..10 {
         bench.side.send(Header::new(REQUEST, port, 53), &[]);
     }
     // Linux says this whenever its program sets a size.
     bench.side.send(Header::new(CREDIT_UPDATE, 3, 53), &[]);
-    // One that the guest has given up, and asks for again.
+    // One that the guest has given up.
     bench.side.send(Header::new(RESET, 0, 53), &[]);
     assert!(bench.side.is_quiet());
-    // The sixteenth; those behind it wait for their turn, which comes with fifteen more.
-    for port in 20..24 {
-        bench.side.send(Header::new(REQUEST, port, 53), &[]);
+    // Ten more at once: of the last four, which wait, the guest gives up one.
+    let side = &mut bench.side;
+    let mut packets: Vec<_> = (10..20)
+        .map(|port| Header::new(REQUEST, port, 53))
+        .collect();
+    packets.push(Header::new(RESET, 19, 53));
+    let (mut buffers, mut heads) = (Vec::new(), Vec::new());
+    for (head, packet) in (0..).zip(packets) {
+        let buffer = side.driver.buffer(HEADER, false);
+        buffer.write(0, &packet.to_bytes());
+        side.sends.set_descriptor(head, buffer.address(), 44, 0, 0);
+        buffers.push(buffer);
+        heads.push(head);
     }
-    let mut answered: Vec<_> = (0..15).map(|_| bench.side.receive().0.to.1).collect();
+    side.sends.offer_together(&heads);
+    side.driver.notify(SEND);
+    let mut answered: Vec<_> = (0..15).map(|_| side.receive().0.to.1).collect();
     answered.sort_unstable();
-    assert_eq!(answered, (1..15).chain([20]).collect::<Vec<_>>());
-    assert!(bench.side.is_quiet());
+    assert_eq!(answered, (1..16).collect::<Vec<_>>());
+    // Once the others are answered, those that waited have their turn.
+    assert!(side.is_quiet());
+    assert_eq!(asked.load(Ordering::SeqCst), 19);
     let report = bench.end();
     assert_eq!(
         (report.metrics["refused"], report.metrics["connections"]),
@@ -342,6 +360,18 @@ fn a_packet_may_come_in_any_pieces() {
         assert_eq!(read_exactly(&mut program, 100), data);
     }
     bench.end();
+}
+
+#[test]
+fn a_queue_that_stops_ends_all_connections() {
+    for index in [RECEIVE, SEND] {
+        let mut bench = Bench::new();
+        let mut program = bench.connect(1000, 52);
+        bench.side.driver.write(Register::QueueSel, index);
+        bench.side.driver.write(Register::QueueReady, 0);
+        assert!(is_at_end(&mut program), "{index}");
+        bench.end();
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::lock::Locks;
 use crate::devices::console::Consoles;
+use crate::devices::input::Inputs;
 use crate::devices::net::MadeInterface;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
@@ -171,12 +172,13 @@ fn parse_device(text: &str) -> Option<u64> {
     ))
 }
 
-/// The disks, the network interfaces, and the other ends of consoles, that guests use now.
+/// The disks, the network interfaces, the other ends of consoles, and the input devices, that guests use now.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
     uses: Vec<Use>,
     interfaces: Vec<InterfaceUse>,
     pub(crate) consoles: Consoles,
+    pub(crate) inputs: Inputs,
 }
 
 /// An interface that a device of a guest has: the kernel would let others have some of its queues.
@@ -318,6 +320,7 @@ impl Uses {
     pub(crate) fn end(&mut self, guest: &Identity, key: EntryKey) {
         self.end_interfaces(|other| other.guest == *guest && other.key == key);
         self.consoles.end(guest, key);
+        self.inputs.end(guest, key);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest && other.key == key;
         }
@@ -327,6 +330,7 @@ impl Uses {
     pub(crate) fn end_guest(&mut self, guest: &Identity) {
         self.end_interfaces(|other| other.guest == *guest);
         self.consoles.end_guest(guest);
+        self.inputs.end_guest(guest);
         for other in &mut self.uses {
             other.is_over |= other.guest == *guest;
         }
