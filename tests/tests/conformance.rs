@@ -184,9 +184,8 @@ fn subjects() -> Vec<Subject> {
         Subject {
             name: "input",
             make: Arc::new(|records| {
-                let served = !records.is_new();
                 let kept = StateCell::new(records.own(0, Input::KEPT).unwrap());
-                let device = Input::new(Description::default(), None, kept, served);
+                let device = Input::new(Description::default(), None, kept, true);
                 Box::new(device.unwrap())
             }),
             unfinished: Unfinished::Repeat,
