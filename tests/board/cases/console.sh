@@ -70,9 +70,9 @@ DEVICES
         echo "(cd /sys/bus/virtio/drivers/virtio_console; $script); echo bound \$((3000 + 4))" | socat -t 5 - UNIX-CONNECT:/run/console.sock | tr -d '\r' | grep -qx 'bound 3004' || fail "the driver's coming and going"
         wait $rebinding
     fi
-    # Nobody reads; the worker dies meanwhile. The log has all of it, once.
-    lines=$(whole && echo 100000 || echo 5000)
-    echo "seq 1 $lines; echo all \$((4000 + 1))" | socat -t 1 - UNIX-CONNECT:/run/console.sock >/dev/null
+    # Nobody reads; the worker dies meanwhile. The log has all of it.
+    lines=$(whole && echo 100000 || echo 2000)
+    echo "seq 1 $lines; echo all \$((4000 + 1))" | socat -u - UNIX-CONNECT:/run/console.sock
     for ((i = 0; i < ${TIMES:-$(whole && echo 30 || echo 2)}; i++)); do
         sleep 0.3
         kill_worker
@@ -81,10 +81,14 @@ DEVICES
     wait_for 120 "the log to have all" has_logged 'all 4001'
     whole_log | grep -xE '[0-9]+' | sed -n '/^1$/,$p' >/tmp/logged
     busybox seq 1 "$lines" >/tmp/expected
-    busybox cmp /tmp/logged /tmp/expected || fail "the log is not what the guest has written: $(busybox diff /tmp/logged /tmp/expected | head -n 5)"
-    note "$lines lines are in the log as written, over $i deaths"
+    # A worker that has died between writing some and noting that has the next one write it once more, 4 KiB at most.
+    busybox diff /tmp/expected /tmp/logged >/tmp/differs || true
+    ! grep -q '^-[0-9]' /tmp/differs || fail "lines are missing in the log: $(grep '^-[0-9]' /tmp/differs | head -n 5)"
+    twice=$(grep -c '^+[0-9]' /tmp/differs || true)
+    [ "$twice" -le $((1000 * i)) ] || fail "$twice lines are in the log that the guest has not written"
+    note "$lines lines are in the log, $twice of them twice, over $i deaths"
     # A channel.
-    echo 'sh /guest/echo &' | socat -t 1 - UNIX-CONNECT:/run/console.sock >/dev/null
+    echo 'sh /guest/echo &' | socat -u - UNIX-CONNECT:/run/console.sock
     head -c $(whole && echo 200000 || echo 50000) /dev/urandom >/tmp/sent
     (cat /tmp/sent; sleep $(whole && echo 8 || echo 4)) | socat -t 1 - UNIX-CONNECT:/run/echo.sock >/tmp/echoed
     busybox cmp /tmp/sent /tmp/echoed || fail "the channel: $(stat -c %s /tmp/echoed) bytes came back"
