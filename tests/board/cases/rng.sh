@@ -47,7 +47,8 @@ sleep "$seconds"
 bytes=$((($(report entropy_bytes) - before) / seconds)) share=$((($(report cpu_ns) - cpu) / (seconds * 10000000)))
 note "the guest reads $bytes bytes a second; its worker takes $share % of a processor"
 [ "$bytes" -gt 8000 ] && [ "$bytes" -le 18000 ] || fail "16384 bytes a second were allowed"
-[ "$share" -lt 35 ] || fail "a guest that reads keeps its worker busy"
+# One that does not sleep takes nearly all; how much a request takes varies by half with the machine that emulates.
+[ "$share" -lt 60 ] || fail "a guest that reads keeps its worker busy"
 kill -KILL "$(pids_of "$(domid g)")"
 wait_for 10 "another worker" grep -q 'is lost' $DAEMON_LOG
 sleep 1
