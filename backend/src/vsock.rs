@@ -212,11 +212,15 @@ impl Vsock {
     fn look(&mut self) -> bool {
         self.take_up();
         let may_be_more = self.connections.look();
-        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
+        if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.connections.retry();
         }
-        let lacks = self.connections.lacks();
-        self.retry_at = lacks.then(|| Instant::now() + FIRST_WAIT);
+        // A look before that time does not put it off: a device that is busy looks often.
+        let again = || Instant::now() + FIRST_WAIT;
+        self.retry_at = match self.connections.lacks() {
+            true => self.retry_at.or_else(|| Some(again())),
+            false => None,
+        };
         may_be_more
     }
 }

@@ -350,6 +350,9 @@ impl Supervisor {
         {
             // So many at once leave room in the worker's socket for what it is told else.
             if !self.dialling.admits(domid, Instant::now()) {
+                tracing::debug!(
+                    "guest {domid}: {key}: more connections at once than are handed on"
+                );
                 continue;
             }
             let guest = self.guests.get_mut(&domid);
@@ -383,8 +386,7 @@ impl Supervisor {
             let change = vsock::dialled(dialled.number);
             match guest.connect(dialled.key, change, brought.ok().as_ref()) {
                 Ok(()) => {}
-                // One that is never answered is one less that its device may ask for.
-                Err(Untaken::Now) => drop(self.dialling.put_back(dialled)),
+                Err(Untaken::Now) => self.dialling.wait(dialled),
                 Err(Untaken::Ever(broken)) => tolerate(self.tell(dialled.domid, broken))?,
             }
         }

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, VolatileSlice};
 /// Connections at once, also those that the guest has ended and whose data is on its way. Each may hold
 /// [`VSOCK_BUFFER`](crate::tuning::VSOCK_BUFFER) bytes of dom0's memory.
 const MAX_CONNECTIONS: usize = 256;
-/// … of those that programs may begin, so that the guest can begin some.
+/// With so many, programs begin no other one, so that the guest can.
 const MAX_VISITED: usize = 192;
 /// Programs of the host's that have connected and not said to which port.
 const MAX_VISITORS: usize = 32;

@@ -149,9 +149,14 @@ impl Spec {
         let mut axes = BTreeMap::new();
         if device.supported_absolute_axes().is_some() {
             for (axis, is) in device.get_absinfo()? {
-                let (range, noise) = ([is.minimum(), is.maximum()], [is.fuzz(), is.flat()]);
-                let ([low, high], [fuzz, flat]) = (range, noise);
-                axes.insert(axis.0, [low, high, fuzz, flat, is.resolution()]);
+                let range = [
+                    is.minimum(),
+                    is.maximum(),
+                    is.fuzz(),
+                    is.flat(),
+                    is.resolution(),
+                ];
+                axes.insert(axis.0, range);
             }
         }
         let id = device.input_id();
@@ -214,6 +219,7 @@ pub(crate) struct Inputs(Vec<Taken>);
 struct Taken {
     guest: Identity,
     key: EntryKey,
+    path: PathBuf,
     device: OwnedFd,
 }
 
@@ -234,13 +240,16 @@ impl Inputs {
         kept: Option<&Spec>,
         wanted: &Wanted<'_>,
     ) -> Result<(Spec, OwnedFd)> {
-        let is_its = |taken: &&Taken| taken.guest == *wanted.guest && taken.key == wanted.key;
+        // A guest that has not begun with it may be to have another one now.
+        let is_its = |taken: &&Taken| {
+            taken.guest == *wanted.guest && taken.key == wanted.key && taken.path == path
+        };
         if let Some(Taken { device, .. }) = self.0.iter().find(is_its)
             && let Ok(raw) = RawDevice::from_fd(device.try_clone()?)
         {
             return Ok((Spec::of(path, &raw)?, device.try_clone()?));
         }
-        // It was unplugged, or the guest has not had it.
+        // What it had was unplugged, or is not to be had any more.
         self.end(wanted.guest, wanted.key);
         let shown = path.display();
         // Whoever may write to it may type by it, into dom0 as well.
@@ -263,6 +272,7 @@ impl Inputs {
         self.0.push(Taken {
             guest: wanted.guest.clone(),
             key: wanted.key,
+            path: path.to_owned(),
             device: fd.try_clone()?,
         });
         Ok((is, fd))

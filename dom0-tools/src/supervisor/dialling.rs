@@ -14,7 +14,7 @@ use xen_virtio_backend::vsock::Dial;
 const IN_A_PERIOD: usize = 64;
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// How often a connection is tried that could not be made or handed on for now: for two seconds.
+/// How often a connection is tried that could not be made for now: for two seconds.
 const TRIES: u32 = 20;
 
 /// What a worker may ask for and not have been answered: it keeps to this itself.
@@ -121,16 +121,21 @@ impl Dialling {
         self.waiting.remove(index)
     }
 
-    /// It could not be made or handed on for now. False if it is to be so no more.
+    /// It could not be made for now. False if it is to be tried no more.
     pub(super) fn put_back(&mut self, dialled: Dialled) -> bool {
         let tries = dialled.tries + 1;
         if tries < TRIES {
-            self.waiting.push_back(Dialled { tries, ..dialled });
+            self.wait(Dialled { tries, ..dialled });
         }
+        tries < TRIES
+    }
+
+    /// It waits behind the others, for the guest's next period. Its worker waits for the answer, however long it does not read.
+    pub(super) fn wait(&mut self, dialled: Dialled) {
+        self.waiting.push_back(dialled);
         if let Some(pace) = self.paces.get_mut(&dialled.domid) {
             pace.left = 0;
         }
-        tries < TRIES
     }
 
     /// When there is one to be answered.
@@ -212,6 +217,9 @@ mod tests {
             ..next
         };
         assert!(!dialling.put_back(last));
+        // One that its worker has not taken is answered some time.
+        dialling.wait(last);
+        assert_eq!(dialling.waiting.back(), Some(&last));
         let now = later(2);
         dialling.forget((1, KEY));
         assert_eq!(
