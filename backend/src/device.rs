@@ -11,6 +11,8 @@ use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
 pub struct DeviceType(pub u32);
 
 impl DeviceType {
+    /// That of a place without a device (virtio 1.3, 4.2.2.1).
+    pub const NONE: Self = Self(0);
     pub const BLOCK: Self = Self(virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK);
 }
 

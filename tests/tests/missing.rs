@@ -1,14 +1,15 @@
-//! A device that its guest knows, and that cannot be served for a while.
+//! A device that its guest knows, and that cannot be served for a while; and a place where none is.
 
 use tempfile::NamedTempFile;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK,
 };
+use xen_virtio_backend::DeviceType;
 use xen_virtio_backend::blk::Disk;
 use xen_virtio_sim::{FIRST_DEVICE, SimHypervisor, simulate};
 use xen_virtio_tests::{Driver, Negotiated, disk_device, drive};
-use xen_virtio_transport::{DeviceState, GuestDevices, MmioDevice, Register};
+use xen_virtio_transport::{DeviceState, GuestDevices, MmioDevice, MmioRange, Register};
 
 const RUNNING: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
@@ -66,4 +67,41 @@ fn a_driver_that_parts_from_a_missing_device_finds_it_reset() {
     ] {
         assert_eq!(status_after(parts), 0);
     }
+}
+
+/// A driver passes such a place by without a word (virtio 1.3, 4.2.2.2), whatever it does there, and finds what comes later.
+#[test]
+fn a_place_without_a_device_is_a_placeholder() {
+    let (hypervisor, guest) = simulate(64).unwrap();
+    let mut machine = GuestDevices::new(hypervisor);
+    let placeholder = |driver: &Driver| {
+        driver.write(Register::Status, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+        driver.notify(0);
+        let registers = [
+            Register::MagicValue,
+            Register::Version,
+            Register::DeviceId,
+            Register::Status,
+            Register::InterruptStatus,
+        ];
+        let magic = u32::from_le_bytes(*b"virt");
+        let found = registers.map(|register| driver.read(register));
+        assert_eq!(found, [magic, 2, 0, 0, 0]);
+    };
+    machine.claim(FIRST_DEVICE).unwrap();
+    drive(&mut machine, &guest, placeholder);
+    let device = disk(&mut machine, DeviceState::private().unwrap());
+    let slot = machine.add(FIRST_DEVICE, device).unwrap();
+    // As the next worker is told, which has the device already.
+    machine.claim(FIRST_DEVICE).unwrap();
+    drive(&mut machine, &guest, |driver| {
+        assert_eq!(driver.read(Register::DeviceId), DeviceType::BLOCK.0);
+    });
+    machine.remove(slot);
+    drive(&mut machine, &guest, placeholder);
+    let next = MmioRange {
+        base: FIRST_DEVICE.base + FIRST_DEVICE.len / 2,
+        ..FIRST_DEVICE
+    };
+    machine.claim(next).unwrap_err();
 }

@@ -2,6 +2,7 @@
 
 use super::device::MmioDevice;
 use super::device_state::DeviceState;
+use super::register_file::{MAGIC, VERSION};
 use super::registers::{Location, Register};
 use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest, Width};
 use std::io;
@@ -39,7 +40,7 @@ enum RangeOwner {
     /// there whenever the device is back. Reads are zero. A driver that resets the device, stops a queue or
     /// begins to look for it anew has its memory for itself again, and the device comes back as after a reset.
     Missing(DeviceState),
-    /// No virtio device: reads are zero.
+    /// No device, in a place where one can be: a placeholder (virtio 1.3, 4.2.2), which drivers pass by.
     Nothing,
 }
 
@@ -67,6 +68,9 @@ impl RangeOwner {
                     state.clear();
                 }
             }
+            // Its device type is 0.
+            Self::Nothing if is_at(Register::MagicValue, offset, width) => return MAGIC.into(),
+            Self::Nothing if is_at(Register::Version, offset, width) => return VERSION.into(),
             Self::Nothing => {}
         }
         0
@@ -137,6 +141,18 @@ impl<H: Hypervisor> GuestDevices<H> {
         self.put(range, RangeOwner::Missing(state))
     }
 
+    /// Claims `range`, where the guest finds no device until one is added; one that is there already stays.
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError`], with nothing changed.
+    pub fn claim(&mut self, range: MmioRange) -> Result<(), DevicesError> {
+        if self.slots.iter().any(|(other, _)| *other == range) {
+            return Ok(());
+        }
+        self.put(range, RangeOwner::Nothing).map(drop)
+    }
+
     fn put(&mut self, range: MmioRange, owner: RangeOwner) -> Result<Slot, DevicesError> {
         let MmioRange { base, len } = range;
         let vacant = |(other, owner): &(_, RangeOwner)| *other == range && owner.device().is_none();
@@ -155,8 +171,7 @@ impl<H: Hypervisor> GuestDevices<H> {
         Ok(Slot(self.slots.len() - 1))
     }
 
-    /// Takes a device away, if there is one: [`MmioDevice::retire`]. What the driver still reads there is zero: no virtio
-    /// device.
+    /// Takes a device away, if there is one: [`MmioDevice::retire`]. Its driver finds no device there from now on.
     pub fn remove(&mut self, Slot(slot): Slot) -> Option<Box<dyn Device>> {
         match std::mem::replace(&mut self.slots[slot].1, RangeOwner::Nothing) {
             RangeOwner::Device(device) => Some(device.retire()),

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use xen_virtio_backend::QueueIndex;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-const VERSION: u32 = 2;
+pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+pub(super) const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"XEN\0");
 
 /// What the driver has selected.
