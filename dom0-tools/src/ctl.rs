@@ -4,5 +4,6 @@ pub mod control;
 pub mod create;
 pub mod events;
 pub mod report;
+pub mod slots;
 pub mod stats;
 pub mod xl_config;

@@ -3,6 +3,7 @@
 
 pub(crate) mod blk;
 pub(crate) mod console;
+mod empty;
 mod feature_names;
 pub(crate) mod input;
 mod kernel_vhost;
@@ -40,6 +41,7 @@ use xen_virtio_backend::{Device, DeviceType};
 const KINDS: &[&dyn DeviceKind] = &[
     &blk::BlkKind,
     &console::ConsoleKind,
+    &empty::EmptyKind,
     &input::InputKind,
     &net::NetKind,
     &rng::RngKind,

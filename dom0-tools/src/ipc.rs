@@ -48,6 +48,12 @@ pub enum ToWorker {
     },
     /// A device for the guest. Descriptors: as its kind has it.
     Attach(Box<Attachment>),
+    /// The guest finds no device at a page until one is attached there. Answered as [`ToWorker::Attach`].
+    Claim {
+        key: EntryKey,
+        base: u64,
+        len: u64,
+    },
     /// The devices that the guest has had from an earlier worker have been handed over, as far as they can be:
     /// its accesses are to be answered.
     Serve,

@@ -11,7 +11,7 @@ use crate::toolstack::libxl::{EntryForm, EntryKey, EntryKind};
 use anyhow::{Result, anyhow, bail};
 use rustix::fs::Mode;
 use std::path::Path;
-use xen_virtio_backend::{RingStock, StateArea};
+use xen_virtio_backend::{DeviceType, RingStock, StateArea};
 use xen_virtio_transport::vhost_user_server;
 
 /// Queues of a device that has one for each vCPU: nobody says how many there are.
@@ -30,7 +30,9 @@ const KEY: EntryKey = EntryKey {
 pub fn run(socket: &Path, line: &str, config: &Config) -> Result<()> {
     let line = OwnLine::parse(line).map_err(|error| anyhow!(error))?;
     if Service::of(&line.settings) != Service::Own {
-        let own = devices::kinds(Service::Own).map(devices::DeviceKind::name);
+        let own = devices::kinds(Service::Own);
+        let own = own.filter(|kind| kind.device_type() != DeviceType::NONE);
+        let own = own.map(devices::DeviceKind::name);
         bail!(
             "{} with these settings is another one's to serve: what is served here is {}",
             line.kind,

@@ -233,6 +233,12 @@ impl Supervisor {
                         },
                         beside,
                     )) => self.change(token, &guest, device.as_deref(), order, beside),
+                    Some((Question::Attach { guest, slot, line }, _)) => {
+                        self.attach(token, &guest, slot.as_deref(), &line);
+                    }
+                    Some((Question::Detach { guest, device }, _)) => {
+                        self.detach(token, &guest, &device);
+                    }
                     None if !self.clients.has(token) => {
                         self.back_ends.ready(token, self.poll.registry());
                         tolerate(self.on_worker_readable(token))?;

@@ -3,15 +3,18 @@
 //! The supervisor knows a [`Toolstack`] only. Xen's is libxl, which speaks through xenstore; what a file of ours says of a
 //! guest is written there too, so that it outlives the service, and is read in one way.
 
+mod attached;
 pub mod guest_file;
 pub mod libxl;
 mod xen;
 pub mod xenstore;
 
-use libxl::{Entry, EntryError, EntryKey};
+use guest_file::FileDevice;
+use libxl::{Entry, EntryError, EntryKey, MAX_DEVICES};
 use std::error::Error;
 use std::os::fd::BorrowedFd;
 pub use xen::XenToolstack;
+use xenstore::XenStoreError;
 
 /// Tells a guest from all others, whether they have had its domid or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +77,19 @@ pub enum ToolstackError {
     Lost(Box<dyn Error + Send + Sync>),
 }
 
+/// Why a guest that runs is not given a device.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error(transparent)]
+    XenStore(#[from] XenStoreError),
+    #[error("{0}")]
+    Settings(String),
+    #[error("the guest is gone")]
+    Gone,
+    #[error("it has {MAX_DEVICES} such devices, and can have no more")]
+    Full,
+}
+
 /// A toolstack, as the supervisor sees it.
 ///
 /// # Errors
@@ -131,6 +147,16 @@ pub trait Toolstack {
 
     /// Tells the toolstack that a device is closed, if it waits for that.
     fn tell_closed(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError>;
+
+    /// Gives a guest that runs a device, which is told of by an event.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`].
+    fn attach(&mut self, guest: &Identity, device: &FileDevice) -> Result<EntryKey, AttachError>;
+
+    /// Begins to take away a device that was given so, which is told of by an event.
+    fn detach(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError>;
 
     /// The guest of `domid`, if there is one.
     fn living(&mut self, domid: u16) -> Result<Option<Identity>, ToolstackError> {

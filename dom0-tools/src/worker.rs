@@ -221,6 +221,12 @@ impl Worker {
                         Err(error) => self.attached(key, Err(error)),
                     }
                 }
+                ToWorker::Claim { key, base, len } => {
+                    match self.event_loop.claim(MmioRange { base, len }) {
+                        Ok(()) => FromWorker::Attached { key, known: None },
+                        Err(error) => not_attached(key, &error.into()),
+                    }
+                }
                 ToWorker::Serve => {
                     self.keep_missing()?;
                     self.begun = true;
@@ -341,11 +347,7 @@ impl Worker {
                 let known = self.known.remove(&key);
                 FromWorker::Attached { key, known }
             }
-            Err(error) => FromWorker::AttachFailed {
-                key,
-                busy: devices::is_busy(&error),
-                error: format!("{error:#}"),
-            },
+            Err(error) => not_attached(key, &error),
         }
     }
 
@@ -487,6 +489,14 @@ impl Worker {
             }
         }
         Ok(())
+    }
+}
+
+fn not_attached(key: EntryKey, error: &anyhow::Error) -> FromWorker {
+    FromWorker::AttachFailed {
+        key,
+        busy: devices::is_busy(error),
+        error: format!("{error:#}"),
     }
 }
 

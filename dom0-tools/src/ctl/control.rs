@@ -2,6 +2,7 @@
 
 use crate::ctl::report::Report;
 pub use crate::devices::Order;
+use crate::toolstack::libxl::EntryKey;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,23 @@ pub enum Question {
         device: Option<String>,
         order: Order,
     },
+    /// Gives a guest a device in an empty slot of its, the one of this name or the first: `line` is as in `xen_virtio = [ … ]`.
+    /// Answered by where that is, before it is served: a `Result<AttachedAt, String>`.
+    Attach {
+        guest: String,
+        slot: Option<String>,
+        line: String,
+    },
+    /// Takes such a device away. Answered when that has begun: a `Result<EntryKey, String>`.
+    Detach { guest: String, device: String },
+}
+
+/// Where a guest has a device that was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedAt {
+    pub key: EntryKey,
+    /// The address of its page.
+    pub base: u64,
 }
 
 /// Why there is no answer.
@@ -78,7 +96,7 @@ pub fn change(
         device,
         order,
     };
-    ask::<Result<String, String>>(path, &question, None)?.map_err(ControlError::Refused)
+    self::order(path, &question)
 }
 
 /// Has the supervisor that listens at `path` attach `socket` to a port of a console of `guest`'s, see [`Order::Attach`]: its only
@@ -100,6 +118,18 @@ pub fn attach(
         order,
     };
     ask::<Result<String, String>>(path, &question, Some(socket))?.map_err(ControlError::Refused)
+}
+
+/// Has the supervisor that listens at `path` carry out `question`, which is answered by a `Result<Answer, String>`.
+///
+/// # Errors
+///
+/// [`ControlError`].
+pub fn order<Answer: DeserializeOwned>(
+    path: &Path,
+    question: &Question,
+) -> Result<Answer, ControlError> {
+    ask::<Result<Answer, String>>(path, question, None)?.map_err(ControlError::Refused)
 }
 
 /// Asks, and sends a descriptor beside the question.

@@ -3,7 +3,6 @@
 use crate::config::{Config, VirtioConfig};
 use crate::created::Created;
 use crate::ctl::control::{self, ControlError};
-use crate::ctl::report::GuestReport;
 use crate::ctl::xl_config::{self, OwnLine};
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
@@ -166,8 +165,7 @@ pub fn wait(guest: &str, count: usize, limit: Duration) -> Result<String> {
 /// What the guest's devices are, or what is waited for.
 fn standing(guest: &str, count: usize) -> Result<Result<String, String>, ControlError> {
     let report = control::list(control::SOCKET_PATH.as_ref())?;
-    let is_it = |known: &&GuestReport| known.name == guest || known.domid.to_string() == guest;
-    let Some(known) = report.guests.iter().find(is_it) else {
+    let Some(known) = report.of(guest) else {
         return Ok(Err(format!(
             "guest {guest} has no virtio devices: is its xl older than 4.19?"
         )));

@@ -5,7 +5,8 @@ use crate::toolstack::libxl::{EntryForm, EntryKey, entry_path};
 use crate::worker::event_loop::EventLoopReport;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
-use virtio_bindings::{virtio_config as config, virtio_ids as ids, virtio_ring as ring};
+use virtio_bindings::{virtio_config as config, virtio_ring as ring};
+use xen_virtio_backend::DeviceType;
 use xen_virtio_transport::DeviceReport;
 
 /// All guests that have a virtio device.
@@ -40,11 +41,19 @@ pub struct GuestReport {
     /// What the worker says of itself.
     pub server: Option<EventLoopReport>,
     pub devices: Vec<EntryReport>,
+    /// Devices that are being taken away.
+    #[serde(default)]
+    pub closing: Vec<EntryKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntryReport {
     pub key: EntryKey,
+    /// A virtio device type number, and where the guest finds the device, once its entry was read.
+    #[serde(default)]
+    pub device_type: Option<u32>,
+    #[serde(default)]
+    pub base: Option<u64>,
     /// What the device is, by libxl's entry: the path of a disk, say.
     pub detail: String,
     pub error: Option<String>,
@@ -58,6 +67,11 @@ pub struct EntryReport {
 }
 
 impl EntryReport {
+    /// Whether it is a place for a device that may be attached.
+    pub fn is_slot(&self) -> bool {
+        self.device_type == Some(DeviceType::NONE.0)
+    }
+
     /// One word, or a few, on how the device is.
     pub fn state(&self) -> &'static str {
         let Some(device) = &self.device else {
@@ -65,7 +79,10 @@ impl EntryReport {
                 "failed"
             } else if self.claimed_after_ms.is_some() {
                 // Its worker is busy, or is just being followed by another one.
-                "served"
+                match self.is_slot() {
+                    true => "waiting",
+                    false => "served",
+                }
             } else {
                 "starting"
             };
@@ -141,6 +158,13 @@ impl fmt::Display for Report {
                     guest.name, guest.domid, guest.restarts
                 )?;
             }
+            for key in &guest.closing {
+                let path = entry_path(guest.domid, *key);
+                writeln!(
+                    notes,
+                    "{path}: is being taken away, when its transfers have ended"
+                )?;
+            }
             for entry in &guest.devices {
                 rows.push(entry.row(guest));
                 entry.note(guest, &mut notes)?;
@@ -155,6 +179,13 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// The guest of that domid, or else of that name.
+    pub fn of(&self, guest: &str) -> Option<&GuestReport> {
+        let mut guests = self.guests.iter();
+        let numbered = guests.find(|known| known.domid.to_string() == guest);
+        numbered.or_else(|| self.guests.iter().find(|known| known.name == guest))
+    }
+
     fn write_refusals(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.refusals.is_empty() {
             writeln!(f, "\nNot served lately, so that xl gave the guest up:")?;
@@ -176,16 +207,14 @@ impl EntryReport {
     fn row(&self, guest: &GuestReport) -> [String; 10] {
         let none = DeviceReport::default();
         let device = self.device.as_ref().unwrap_or(&none);
-        let kind = match (&self.device, self.key.form) {
-            (Some(device), _) => type_name(device.device_type),
-            (None, EntryForm::Disk) => type_name(ids::VIRTIO_ID_BLOCK),
-            (None, EntryForm::Virtio | EntryForm::File) => "?".to_owned(),
-        };
+        let disk = (self.key.form == EntryForm::Disk).then_some(DeviceType::BLOCK.0);
+        let known = self.device.as_ref().map(|device| device.device_type);
+        let kind = known.or(self.device_type).or(disk).map(type_name);
         [
             guest.domid.to_string(),
             guest.name.clone(),
             self.key.to_string(),
-            kind,
+            kind.unwrap_or_else(|| "?".to_owned()),
             self.state().to_owned(),
             format!("{}/{}", device.ready_queues, device.queues),
             device.grants_mapped.to_string(),
@@ -199,6 +228,11 @@ impl EntryReport {
         let path = entry_path(guest.domid, self.key);
         for text in [&self.error, &self.hint].into_iter().flatten() {
             writeln!(notes, "{path}: {text}")?;
+        }
+        if self.is_slot()
+            && let Some(base) = self.base
+        {
+            writeln!(notes, "{path}: {} at {base:#x}", self.detail)?;
         }
         if let Some(device) = &self.device {
             let features = feature_names(device.device_type, device.features).join(" ");
@@ -261,6 +295,8 @@ mod tests {
         let error = error.map(str::to_owned);
         let devices = vec![EntryReport {
             key,
+            device_type: None,
+            base: None,
             detail: "/dev/vg/ivi, rw".into(),
             error,
             claimed_after_ms: None,
@@ -277,6 +313,7 @@ mod tests {
                 error: None,
                 server: None,
                 devices,
+                closing: Vec::new(),
             }],
         }
     }

@@ -133,6 +133,7 @@ mod tests {
         Report {
             refusals: Vec::new(),
             guests: vec![GuestReport {
+                closing: Vec::new(),
                 domid: 3,
                 name: "ivi".into(),
                 worker: Some(77),
@@ -146,6 +147,8 @@ mod tests {
                 }),
                 devices: vec![EntryReport {
                     hint: None,
+                    device_type: None,
+                    base: None,
                     key,
                     detail: String::new(),
                     error: None,

@@ -146,7 +146,7 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
         other_count += 1;
         let device = OwnLine::parse(line).map_err(|problem| of_line(text, line, &problem));
         let served = device.map(|device| {
-            grants |= device.grant_usage;
+            grants |= device.grants();
             let mut warnings = device.warnings();
             if let Some(socket) = device.settings.get(SOCKET).and_then(toml::Value::as_str)
                 && !sockets.insert(socket.to_owned())
@@ -156,7 +156,7 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
                 ));
             }
             Served {
-                text: format!("{}; touches {}", device.kind, touched(device.grant_usage)),
+                text: format!("{}; touches {}", device.kind, touched(device.grants())),
                 warnings,
             }
         });

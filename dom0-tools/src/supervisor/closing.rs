@@ -75,6 +75,11 @@ impl ClosingEntries {
         (closed, held)
     }
 
+    /// Those that are not closed yet.
+    pub(super) fn keys(&self) -> impl Iterator<Item = EntryKey> {
+        self.entries.keys().copied()
+    }
+
     /// When to look again.
     pub(super) fn look_at(&self) -> Option<Instant> {
         self.look_at

@@ -33,6 +33,7 @@ impl Question {
     fn of(message: &ToWorker) -> Option<Self> {
         match message {
             ToWorker::Attach(new) => Some(Self::Attach(new.key)),
+            ToWorker::Claim { key, .. } => Some(Self::Attach(*key)),
             ToWorker::Serve => Some(Self::Serve),
             ToWorker::Detach { key } => Some(Self::Detach(*key)),
             ToWorker::Report => Some(Self::Report),

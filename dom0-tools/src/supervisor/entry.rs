@@ -14,7 +14,8 @@ use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use xen_virtio_transport::DeviceReport;
+use xen_virtio_backend::DeviceType;
+use xen_virtio_transport::{DeviceReport, MmioRange};
 
 /// How long after its failure something is tried again.
 pub(super) const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ pub(super) struct DeviceEntry {
     grants: bool,
     /// Of which kind it is, once its entry was read.
     kind: Option<&'static dyn DeviceKind>,
+    /// Where its guest finds it, once its entry was read.
+    base: Option<u64>,
     /// What it is kept in, once it was opened.
     backing: Option<Backing>,
     /// Bytes of the guest's state file that it takes, once it was opened.
@@ -95,6 +98,7 @@ impl DeviceEntry {
             claimed_after: None,
             grants: false,
             kind: None,
+            base: None,
             backing: None,
             state_bytes: 0,
             driver_due: None,
@@ -178,6 +182,12 @@ impl DeviceEntry {
         self.kind.is_some_and(|kind| kind.parts().contains(&part))
     }
 
+    /// Whether it is a place for a device that has none of its own.
+    pub(super) fn is_slot(&self) -> bool {
+        self.kind
+            .is_some_and(|kind| kind.device_type() == DeviceType::NONE)
+    }
+
     /// Whether its guest was kept from running for want of it.
     pub(super) fn refusal(&self) -> Option<&str> {
         match &self.status {
@@ -216,6 +226,8 @@ impl DeviceEntry {
     pub(super) fn report(&mut self, key: EntryKey) -> EntryReport {
         EntryReport {
             key,
+            device_type: self.kind.map(|kind| kind.device_type().0),
+            base: self.base,
             detail: self.detail.clone(),
             error: match &self.status {
                 Status::Failed(error) | Status::Busy(error) | Status::Lost(error) => {
@@ -247,6 +259,7 @@ impl OpenedDevice {
     ) -> Result<Self> {
         let entry = context.toolstack.device(guest.domid, key)?;
         known.grants = entry.grant_usage;
+        known.base = Some(entry.base);
         let kept = if known.served {
             context.files.kept(guest, key)?
         } else {
@@ -271,7 +284,7 @@ impl OpenedDevice {
             config: context.config,
             created: match key.form {
                 EntryForm::Virtio => context.created.settings(guest.uuid(), key.devid)?,
-                EntryForm::Disk | EntryForm::File => None,
+                EntryForm::Disk | EntryForm::File | EntryForm::Attached => None,
             },
             served: known.served,
             kept,
@@ -330,6 +343,10 @@ impl OpenedDevice {
     /// What its worker is told; [`OpenedDevice::descriptors`] go beside.
     pub(super) fn message(&self, key: EntryKey, served: bool) -> ToWorker {
         let range = self.entry.range();
+        if self.kind.device_type() == DeviceType::NONE {
+            let MmioRange { base, len } = range;
+            return ToWorker::Claim { key, base, len };
+        }
         ToWorker::Attach(Box::new(Attachment {
             key,
             device_type: self.kind.device_type().0,

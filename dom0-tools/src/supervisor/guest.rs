@@ -1,6 +1,7 @@
 //! One guest: its devices, and its worker.
 
 mod effects;
+mod slots;
 
 use super::back_ends::BackEnds;
 use super::dialling::{Dialled, Dialling};
@@ -538,6 +539,7 @@ impl Guest {
             name: self.name.clone(),
             restarts,
             devices: devices.collect(),
+            closing: self.lifecycle.closing.keys().collect(),
             worker: self.worker.as_ref().map(WorkerProcess::pid),
             error,
             server: self.server.take(),

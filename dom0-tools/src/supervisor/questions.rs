@@ -1,10 +1,12 @@
 //! What `xen-virtioctl` asks, and what it is answered.
 
-use super::guest::Guest;
+use super::guest::{Guest, WorkerContext};
 use super::{REPORT_LIMIT, Supervisor};
 use crate::ctl::report::Report;
+use crate::ctl::xl_config::OwnLine;
 use crate::devices::Order;
 use mio::Token;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -27,19 +29,10 @@ impl Supervisor {
         descriptor: Option<OwnedFd>,
     ) {
         let is_attaching = matches!(order, Order::Attach { .. });
-        let (guests, mut context) = self.parts();
-        let names = guests.iter().map(|(domid, other)| (*domid, other.name()));
-        let found = find(names, guest);
-        let result = found.and_then(|domid| {
-            let found = guests.get_mut(&domid).expect("it was found");
-            let named = format!("guest {} ({domid})", found.name());
-            match found.change(device, order, descriptor, &mut context) {
-                Ok((key, done)) => {
-                    let device = device.map_or_else(|| key.to_string(), str::to_owned);
-                    Ok(format!("{named}, {device}: {done}"))
-                }
-                Err(error) => Err(format!("{named}: {error:#}")),
-            }
+        let result = self.with_guest(guest, |guest, named, context| {
+            let (key, done) = guest.change(device, order, descriptor, context)?;
+            let device = device.map_or_else(|| key.to_string(), str::to_owned);
+            Ok(format!("{named}, {device}: {done}"))
         });
         match &result {
             // Whoever waits for a console asks again and again.
@@ -47,7 +40,46 @@ impl Supervisor {
             Ok(done) => tracing::info!("{done}"),
             Err(error) => tracing::warn!("not changed: {error}"),
         }
-        let answer = serde_json::to_vec(&result).expect("a text can be written");
+        self.answer(client, &result);
+    }
+
+    /// Gives a guest the device of `line` in one of its empty slots, and tells `client` where.
+    pub(super) fn attach(&mut self, client: Token, guest: &str, slot: Option<&str>, line: &str) {
+        let result = OwnLine::parse(line).and_then(|line| {
+            self.with_guest(guest, |guest, _, context| guest.attach(slot, line, context))
+        });
+        if let Err(error) = &result {
+            tracing::warn!("not attached: {error}");
+        }
+        self.answer(client, &result);
+    }
+
+    /// Takes a device from a guest that was attached, and tells `client` that this has begun.
+    pub(super) fn detach(&mut self, client: Token, guest: &str, device: &str) {
+        let result = self.with_guest(guest, |guest, _, context| guest.detach(device, context));
+        if let Err(error) = &result {
+            tracing::warn!("not detached: {error}");
+        }
+        self.answer(client, &result);
+    }
+
+    /// What `ask` gets of the guest known as `guest`, of which it is told how it is called in messages.
+    fn with_guest<T>(
+        &mut self,
+        guest: &str,
+        ask: impl FnOnce(&mut Guest, &str, &mut WorkerContext<'_>) -> anyhow::Result<T>,
+    ) -> Result<T, String> {
+        let (guests, mut context) = self.parts();
+        let names = guests.iter().map(|(domid, other)| (*domid, other.name()));
+        let domid = find(names, guest)?;
+        let found = guests.get_mut(&domid).expect("it was found");
+        let named = format!("guest {} ({domid})", found.name());
+        let result = ask(found, &named, &mut context);
+        result.map_err(|error| format!("{named}: {error:#}"))
+    }
+
+    fn answer(&mut self, client: Token, answer: &impl Serialize) {
+        let answer = serde_json::to_vec(answer).expect("it has no map with odd keys");
         self.clients.answer(client, answer, self.poll.registry());
     }
 
@@ -78,7 +110,7 @@ impl Supervisor {
             guests: self.guests.values_mut().map(Guest::report).collect(),
             refusals: self.refusals.iter().cloned().collect(),
         };
-        let answer = serde_json::to_vec(&report).expect("a report has no map with odd keys");
+        let answer = serde_json::to_vec(&report).expect("it has no map with odd keys");
         for client in collection.clients {
             self.clients
                 .answer(client, answer.clone(), self.poll.registry());

@@ -2,6 +2,7 @@
 //! follows from it. No Xen and no worker is needed; the processes that stand for workers sleep.
 
 mod consoles;
+mod slots;
 mod sockets;
 
 use super::Supervisor;

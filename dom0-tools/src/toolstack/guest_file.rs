@@ -12,6 +12,7 @@ use crate::toolstack::Identity;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use serde::Deserialize;
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -151,12 +152,11 @@ impl GuestFiles {
         guest: &Identity,
         served: bool,
     ) -> Result<(), GuestFileError> {
-        let mark = mark(guest);
-        if store.read(&mark_path(guest.domid))?.as_deref() == Some(mark) {
+        if is_written_of(store, guest)? {
             return Ok(());
         }
         // Of another guest of this domid, or of one that was not written to its end.
-        store.remove(&guest_path(guest.domid))?;
+        remove(store, guest.domid)?;
         let devices = match trusted_name(store, guest.domid)? {
             Some(name) if !served => self.devices(&name)?,
             _ => Vec::new(),
@@ -166,30 +166,48 @@ impl GuestFiles {
                 form: EntryForm::File,
                 devid,
             };
-            let path = libxl::entry_path(guest.domid, key);
-            let FileDevice {
-                device_type,
-                base,
-                interrupt,
-                grant_usage,
-                settings,
-            } = device;
-            for (node, value) in [
-                ("type", format!("virtio,device{device_type:x}")),
-                ("base", format!("{base:#x}")),
-                ("irq", interrupt.to_string()),
-                ("grant_usage", u8::from(*grant_usage).to_string()),
-                ("settings", json(settings)),
-                // Last: with it the entry is there.
-                ("state", "1".to_owned()),
-            ] {
-                store.write(&format!("{path}/{node}"), &value)?;
-            }
+            device.write(store, guest.domid, key)?;
         }
         // Last: with it the guest is not looked at again.
-        store.write(&mark_path(guest.domid), mark)?;
+        store.write(&mark_path(guest.domid), mark(guest))?;
         Ok(())
     }
+}
+
+impl FileDevice {
+    /// Writes to xenstore that guest `domid` has it, as entry `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`XenStoreError`].
+    pub(super) fn write(
+        &self,
+        store: &mut XenStore,
+        domid: u16,
+        key: EntryKey,
+    ) -> Result<(), XenStoreError> {
+        let path = libxl::entry_path(domid, key);
+        for (node, value) in [
+            ("type", format!("virtio,device{:x}", self.device_type)),
+            ("base", format!("{:#x}", self.base)),
+            ("irq", self.interrupt.to_string()),
+            ("grant_usage", u8::from(self.grant_usage).to_string()),
+            ("settings", json(&self.settings)),
+            // Last: with it the entry is there.
+            ("state", "1".to_owned()),
+        ] {
+            store.write(&format!("{path}/{node}"), &value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes what was written of the guest that has `domid`, or has had it.
+fn remove(store: &mut XenStore, domid: impl Display) -> Result<(), XenStoreError> {
+    for form in [EntryForm::Attached, EntryForm::File] {
+        store.remove(&format!("backend/{}/{domid}", form.directory()))?;
+    }
+    Ok(())
 }
 
 /// The guest's name, if it is not the guest's own to choose: whoever has a name has its devices. A guest of
@@ -209,8 +227,13 @@ fn mark(guest: &Identity) -> &str {
     guest.vm.as_deref().unwrap_or("none")
 }
 
-fn mark_path(domid: u16) -> String {
-    format!("{}/guest", guest_path(domid))
+fn mark_path(domid: impl Display) -> String {
+    format!("{}/{domid}/guest", root())
+}
+
+/// Whether what is written of its domid is the guest's.
+pub(super) fn is_written_of(store: &mut XenStore, guest: &Identity) -> Result<bool, XenStoreError> {
+    Ok(store.read(&mark_path(guest.domid))?.as_deref() == Some(mark(guest)))
 }
 
 /// The names below which something was written of guests: domids, unless somebody else has written there.
@@ -232,10 +255,9 @@ pub(crate) fn keep_only(
     domid: &str,
     guest: Option<&Identity>,
 ) -> Result<(), XenStoreError> {
-    let path = format!("{}/{domid}", root());
-    let written = store.read(&format!("{path}/guest"))?;
+    let written = store.read(&mark_path(domid))?;
     if guest.is_none_or(|guest| written.as_deref() != Some(mark(guest))) {
-        store.remove(&path)?;
+        remove(store, domid)?;
     }
     Ok(())
 }
@@ -246,18 +268,14 @@ pub(crate) fn keep_only(
 ///
 /// [`XenStoreError`].
 pub(crate) fn forget(store: &mut XenStore, guest: &Identity) -> Result<(), XenStoreError> {
-    if store.read(&mark_path(guest.domid))?.as_deref() == Some(mark(guest)) {
-        store.remove(&guest_path(guest.domid))?;
+    if is_written_of(store, guest)? {
+        remove(store, guest.domid)?;
     }
     Ok(())
 }
 
 fn root() -> String {
     format!("backend/{}", EntryForm::File.directory())
-}
-
-fn guest_path(domid: u16) -> String {
-    format!("{}/{domid}", root())
 }
 
 fn parse(path: &Path, text: &str) -> Result<Vec<FileDevice>, GuestFileError> {
@@ -289,6 +307,19 @@ fn json(settings: &toml::Table) -> String {
     serde_json::to_string(settings).expect("a table without binary keys")
 }
 
+/// # Errors
+///
+/// If xenstore has no room for `settings`.
+pub(super) fn check_room(settings: &toml::Table) -> Result<(), String> {
+    let len = json(settings).len();
+    if len > MAX_SETTINGS {
+        return Err(format!(
+            "its settings take {len} bytes, and xenstore has room for {MAX_SETTINGS}"
+        ));
+    }
+    Ok(())
+}
+
 /// The device number `index`, behind the `others`.
 ///
 /// # Errors
@@ -305,12 +336,7 @@ fn device(index: usize, table: DeviceTable, others: &[FileDevice]) -> Result<Fil
     let kind = devices::kind_named(&name, &settings)?;
     kind.check_settings(&settings)
         .map_err(|error| format!("{error:#}"))?;
-    let len = json(&settings).len();
-    if len > MAX_SETTINGS {
-        return Err(format!(
-            "its settings take {len} bytes, and xenstore has room for {MAX_SETTINGS}"
-        ));
-    }
+    check_room(&settings)?;
     let number = u32::try_from(index).expect("few devices");
     let base = base.unwrap_or(FIRST_BASE + u64::from(number) * libxl::PAGE_LEN);
     let interrupt = interrupt.unwrap_or(FIRST_INTERRUPT + number);

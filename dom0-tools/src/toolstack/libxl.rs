@@ -13,7 +13,7 @@ pub(crate) const PAGE_LEN: u64 = 0x200;
 /// Virtio devices that a guest can have: libxl has the interrupts 33 to 43 for them (`GUEST_VIRTIO_MMIO_SPI_FIRST` to `_LAST`).
 pub const MAX_DEVICES: usize = 11;
 
-/// Which form an entry has: one of libxl's two, or ours.
+/// Which form an entry has: one of libxl's two, or of our two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EntryForm {
@@ -23,10 +23,12 @@ pub enum EntryForm {
     Virtio,
     /// A guest's own file, see [`guest_file`](crate::toolstack::guest_file).
     File,
+    /// Somebody's word to us while the guest runs, see [`attached`](crate::toolstack::attached).
+    Attached,
 }
 
 impl EntryForm {
-    pub const ALL: [Self; 3] = [Self::Disk, Self::Virtio, Self::File];
+    pub const ALL: [Self; 4] = [Self::Disk, Self::Virtio, Self::File, Self::Attached];
 
     /// The name of its directory among the backends.
     pub fn directory(self) -> &'static str {
@@ -34,6 +36,7 @@ impl EntryForm {
             Self::Disk => "virtio_disk",
             Self::Virtio => "virtio",
             Self::File => "virtio_file",
+            Self::Attached => "virtio_attached",
         }
     }
 }
@@ -52,6 +55,7 @@ impl EntryKey {
             EntryForm::Disk => 0,
             EntryForm::Virtio => 1,
             EntryForm::File => 2,
+            EntryForm::Attached => 3,
         };
         form << 32 | u64::from(self.devid)
     }
@@ -225,7 +229,7 @@ pub fn tell_closed(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<()
 
 /// Leaves an entry alone that is in another state than `from`: libxl has removed it, which a write would undo, or
 /// another one is in its place.
-fn change_state(
+pub(super) fn change_state(
     store: &mut XenStore,
     domid: u16,
     key: EntryKey,
@@ -274,7 +278,7 @@ pub fn read_entry(store: &mut XenStore, domid: u16, key: EntryKey) -> Result<Ent
             device_type: node.device_type()?,
             settings: None,
         },
-        EntryForm::File => EntryKind::Virtio {
+        EntryForm::File | EntryForm::Attached => EntryKind::Virtio {
             device_type: node.device_type()?,
             settings: Some(node.settings()?),
         },

@@ -1,9 +1,10 @@
 //! Xen's toolstack: libxl, and files of guests that it does not describe, both through xenstore.
 
-use super::guest_file::{self, GuestFileError, GuestFiles};
+use super::attached;
+use super::guest_file::{self, FileDevice, GuestFileError, GuestFiles};
 use super::libxl::{self, Entry, EntryError, EntryForm, EntryKey, XenbusState, entry_path};
 use super::xenstore::{XenStore, XenStoreError};
-use super::{EntryState, Identity, Toolstack, ToolstackError, ToolstackEvent};
+use super::{AttachError, EntryState, Identity, Toolstack, ToolstackError, ToolstackEvent};
 use crate::text::without_controls;
 use std::os::fd::{AsFd, BorrowedFd};
 use xen_virtio_backend::LogLimit;
@@ -164,7 +165,21 @@ impl Toolstack for XenToolstack {
     }
 
     fn tell_closed(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError> {
-        Ok(libxl::tell_closed(&mut self.store, domid, key)?)
+        match key.form {
+            EntryForm::Attached => attached::forget(&mut self.store, domid, key)?,
+            EntryForm::Disk | EntryForm::Virtio | EntryForm::File => {
+                libxl::tell_closed(&mut self.store, domid, key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, guest: &Identity, device: &FileDevice) -> Result<EntryKey, AttachError> {
+        attached::attach(&mut self.store, guest, device)
+    }
+
+    fn detach(&mut self, domid: u16, key: EntryKey) -> Result<(), ToolstackError> {
+        Ok(attached::detach(&mut self.store, domid, key)?)
     }
 }
 

@@ -135,6 +135,15 @@ impl<H: Hypervisor> EventLoop<H> {
         self.devices.add_missing(range, state)
     }
 
+    /// Keeps a place for a device, see [`GuestDevices::claim`].
+    ///
+    /// # Errors
+    ///
+    /// [`DevicesError`].
+    pub fn claim(&mut self, range: MmioRange) -> Result<(), DevicesError> {
+        self.devices.claim(range)
+    }
+
     /// Has a device take up what was changed of it, see [`MmioDevice::update`]. False if it is not there now.
     pub fn update(&mut self, slot: Slot) -> bool {
         let device = self.devices.device_mut(slot);

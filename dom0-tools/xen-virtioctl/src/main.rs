@@ -14,7 +14,7 @@ use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::created::{self, Created};
 use xen_virtio_dom0_tools::ctl::control::Order;
 use xen_virtio_dom0_tools::ctl::stats::Stats;
-use xen_virtio_dom0_tools::ctl::{control, create, events, xl_config};
+use xen_virtio_dom0_tools::ctl::{control, create, events, slots, xl_config};
 use xen_virtio_dom0_tools::toolstack::guest_file::{self, GuestFiles};
 
 /// Shows the virtio devices of this host's Xen guests.
@@ -68,6 +68,32 @@ enum Command {
     DeviceTree {
         /// The guest's name.
         guest: String,
+    },
+    /// Gives a guest a device while it runs, in a slot that it was created with: xen_virtio = [ "empty" ].
+    Attach {
+        /// The guest's name or domid.
+        guest: String,
+        /// The device, as a line of xen_virtio = [ … ] has it: "blk, path=/dev/vg/data".
+        device: String,
+        /// The slot, as `list` names it, like virtio/1: the first empty one without it.
+        #[arg(long)]
+        slot: Option<String>,
+        /// How long it may take until the device is served, in seconds.
+        #[arg(long, default_value_t = 10)]
+        timeout: u64,
+    },
+    /// Takes such a device away again.
+    Detach {
+        /// The guest's name or domid.
+        guest: String,
+        /// The device, as `list` names it, like virtio_attached/0.
+        device: String,
+        /// Though a driver has it: what that has asked for never ends.
+        #[arg(long)]
+        force: bool,
+        /// How long its transfers may take to end, in seconds.
+        #[arg(long, default_value_t = 10)]
+        timeout: u64,
     },
     /// Tells a guest of what was added to one of its disks, which has been enlarged.
     Resize {
@@ -179,6 +205,24 @@ fn run(command: Command) -> Result<String> {
                 guest_file::DIRECTORY
             );
             Ok(guest_file::device_tree(&guest, &devices))
+        }
+        Command::Attach {
+            guest,
+            device,
+            slot,
+            timeout,
+        } => {
+            let (path, limit) = (control::SOCKET_PATH.as_ref(), Duration::from_secs(timeout));
+            slots::attach(path, &guest, slot, device, limit)
+        }
+        Command::Detach {
+            guest,
+            device,
+            force,
+            timeout,
+        } => {
+            let (path, limit) = (control::SOCKET_PATH.as_ref(), Duration::from_secs(timeout));
+            slots::detach(path, &guest, &device, force, limit)
         }
         Command::Resize { guest, device } => change(guest, device, Order::Resize),
         Command::Link {

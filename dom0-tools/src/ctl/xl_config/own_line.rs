@@ -10,7 +10,8 @@ pub struct OwnLine {
     /// A virtio device type number.
     pub device_type: u32,
     service: Service,
-    pub grant_usage: bool,
+    /// As xl has it; nothing, if the line says nothing of it.
+    grant_usage: Option<bool>,
     /// What a device of its kind is made of.
     pub settings: toml::Table,
 }
@@ -23,7 +24,7 @@ impl OwnLine {
         let mut parts = line.split(',').map(str::trim);
         let name = parts.next().unwrap_or_default();
         let mut settings = toml::Table::new();
-        let mut grant_usage = true;
+        let mut grant_usage = None;
         for part in parts.filter(|part| !part.is_empty()) {
             let (key, value) = part
                 .split_once('=')
@@ -31,8 +32,8 @@ impl OwnLine {
                 .ok_or_else(|| format!("{part:?} is not like key=value"))?;
             if matches!(key, "grant_usage" | "grant-usage") {
                 grant_usage = match value {
-                    "0" => false,
-                    "1" => true,
+                    "0" => Some(false),
+                    "1" => Some(true),
                     _ => return Err(format!("{key}={value} is neither 0 nor 1")),
                 };
                 continue;
@@ -54,6 +55,16 @@ impl OwnLine {
         })
     }
 
+    /// Whether its memory is granted: unless it is told otherwise.
+    pub fn grants(&self) -> bool {
+        self.grant_usage.unwrap_or(true)
+    }
+
+    /// As [`OwnLine::grants`], if it is told.
+    pub fn says_grants(&self) -> Option<bool> {
+        self.grant_usage
+    }
+
     /// What it will not be served for, as dom0 is now.
     pub fn warnings(&self) -> Vec<String> {
         let kind = devices::kind(self.device_type, self.service);
@@ -65,7 +76,7 @@ impl OwnLine {
         format!(
             "type=virtio,device{:x}, transport=mmio, grant_usage={}",
             self.device_type,
-            u8::from(self.grant_usage)
+            u8::from(self.grants())
         )
     }
 }
@@ -107,10 +118,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_was_expected() {
         for (line, expected) in [
-            ("", "\"\" is none of blk, console, fs, gpio"),
+            ("", "\"\" is none of blk, console, empty, fs, gpio"),
             (
                 "fss, socket=/g",
-                "\"fss\" is none of blk, console, fs, gpio",
+                "\"fss\" is none of blk, console, empty, fs, gpio",
             ),
             ("fs tag=share", "between settings is a comma"),
             (

@@ -29,6 +29,7 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(5);
 /// The beginnings of the interfaces' names: no other device of ours, and none of Xen's, has such a one.
 const OF_TOOLSTACK: &str = "vio";
 const OF_FILE: &str = "viof";
+const OF_ATTACHED: &str = "vioa";
 
 /// How an interface is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +65,7 @@ pub(crate) struct MadeInterface {
 pub(super) fn name(domid: u16, key: EntryKey) -> String {
     let beginning = match key.form {
         EntryForm::File => OF_FILE,
+        EntryForm::Attached => OF_ATTACHED,
         EntryForm::Virtio | EntryForm::Disk => OF_TOOLSTACK,
     };
     format!("{beginning}{domid}.{}", key.devid)
@@ -71,8 +73,8 @@ pub(super) fn name(domid: u16, key: EntryKey) -> String {
 
 /// The guest of the interface of this name, if it is one that [`name`] has made.
 fn domid_of(name: &str) -> Option<u16> {
-    let numbers = name.strip_prefix(OF_FILE);
-    let numbers = numbers.or_else(|| name.strip_prefix(OF_TOOLSTACK))?;
+    let mut beginnings = [OF_FILE, OF_ATTACHED, OF_TOOLSTACK].into_iter();
+    let numbers = beginnings.find_map(|beginning| name.strip_prefix(beginning))?;
     let (domid, devid) = numbers.split_once('.')?;
     devid.parse::<u32>().ok()?;
     domid.parse().ok()
@@ -269,7 +271,10 @@ mod tests {
     #[test]
     fn an_interface_is_known_by_its_name() {
         assert_eq!(name(65_535, key(EntryForm::File)), "viof65535.12");
-        assert_eq!(domid_of("viof65535.12"), Some(65_535));
+        assert_eq!(name(65_535, key(EntryForm::Attached)), "vioa65535.12");
+        for made in ["viof65535.12", "vioa65535.12"] {
+            assert_eq!(domid_of(made), Some(65_535));
+        }
         assert_eq!(domid_of(&name(3, key(EntryForm::Virtio))), Some(3));
         for other in [
             "vif3.0",

@@ -46,7 +46,7 @@ fn what_cannot_be_served_is_named_with_its_file() {
         ("[[devices]]\n", "unknown field `devices`"),
         (
             "[[device]]\ntype = \"gpu\"\n",
-            "type \"gpu\" is none of blk, console, fs, gpio",
+            "type \"gpu\" is none of blk, console, empty, fs, gpio",
         ),
         (
             "[[device]]\ntype = \"blk\"\n",

@@ -1,0 +1,139 @@
+//! `xen-virtioctl attach` and `detach`: devices that come to a guest and go from it while it runs.
+
+use crate::ctl::control::{self, AttachedAt, ControlError, Question};
+use crate::ctl::report::EntryReport;
+use crate::toolstack::libxl::EntryKey;
+use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER;
+
+/// How often it is looked how far the supervisor is.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Gives `guest` the device of `line` in the empty slot `slot`, or the first, and waits `limit` at most until it is served. What
+/// was done.
+///
+/// # Errors
+///
+/// What is wrong; the guest has no more than before.
+pub fn attach(
+    path: &Path,
+    guest: &str,
+    slot: Option<String>,
+    line: String,
+    limit: Duration,
+) -> Result<String> {
+    let question = Question::Attach {
+        guest: guest.to_owned(),
+        slot,
+        line,
+    };
+    let AttachedAt { key, base } = control::order(path, &question)?;
+    let served = until(limit, || {
+        let Some(device) = device(path, guest, |known| known.key == key)? else {
+            return Ok(None);
+        };
+        if let Some(error) = device.error {
+            bail!("{error}");
+        }
+        Ok(device.claimed_after_ms.map(|_| device.detail))
+    });
+    let served = served.and_then(|served| {
+        served.with_context(|| format!("after {} s it is not served", limit.as_secs()))
+    });
+    match served {
+        Ok(detail) => Ok(format!(
+            "{key} at {base:#x}: {detail}\nIn the guest's Linux: echo {} > {DRIVER}/bind\n",
+            linux_name(base)
+        )),
+        Err(error) => Err(match take(path, guest, &key.to_string(), limit) {
+            Ok(_) => error.context("nothing was attached"),
+            Err(left) => error.context(format!("{left:#}")),
+        }),
+    }
+}
+
+/// Takes from `guest` the device known as `device`, and waits `limit` at most until it is closed. One that a driver has is taken
+/// by `force` only. What was done.
+///
+/// # Errors
+///
+/// Why it was not, or not yet.
+pub fn detach(
+    path: &Path,
+    guest: &str,
+    device_name: &str,
+    force: bool,
+    limit: Duration,
+) -> Result<String> {
+    let is_it = |known: &EntryReport| known.key.to_string() == device_name;
+    let found = device(path, guest, is_it)?;
+    if let Some(EntryReport {
+        device: Some(report),
+        base: Some(base),
+        ..
+    }) = found
+    {
+        ensure!(
+            force || report.status & VIRTIO_CONFIG_S_DRIVER == 0,
+            "a driver has {device_name}, and what it asks for would never end: first, in the guest's Linux, echo {} > \
+             {DRIVER}/unbind; or --force",
+            linux_name(base)
+        );
+    }
+    let key = take(path, guest, device_name, limit)?;
+    Ok(format!("{key}: taken away\n"))
+}
+
+/// Has the device known as `device` taken from `guest`, and waits until that is done.
+fn take(path: &Path, guest: &str, device: &str, limit: Duration) -> Result<EntryKey> {
+    let question = Question::Detach {
+        guest: guest.to_owned(),
+        device: device.to_owned(),
+    };
+    let key = control::order(path, &question)?;
+    let gone = until(limit, || {
+        let report = control::list(path)?;
+        let is_left = report.of(guest).is_some_and(|known| {
+            known.devices.iter().any(|device| device.key == key) || known.closing.contains(&key)
+        });
+        Ok((!is_left).then_some(()))
+    })?;
+    gone.with_context(|| {
+        let limit = limit.as_secs();
+        format!("after {limit} s transfers of {key} are under way: it goes when they have ended")
+    })?;
+    Ok(key)
+}
+
+/// Where Linux has its driver of these devices.
+const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
+
+/// What a guest's Linux calls a device whose page is there, by its node in the device tree.
+fn linux_name(base: u64) -> String {
+    format!("{base:x}.virtio")
+}
+
+/// A device of the guest of that name or domid.
+fn device(
+    path: &Path,
+    guest: &str,
+    is_it: impl Fn(&EntryReport) -> bool,
+) -> Result<Option<EntryReport>, ControlError> {
+    let report = control::list(path)?;
+    let known = report.of(guest);
+    Ok(known.and_then(|known| known.devices.iter().find(|device| is_it(device)).cloned()))
+}
+
+/// What `look` finds, if it finds something within `limit`.
+fn until<T>(limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let end = Instant::now() + limit;
+    loop {
+        let found = look()?;
+        if found.is_some() || Instant::now() >= end {
+            return Ok(found);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
