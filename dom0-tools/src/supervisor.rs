@@ -178,7 +178,10 @@ impl Supervisor {
         let served = self.files.sweep(|domid| toolstack.living(domid))?;
         orphan_workers::end_orphans(|domid| toolstack.lives(domid))?;
         program::sweep(|domid| toolstack.living(domid))?;
-        net::sweep(|domid| toolstack.lives(domid))?;
+        net::sweep(|domid, key| {
+            let is_there = toolstack.lives(domid)? && toolstack.state(domid, key)?.is_some();
+            Ok::<_, ToolstackError>(is_there)
+        })?;
         tolerate(toolstack.sweep())?;
         // Also those whose entries libxl has removed meanwhile: what is left of an old program serves them still.
         for domid in served {
@@ -476,7 +479,7 @@ impl Supervisor {
             return Ok(());
         };
         let mut result = Ok(());
-        for key in guest.closed() {
+        for key in guest.closed(context.uses) {
             let told = context.toolstack.tell_closed(domid, key);
             if told.is_ok() {
                 guest.is_closed(key, &mut context);

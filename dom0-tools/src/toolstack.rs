@@ -84,8 +84,11 @@ pub enum AttachError {
     XenStore(#[from] XenStoreError),
     #[error("{0}")]
     Settings(String),
-    #[error("the guest is gone")]
-    Gone,
+    #[error(
+        "the service has not begun with it: either the guest is gone, or its file in /etc/xen-virtiod/guests cannot be used, \
+         of which xen-virtioctl check says more"
+    )]
+    Unknown,
     #[error("it has {MAX_DEVICES} such devices, and can have no more")]
     Full,
 }

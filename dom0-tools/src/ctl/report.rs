@@ -43,7 +43,15 @@ pub struct GuestReport {
     pub devices: Vec<EntryReport>,
     /// Devices that are being taken away.
     #[serde(default)]
-    pub closing: Vec<EntryKey>,
+    pub closing: Vec<ClosingReport>,
+}
+
+/// A device that is being taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosingReport {
+    pub key: EntryKey,
+    /// Where the guest had it, if that is known.
+    pub base: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +65,12 @@ pub struct EntryReport {
     /// What the device is, by libxl's entry: the path of a disk, say.
     pub detail: String,
     pub error: Option<String>,
+    /// What the error tells of may go away by itself: it is tried again soon.
+    #[serde(default)]
+    pub busy: bool,
+    /// The guest has it, or has had it.
+    #[serde(default)]
+    pub served: bool,
     /// From finding libxl's entry to having the device's page claimed, once it is.
     pub claimed_after_ms: Option<u64>,
     /// What its integrator should know, though nothing has failed.
@@ -70,6 +84,14 @@ impl EntryReport {
     /// Whether it is a place for a device that may be attached.
     pub fn is_slot(&self) -> bool {
         self.device_type == Some(DeviceType::NONE.0)
+    }
+
+    /// Whether it is such a place, and `guest` has a device there.
+    fn is_taken(&self, guest: &GuestReport) -> bool {
+        let others = guest.devices.iter().filter(|other| other.key != self.key);
+        let bases = others.map(|other| other.base);
+        let closing = guest.closing.iter().map(|other| other.base);
+        self.is_slot() && bases.chain(closing).any(|base| base == self.base)
     }
 
     /// One word, or a few, on how the device is.
@@ -158,7 +180,7 @@ impl fmt::Display for Report {
                     guest.name, guest.domid, guest.restarts
                 )?;
             }
-            for key in &guest.closing {
+            for ClosingReport { key, .. } in &guest.closing {
                 let path = entry_path(guest.domid, *key);
                 writeln!(
                     notes,
@@ -215,7 +237,12 @@ impl EntryReport {
             guest.name.clone(),
             self.key.to_string(),
             kind.unwrap_or_else(|| "?".to_owned()),
-            self.state().to_owned(),
+            if self.is_taken(guest) {
+                "taken"
+            } else {
+                self.state()
+            }
+            .to_owned(),
             format!("{}/{}", device.ready_queues, device.queues),
             device.grants_mapped.to_string(),
             device.frames_mapped.to_string(),
@@ -230,6 +257,7 @@ impl EntryReport {
             writeln!(notes, "{path}: {text}")?;
         }
         if self.is_slot()
+            && !self.is_taken(guest)
             && let Some(base) = self.base
         {
             writeln!(notes, "{path}: {} at {base:#x}", self.detail)?;
@@ -299,6 +327,8 @@ mod tests {
             base: None,
             detail: "/dev/vg/ivi, rw".into(),
             error,
+            busy: false,
+            served: true,
             claimed_after_ms: None,
             hint: None,
             device,
@@ -353,6 +383,36 @@ mod tests {
             text.contains("failed") && text.contains("backend/virtio_disk/3/51712: disk /x"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_slot_says_where_it_is_until_a_device_is_there() {
+        let mut report = report(Some(DeviceReport::default()), None);
+        let device = &report.guests[0].devices[0];
+        let slot = EntryReport {
+            key: EntryKey {
+                form: EntryForm::Virtio,
+                devid: 3,
+            },
+            device_type: Some(DeviceType::NONE.0),
+            base: Some(0x200_0600),
+            detail: "an empty slot".into(),
+            claimed_after_ms: Some(1),
+            device: None,
+            ..device.clone()
+        };
+        report.guests[0].devices.push(slot);
+        let text = report.to_string();
+        let place = "backend/virtio/3/3: an empty slot at 0x2000600";
+        assert!(text.contains(place) && text.contains("waiting"), "{text}");
+        report.guests[0].devices[0].base = Some(0x200_0600);
+        let text = report.to_string();
+        assert!(!text.contains(place) && text.contains("taken"), "{text}");
+        // Nor is it empty before the last device has gone.
+        let EntryReport { key, base, .. } = report.guests[0].devices.remove(0);
+        report.guests[0].closing.push(ClosingReport { key, base });
+        let text = report.to_string();
+        assert!(!text.contains(place) && text.contains("taken"), "{text}");
     }
 
     #[test]

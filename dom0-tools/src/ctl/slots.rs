@@ -1,7 +1,7 @@
 //! `xen-virtioctl attach` and `detach`: devices that come to a guest and go from it while it runs.
 
 use crate::ctl::control::{self, AttachedAt, ControlError, Question};
-use crate::ctl::report::EntryReport;
+use crate::ctl::report::{EntryReport, Report};
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
@@ -30,17 +30,21 @@ pub fn attach(
         line,
     };
     let AttachedAt { key, base } = control::order(path, &question)?;
+    let mut waits_for = String::new();
     let served = until(limit, || {
         let Some(device) = device(path, guest, |known| known.key == key)? else {
             return Ok(None);
         };
-        if let Some(error) = device.error {
-            bail!("{error}");
+        match device.error {
+            Some(error) if device.busy => waits_for = format!(": {error}"),
+            Some(error) => bail!("{error}"),
+            None => {}
         }
         Ok(device.claimed_after_ms.map(|_| device.detail))
     });
+    let limit_text = limit.as_secs();
     let served = served.and_then(|served| {
-        served.with_context(|| format!("after {} s it is not served", limit.as_secs()))
+        served.with_context(|| format!("after {limit_text} s it is not served{waits_for}"))
     });
     match served {
         Ok(detail) => Ok(format!(
@@ -49,7 +53,9 @@ pub fn attach(
         )),
         Err(error) => Err(match take(path, guest, &key.to_string(), limit) {
             Ok(_) => error.context("nothing was attached"),
-            Err(left) => error.context(format!("{left:#}")),
+            Err(left) => error.context(format!(
+                "{key} may be attached still, and xen-virtioctl detach {guest} {key} takes it away ({left:#})"
+            )),
         }),
     }
 }
@@ -68,18 +74,18 @@ pub fn detach(
     limit: Duration,
 ) -> Result<String> {
     let is_it = |known: &EntryReport| known.key.to_string() == device_name;
-    let found = device(path, guest, is_it)?;
-    if let Some(EntryReport {
-        device: Some(report),
-        base: Some(base),
-        ..
-    }) = found
-    {
+    let found = device(path, guest, is_it)?.filter(|found| found.served && !force);
+    if let Some(found) = found {
+        let report = found.device.with_context(|| {
+            format!(
+                "whether a driver has {device_name} its worker does not say: try again, or --force"
+            )
+        })?;
         ensure!(
-            force || report.status & VIRTIO_CONFIG_S_DRIVER == 0,
+            report.status & VIRTIO_CONFIG_S_DRIVER == 0,
             "a driver has {device_name}, and what it asks for would never end: first, in the guest's Linux, echo {} > \
              {DRIVER}/unbind; or --force",
-            linux_name(base)
+            linux_name(found.base.unwrap_or_default())
         );
     }
     let key = take(path, guest, device_name, limit)?;
@@ -94,9 +100,13 @@ fn take(path: &Path, guest: &str, device: &str, limit: Duration) -> Result<Entry
     };
     let key = control::order(path, &question)?;
     let gone = until(limit, || {
-        let report = control::list(path)?;
+        let Some(report) = list(path)? else {
+            return Ok(None);
+        };
         let is_left = report.of(guest).is_some_and(|known| {
-            known.devices.iter().any(|device| device.key == key) || known.closing.contains(&key)
+            let closing = known.closing.iter().map(|closing| closing.key);
+            let mut keys = known.devices.iter().map(|device| device.key).chain(closing);
+            keys.any(|other| other == key)
         });
         Ok((!is_left).then_some(()))
     })?;
@@ -115,14 +125,23 @@ fn linux_name(base: u64) -> String {
     format!("{base:x}.virtio")
 }
 
+/// What there is; nothing, while the service is replaced.
+fn list(path: &Path) -> Result<Option<Report>, ControlError> {
+    match control::list(path) {
+        Ok(report) => Ok(Some(report)),
+        Err(ControlError::Connect { .. } | ControlError::Connection(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A device of the guest of that name or domid.
 fn device(
     path: &Path,
     guest: &str,
     is_it: impl Fn(&EntryReport) -> bool,
 ) -> Result<Option<EntryReport>, ControlError> {
-    let report = control::list(path)?;
-    let known = report.of(guest);
+    let report = list(path)?;
+    let known = report.as_ref().and_then(|report| report.of(guest));
     Ok(known.and_then(|known| known.devices.iter().find(|device| is_it(device)).cloned()))
 }
 

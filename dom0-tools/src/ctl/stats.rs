@@ -149,6 +149,8 @@ mod tests {
                     hint: None,
                     device_type: None,
                     base: None,
+                    busy: false,
+                    served: true,
                     key,
                     detail: String::new(),
                     error: None,

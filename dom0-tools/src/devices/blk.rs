@@ -12,7 +12,7 @@ use super::{
 };
 use crate::config::CONFIG_PATH;
 use crate::guest_state::{self, Backing};
-use crate::toolstack::libxl::{EntryKey, EntryKind};
+use crate::toolstack::libxl::{EntryForm, EntryKey, EntryKind};
 use anyhow::{Context, Result, bail, ensure};
 use lock::LockError;
 use serde::Deserialize;
@@ -100,8 +100,16 @@ impl DeviceKind for BlkKind {
     fn open(&self, wanted: &Wanted<'_>, uses: &mut Uses) -> Result<Opened> {
         let kept = wanted.kept.clone().map(serde_json::from_value::<Binding>);
         let bound = kept.transpose()?;
-        let (path, read_only) = match &bound {
-            Some(bound) => (bound.path.clone(), bound.read_only),
+        let Configured {
+            path,
+            read_only,
+            serial,
+        } = match &bound {
+            Some(bound) => Configured {
+                path: bound.path.clone(),
+                read_only: bound.read_only,
+                serial: bound.serial.clone(),
+            },
             None => configured(wanted)?,
         };
         let shared = wanted.config.is_shared(&path);
@@ -141,10 +149,6 @@ impl DeviceKind for BlkKind {
         if !shared {
             take_use(wanted, used, &disk, uses)?;
         }
-        let serial = match wanted.source {
-            EntryKind::Disk { vdev, .. } => vdev.clone(),
-            EntryKind::Virtio { .. } => format!("virtio{}", wanted.key.devid),
-        };
         Ok(Opened {
             detail: describe(&path, read_only, disk.caching()),
             spec: spec(&Spec {
@@ -156,7 +160,7 @@ impl DeviceKind for BlkKind {
                 rate: wanted.config.disk_rate(&path),
                 passes_cache: disk.caching() == Caching::Passing,
                 shared,
-                serial,
+                serial: serial.clone().unwrap_or_else(|| default_serial(wanted)),
                 lock,
             }),
             backing: Some(Backing::of(disk.file())?),
@@ -167,6 +171,7 @@ impl DeviceKind for BlkKind {
                 discards,
                 zeroes,
                 topology,
+                serial,
             })),
             descriptors: vec![OwnedFd::from(disk.into_file())],
             back_end: None,
@@ -295,13 +300,24 @@ impl DeviceKind for BlkKind {
     }
 }
 
+/// What is said of a disk that a guest has not had yet.
+struct Configured {
+    path: PathBuf,
+    read_only: bool,
+    serial: Option<String>,
+}
+
 /// Where the disk is, and whether it is for reading only, as the toolstack or the configuration says.
-fn configured(wanted: &Wanted<'_>) -> Result<(PathBuf, bool)> {
+fn configured(wanted: &Wanted<'_>) -> Result<Configured> {
     if let EntryKind::Disk {
         path, read_only, ..
     } = wanted.source
     {
-        return Ok((path.clone(), *read_only));
+        return Ok(Configured {
+            path: path.clone(),
+            read_only: *read_only,
+            serial: None,
+        });
     }
     let settings: Option<Settings> = wanted.settings()?;
     let settings = settings.with_context(|| {
@@ -312,7 +328,20 @@ fn configured(wanted: &Wanted<'_>) -> Result<(PathBuf, bool)> {
         )
     })?;
     let settings = settings.check()?;
-    Ok((settings.path, settings.read_only))
+    Ok(Configured {
+        path: settings.path,
+        read_only: settings.read_only,
+        serial: settings.serial,
+    })
+}
+
+/// The serial number of a disk for which nobody has named one. No two disks of a guest have the same.
+fn default_serial(wanted: &Wanted<'_>) -> String {
+    match (wanted.source, wanted.key.form) {
+        (EntryKind::Disk { vdev, .. }, _) => vdev.clone(),
+        (_, EntryForm::Attached) => format!("attached{}", wanted.key.devid),
+        _ => format!("virtio{}", wanted.key.devid),
+    }
 }
 
 fn open_disk(wanted: &Wanted<'_>, path: &Path, read_only: bool) -> Result<Disk> {

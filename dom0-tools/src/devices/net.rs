@@ -62,6 +62,22 @@ pub(super) fn missing(name: &str, several: bool) -> Option<String> {
         .then(|| format!("there is no interface {name}: ip tuntap add dev {name} mode tap{queues}"))
 }
 
+/// Takes away the interface of a device that is no more, of which this was kept, if one was made for it and nobody has begun to take
+/// it away: an earlier service may have ended before it did.
+pub(crate) fn end_left(kept: Value, domid: u16, key: EntryKey) {
+    let Ok(Spec {
+        made: Some(made),
+        interface,
+        ..
+    }) = serde_json::from_value(kept)
+    else {
+        return;
+    };
+    if Path::new(INTERFACES).join(&interface).exists() && !made::is_ending(&interface) {
+        MadeInterface::new(&made, domid, key).end();
+    }
+}
+
 impl Spec {
     fn of(settings: Settings, domid: u16, key: EntryKey) -> Result<Self> {
         let (interface, made) = match settings.tap {

@@ -1,7 +1,9 @@
 //! The layout of this version: [`Records`] of each device, as many and as large as it keeps.
 
 use super::{GuestStateError, HEADER, Layout, Name, Place};
-use crate::toolstack::libxl::EntryKey;
+use crate::toolstack::libxl::{EntryForm, EntryKey};
+use serde::Deserialize;
+use serde_json::Value;
 use xen_virtio_backend::{QueueJournal, RecordKey, RecordKind, Records, StateArea, StateCell};
 use xen_virtio_transport::DeviceState;
 
@@ -49,6 +51,13 @@ impl RecordsFormat {
     }
 }
 
+/// Whether this is the name of a device of a form that a later version has.
+fn is_of_later_form(name: &[u8]) -> bool {
+    let name: Option<Value> = serde_json::from_slice(name).ok();
+    let form = name.and_then(|name| name.get("key")?.get("form").cloned());
+    form.is_some_and(|form| form.is_string() && EntryForm::deserialize(form).is_err())
+}
+
 fn key(Place(owner): Place, kind: RecordKind, index: u16) -> RecordKey {
     RecordKey { owner, kind, index }
 }
@@ -63,7 +72,12 @@ impl Layout for RecordsFormat {
                 .find_cell(key(place, RecordKind::Identity, 0))?;
             let bytes = cell.map(|cell| cell.load()).transpose()?;
             if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
-                names.push((place, serde_json::from_slice(&bytes)?));
+                match serde_json::from_slice(&bytes) {
+                    Ok(name) => names.push((place, name)),
+                    // Its service is not there, and the guest's other devices are.
+                    Err(_) if is_of_later_form(&bytes) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(names)

@@ -242,6 +242,26 @@ fn a_file_keeps_its_identity_over_its_paths() {
     assert_eq!(Backing::of(&File::open(&b).unwrap()).unwrap(), first);
 }
 
+/// The other devices of its guest are served.
+#[test]
+fn a_name_of_a_form_that_a_later_version_has_is_nobodys() {
+    for (area, bytes) in files().into_iter().skip(1) {
+        let state = GuestState::new(area, bytes).unwrap();
+        for devid in 0..2 {
+            let name = disk(devid, BASE + 0x200 * u64::from(devid));
+            state.device(&name, false).unwrap();
+        }
+        let (place, name) = state.layout.names().unwrap().remove(0);
+        let text = serde_json::to_string(&name).unwrap();
+        let later = text.replace("\"disk\"", "\"later\"");
+        state.layout.set_name(place, later.as_bytes()).unwrap();
+        let names = state.layout.names().unwrap();
+        let left: Vec<_> = names.into_iter().map(|(_, name)| name.key).collect();
+        assert_eq!(left.len(), 1);
+        assert_ne!(left[0], name.key);
+    }
+}
+
 #[test]
 fn a_name_that_is_none_is_an_error() {
     for (area, bytes) in files() {

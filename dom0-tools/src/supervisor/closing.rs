@@ -3,6 +3,7 @@
 //! A worker gives an entry up first. Transfers that a worker left that was killed before may be under way still: libxl
 //! would give the disk to somebody whom an old write then hits.
 
+use crate::ctl::report::ClosingReport;
 use crate::toolstack::libxl::EntryKey;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,12 +24,20 @@ struct Closing {
     given_up: bool,
     /// That something is under way has been logged.
     logged: bool,
+    /// Where the guest had it.
+    base: Option<u64>,
 }
 
 impl ClosingEntries {
-    /// A worker is asked to give `key` up.
-    pub(super) fn begin(&mut self, key: EntryKey) {
-        self.entries.insert(key, Closing::default());
+    /// A worker is asked to give `key` up, which the guest has at `base`.
+    pub(super) fn begin(&mut self, key: EntryKey, base: Option<u64>) {
+        let before = self.entries.remove(&key);
+        let base = base.or(before.and_then(|before| before.base));
+        let closing = Closing {
+            base,
+            ..Closing::default()
+        };
+        self.entries.insert(key, closing);
     }
 
     /// What another worker is to be asked to give up: what the one before has not. Entries that were made again, and that
@@ -76,8 +85,12 @@ impl ClosingEntries {
     }
 
     /// Those that are not closed yet.
-    pub(super) fn keys(&self) -> impl Iterator<Item = EntryKey> {
-        self.entries.keys().copied()
+    pub(super) fn report(&self) -> impl Iterator<Item = ClosingReport> {
+        let entries = self.entries.iter();
+        entries.map(|(key, closing)| ClosingReport {
+            key: *key,
+            base: closing.base,
+        })
     }
 
     /// When to look again.
@@ -116,7 +129,7 @@ mod tests {
             (false, false),
             "nobody asked"
         );
-        closing.begin(KEY);
+        closing.begin(KEY, None);
         assert_eq!(looked(&mut closing, false, false), (false, false));
         assert_eq!(closing.look_at(), None, "its worker will say");
         closing.gave_up(KEY);
@@ -139,7 +152,7 @@ mod tests {
     #[test]
     fn an_entry_that_was_made_again_is_not_closed() {
         let mut closing = ClosingEntries::default();
-        closing.begin(KEY);
+        closing.begin(KEY, None);
         closing.gave_up(KEY);
         assert_eq!(looked(&mut closing, true, true), (false, false));
         assert_eq!(
@@ -158,7 +171,7 @@ mod tests {
             (false, true, false),
             (true, true, false),
         ] {
-            closing.begin(KEY);
+            closing.begin(KEY, None);
             if given_up {
                 closing.gave_up(KEY);
             }

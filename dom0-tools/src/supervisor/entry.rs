@@ -45,7 +45,7 @@ pub(super) struct DeviceEntry {
     /// Of which kind it is, once its entry was read.
     kind: Option<&'static dyn DeviceKind>,
     /// Where its guest finds it, once its entry was read.
-    base: Option<u64>,
+    pub(super) base: Option<u64>,
     /// What it is kept in, once it was opened.
     backing: Option<Backing>,
     /// Bytes of the guest's state file that it takes, once it was opened.
@@ -235,6 +235,8 @@ impl DeviceEntry {
                 }
                 Status::New | Status::Pending | Status::Handed => None,
             },
+            busy: matches!(self.status, Status::Busy(_)),
+            served: self.served,
             claimed_after_ms: self
                 .claimed_after
                 .map(|after| after.as_millis().try_into().unwrap_or(u64::MAX)),
@@ -318,8 +320,9 @@ impl OpenedDevice {
             }
             tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
         }
-        if let Some(kept) = &opened.kept
-            && let Err(error) = context.files.keep(guest, key, Some(kept.clone()))
+        // Also nothing, of a device that is new: what another one has left by this name is not its.
+        if (opened.kept.is_some() || !known.served)
+            && let Err(error) = context.files.keep(guest, key, opened.kept.clone())
         {
             if !known.served {
                 context.uses.end(guest, key);

@@ -20,7 +20,7 @@ use crate::devices::blk::lock::{self, Locks};
 use crate::devices::{Changed, Order};
 use crate::ipc::{FromWorker, ToWorker};
 use crate::text::without_controls;
-use crate::toolstack::libxl::EntryKey;
+use crate::toolstack::libxl::{EntryForm, EntryKey};
 use crate::toolstack::{Identity, Toolstack, ToolstackError};
 use crate::worker::event_loop::EventLoopReport;
 use anyhow::{Context, Result, bail, ensure};
@@ -178,7 +178,7 @@ impl Guest {
     }
 
     /// The entries that are closed now. Until [`Guest::is_closed`] they are looked at again.
-    pub(super) fn closed(&mut self) -> Vec<EntryKey> {
+    pub(super) fn closed(&mut self, uses: &Uses) -> Vec<EntryKey> {
         let Lifecycle {
             entries, closing, ..
         } = &mut self.lifecycle;
@@ -186,7 +186,8 @@ impl Guest {
         let locks = LazyCell::new(Locks::read);
         let (closed, held) = closing.closed(
             |key| entries.contains_key(&key),
-            |key| locks.have(lock::name(vm, key), None),
+            // Of another disk that it had by this name, in another life, something may be under way for longer.
+            |key| locks.have(lock::name(vm, key), uses.inode(&self.identity, key)),
             Instant::now(),
         );
         for key in held {
@@ -209,6 +210,8 @@ impl Guest {
     pub(super) fn refusals(&self, key: Option<EntryKey>) -> Vec<Refusal> {
         let entries = self.lifecycle.entries.iter();
         let asked = entries.filter(|(other, _)| key.is_none_or(|key| key == **other));
+        // Whoever attaches a device is told himself, and the guest goes on.
+        let asked = asked.filter(|(other, _)| other.form != EntryForm::Attached);
         asked
             .filter_map(|(key, known)| {
                 Some(Refusal {
@@ -508,6 +511,10 @@ impl Guest {
 
     /// Asks the worker for a report; the token that it will answer with.
     pub(super) fn ask_report(&mut self) -> Option<Token> {
+        for known in self.lifecycle.entries.values_mut() {
+            // What was said a while ago is not shown for what is.
+            known.device = None;
+        }
         let worker = self.worker.as_mut()?;
         // Questions of a worker that is busy do not pile up.
         if self.report_asked != Some(worker.token()) {
@@ -539,7 +546,7 @@ impl Guest {
             name: self.name.clone(),
             restarts,
             devices: devices.collect(),
-            closing: self.lifecycle.closing.keys().collect(),
+            closing: self.lifecycle.closing.report().collect(),
             worker: self.worker.as_ref().map(WorkerProcess::pid),
             error,
             server: self.server.take(),

@@ -395,11 +395,11 @@ impl Lifecycle {
 
     /// A device is not the guest's any more. A worker says when it has given it up, if there was one ever.
     fn withdraw(&mut self, key: EntryKey) -> Vec<Effect> {
-        self.entries.remove(&key);
+        let known = self.entries.remove(&key);
         let mut effects = vec![Effect::EndUse { key }];
         if self.served {
             // The next worker is told too, if this one dies before it says so.
-            self.closing.begin(key);
+            self.closing.begin(key, known.and_then(|known| known.base));
             effects.extend((self.worker == Worker::Running).then_some(Effect::Detach { key }));
         } else {
             effects.push(Effect::Release { key });

@@ -203,8 +203,13 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<BTreeMap<EntryKey, T>> {
     let what = || format!("reading {}", path.display());
     match fs::read(path) {
         Ok(bytes) => {
-            let list: Vec<_> = serde_json::from_slice(&bytes).with_context(what)?;
-            Ok(list.into_iter().collect())
+            let list: Vec<(Value, T)> = serde_json::from_slice(&bytes).with_context(what)?;
+            // A later version may know other keys; its devices are nobody's here.
+            let known = list.into_iter().filter_map(|(key, value)| {
+                let key = EntryKey::deserialize(key).ok()?;
+                Some((key, value))
+            });
+            Ok(known.collect())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(error) => Err(error).with_context(what),
@@ -300,6 +305,13 @@ mod tests {
         files.keep(&second, key(1), Some(binding(512))).unwrap();
         files.sweep(|_| Err("xenstored refuses")).unwrap();
         assert_eq!(kept(&second, 1), Some(binding(512)));
+        let later = r#"[[{"form":"later","devid":7},1],[{"form":"disk","devid":1},2]]"#;
+        fs::write(files.disks.join(second.file_name()), later).unwrap();
+        assert_eq!(
+            kept(&second, 1),
+            Some(2.into()),
+            "as before the later version"
+        );
         fs::write(files.disks.join(second.file_name()), "[").unwrap();
         assert!(files.kept(&second, key(1)).is_err());
         // What it shares with back-ends is another matter.

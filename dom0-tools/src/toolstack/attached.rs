@@ -20,7 +20,7 @@ pub(super) fn attach(
 ) -> Result<EntryKey, AttachError> {
     guest_file::check_room(&device.settings).map_err(AttachError::Settings)?;
     if !guest_file::is_written_of(store, guest)? {
-        return Err(AttachError::Gone);
+        return Err(AttachError::Unknown);
     }
     for devid in (0..).take(MAX_DEVICES) {
         let form = EntryForm::Attached;

@@ -12,6 +12,7 @@ use crate::toolstack::Identity;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
 use std::io;
@@ -54,6 +55,9 @@ pub enum GuestFileError {
     #[error(transparent)]
     XenStore(#[from] XenStoreError),
 }
+
+/// What we write of a guest, and whatever ends with it: the mark of whose that is comes last.
+const FORMS: [EntryForm; 2] = [EntryForm::Attached, EntryForm::File];
 
 /// What a file says.
 #[derive(Debug, Deserialize)]
@@ -204,7 +208,7 @@ impl FileDevice {
 
 /// Removes what was written of the guest that has `domid`, or has had it.
 fn remove(store: &mut XenStore, domid: impl Display) -> Result<(), XenStoreError> {
-    for form in [EntryForm::Attached, EntryForm::File] {
+    for form in FORMS {
         store.remove(&format!("backend/{}/{domid}", form.directory()))?;
     }
     Ok(())
@@ -241,8 +245,12 @@ pub(super) fn is_written_of(store: &mut XenStore, guest: &Identity) -> Result<bo
 /// # Errors
 ///
 /// [`XenStoreError`].
-pub(crate) fn written(store: &mut XenStore) -> Result<Vec<String>, XenStoreError> {
-    store.directory(&root())
+pub(crate) fn written(store: &mut XenStore) -> Result<BTreeSet<String>, XenStoreError> {
+    let mut domids = BTreeSet::new();
+    for form in FORMS {
+        domids.extend(store.directory(&format!("backend/{}", form.directory()))?);
+    }
+    Ok(domids)
 }
 
 /// Forgets what was written of guests that have had the domid of name `domid`, but for `guest`, which has it now.

@@ -47,7 +47,7 @@ enum Command {
     /// Has xl create a guest with the devices of its xen_virtio = [ … ], and lets it run when they are there.
     Create {
         /// How long it may take until they are, in seconds.
-        #[arg(long, default_value_t = 30)]
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
         timeout: u64,
         /// The guest's xl file.
         file: PathBuf,
@@ -58,7 +58,7 @@ enum Command {
     /// Waits until all devices of a guest are served.
     Wait {
         /// How long it may take, in seconds.
-        #[arg(long, default_value_t = 30)]
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
         timeout: u64,
         /// The guest's name or domid.
         guest: String,
@@ -79,7 +79,7 @@ enum Command {
         #[arg(long)]
         slot: Option<String>,
         /// How long it may take until the device is served, in seconds.
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
         timeout: u64,
     },
     /// Takes such a device away again.
@@ -92,7 +92,7 @@ enum Command {
         #[arg(long)]
         force: bool,
         /// How long its transfers may take to end, in seconds.
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
         timeout: u64,
     },
     /// Tells a guest of what was added to one of its disks, which has been enlarged.
@@ -135,6 +135,9 @@ enum Command {
     /// Runs a block device for a simulated guest, on this machine, without Xen.
     Demo(demo::Options),
 }
+
+/// Seconds that anything may be waited for: a day.
+const LONGEST: u64 = 86_400;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LinkState {

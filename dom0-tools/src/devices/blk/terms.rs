@@ -5,7 +5,10 @@ use crate::devices::vhost_user::image::RAW;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use xen_virtio_backend::blk::Topology;
+use xen_virtio_backend::blk::{Serial, Topology};
+
+/// Bytes of a serial number (virtio 1.3, 5.2.6).
+const SERIAL: usize = size_of::<Serial>();
 
 /// What a `[[virtio]]` says of one.
 #[derive(Deserialize)]
@@ -18,6 +21,9 @@ pub(crate) struct Settings {
     /// Raw: another one has somebody else serve it.
     #[serde(default)]
     pub(crate) format: Option<String>,
+    /// By which the guest tells it from others: `/dev/disk/by-id/virtio-…`.
+    #[serde(default)]
+    pub(crate) serial: Option<String>,
 }
 
 impl Settings {
@@ -29,6 +35,13 @@ impl Settings {
         );
         let is_raw = self.format.as_deref().is_none_or(|format| format == RAW);
         ensure!(is_raw, "format = {:?} is not {RAW}", self.format);
+        if let Some(serial) = &self.serial {
+            let is_serial = serial.bytes().all(|byte| byte.is_ascii_graphic());
+            ensure!(
+                is_serial && (1..=SERIAL).contains(&serial.len()),
+                "serial = {serial:?} is not 1 to {SERIAL} letters, digits and signs"
+            );
+        }
         Ok(self)
     }
 }
@@ -46,6 +59,9 @@ pub(super) struct Binding {
     pub(super) zeroes: bool,
     #[serde(default)]
     pub(super) topology: Option<Sizes>,
+    /// Nothing, if nobody has named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) serial: Option<String>,
 }
 
 /// [`Topology`], as one part of the service hands it to another.

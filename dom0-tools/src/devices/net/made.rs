@@ -71,13 +71,19 @@ pub(super) fn name(domid: u16, key: EntryKey) -> String {
     format!("{beginning}{domid}.{}", key.devid)
 }
 
-/// The guest of the interface of this name, if it is one that [`name`] has made.
-fn domid_of(name: &str) -> Option<u16> {
-    let mut beginnings = [OF_FILE, OF_ATTACHED, OF_TOOLSTACK].into_iter();
-    let numbers = beginnings.find_map(|beginning| name.strip_prefix(beginning))?;
+/// The device of the interface of this name, and its guest, if it is one that [`name`] has made.
+fn device_of(name: &str) -> Option<(u16, EntryKey)> {
+    let forms = [
+        (OF_FILE, EntryForm::File),
+        (OF_ATTACHED, EntryForm::Attached),
+        (OF_TOOLSTACK, EntryForm::Virtio),
+    ];
+    let mut forms = forms.into_iter();
+    let (numbers, form) =
+        forms.find_map(|(beginning, form)| Some((name.strip_prefix(beginning)?, form)))?;
     let (domid, devid) = numbers.split_once('.')?;
-    devid.parse::<u32>().ok()?;
-    domid.parse().ok()
+    let devid = devid.parse().ok()?;
+    Some((domid.parse().ok()?, EntryKey { form, devid }))
 }
 
 impl MadeInterface {
@@ -233,12 +239,14 @@ fn remove(interface: &str, kinds: &[Queues]) -> Result<()> {
     result
 }
 
-/// Removes what was made for guests that are gone, which `lives` tells of.
+/// Removes what was made for devices that are gone: `is_there` tells of those that are not.
 ///
 /// # Errors
 ///
-/// What `lives` says.
-pub(crate) fn sweep<E>(mut lives: impl FnMut(u16) -> Result<bool, E>) -> Result<(), E> {
+/// What `is_there` says.
+pub(crate) fn sweep<E>(
+    mut is_there: impl FnMut(u16, EntryKey) -> Result<bool, E>,
+) -> Result<(), E> {
     let interfaces = fs::read_dir(super::INTERFACES)
         .into_iter()
         .flatten()
@@ -246,12 +254,12 @@ pub(crate) fn sweep<E>(mut lives: impl FnMut(u16) -> Result<bool, E>) -> Result<
     for interface in interfaces {
         let name = interface.file_name().to_string_lossy().into_owned();
         let is_tap = interface.path().join("tun_flags").exists();
-        let Some(domid) = domid_of(&name).filter(|_| is_tap) else {
+        let Some((domid, key)) = device_of(&name).filter(|_| is_tap) else {
             continue;
         };
-        if !lives(domid)? {
+        if !is_there(domid, key)? {
             match remove(&name, &[Queues::One, Queues::Several]) {
-                Ok(()) => tracing::info!("{name} is removed: its guest is gone"),
+                Ok(()) => tracing::info!("{name} is removed: its device is gone"),
                 Err(error) => tracing::warn!("{name} is not removed: {error:#}"),
             }
         }
@@ -272,10 +280,10 @@ mod tests {
     fn an_interface_is_known_by_its_name() {
         assert_eq!(name(65_535, key(EntryForm::File)), "viof65535.12");
         assert_eq!(name(65_535, key(EntryForm::Attached)), "vioa65535.12");
-        for made in ["viof65535.12", "vioa65535.12"] {
-            assert_eq!(domid_of(made), Some(65_535));
+        for form in [EntryForm::File, EntryForm::Attached, EntryForm::Virtio] {
+            let made = name(65_535, key(form));
+            assert_eq!(device_of(&made), Some((65_535, key(form))));
         }
-        assert_eq!(domid_of(&name(3, key(EntryForm::Virtio))), Some(3));
         for other in [
             "vif3.0",
             "vio3",
@@ -284,7 +292,7 @@ mod tests {
             "vio3.0-emu",
             "viof3.x",
         ] {
-            assert_eq!(domid_of(other), None, "{other}");
+            assert_eq!(device_of(other), None, "{other}");
         }
     }
 

@@ -5,7 +5,7 @@ use super::super::lifecycle::{Effect, Event};
 use super::super::orphan_workers;
 use super::super::worker_process::WorkerProcess;
 use super::{Guest, WorkerContext};
-use crate::devices;
+use crate::devices::{self, net};
 use crate::ipc::ToWorker;
 use crate::program;
 use crate::toolstack::ToolstackError;
@@ -211,6 +211,9 @@ impl Guest {
 
     /// Nobody has the device of entry `key` any more.
     pub(super) fn release(&self, key: EntryKey, context: &mut WorkerContext<'_>) {
+        if let Ok(Some(kept)) = context.files.kept(&self.identity, key) {
+            net::end_left(kept, self.domid(), key);
+        }
         if let Err(error) = context.files.keep(&self.identity, key, None) {
             tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
         }

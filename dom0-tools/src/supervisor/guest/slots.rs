@@ -3,7 +3,7 @@
 use super::{Guest, WorkerContext};
 use crate::ctl::control::AttachedAt;
 use crate::ctl::xl_config::OwnLine;
-use crate::supervisor::entry::{DeviceEntry, Status};
+use crate::supervisor::entry::Status;
 use crate::toolstack::guest_file::FileDevice;
 use crate::toolstack::libxl::{Entry, EntryForm, EntryKey};
 use anyhow::{Context, Result, bail, ensure};
@@ -56,15 +56,17 @@ impl Guest {
         let wanted = wanted
             .map(|wanted| self.find(wanted, context))
             .transpose()?;
-        let is_ready =
-            |known: &DeviceEntry| known.is_slot() && matches!(known.status, Status::Handed);
         let known = self.lifecycle.entries.iter();
-        let slots: Vec<_> = known
-            .filter(|(_, known)| is_ready(known))
-            .map(|(key, _)| *key)
-            .collect();
+        let (slots, ready): (Vec<_>, Vec<_>) = known
+            .filter(|(_, known)| known.is_slot())
+            .map(|(key, known)| (*key, matches!(known.status, Status::Handed)))
+            .unzip();
         if let Some(wanted) = wanted {
             ensure!(slots.contains(&wanted), "{wanted} is no empty slot");
+        }
+        if ready.contains(&false) {
+            let why = self.lifecycle.error().unwrap_or("one is being started");
+            bail!("its worker does not serve it now, try again: {why}");
         }
         let taken = self.taken(context)?;
         for key in &slots {
@@ -79,7 +81,9 @@ impl Guest {
                 "it has no empty slot, and libxl gives a guest no device while it runs: for each that is to come, the xl file \
                  wants xen_virtio = [ \"empty\" ]"
             ),
-            (None, slots) => bail!("its {slots} empty slots have devices: detach one"),
+            (None, slots) => {
+                bail!("its {slots} empty slots have devices, or are just losing them: detach one")
+            }
         }
     }
 

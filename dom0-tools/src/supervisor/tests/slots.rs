@@ -18,6 +18,9 @@ struct Worker {
     status: u32,
     devices: Vec<EntryKey>,
     asked: Vec<ToWorker>,
+    /// It does not come to reports.
+    is_busy: bool,
+    owes_report: bool,
 }
 
 impl Worker {
@@ -27,6 +30,8 @@ impl Worker {
             status: 0,
             devices: Vec::new(),
             asked: Vec::new(),
+            is_busy: false,
+            owes_report: false,
         }
     }
 
@@ -50,15 +55,8 @@ impl Worker {
                     Some(FromWorker::Detached { key: *key })
                 }
                 ToWorker::Report => {
-                    let device = DeviceReport {
-                        status: self.status,
-                        ..DeviceReport::default()
-                    };
-                    let keys = self.devices.iter();
-                    Some(FromWorker::Report {
-                        server: EventLoopReport::default(),
-                        devices: keys.map(|key| (*key, device.clone())).collect(),
-                    })
+                    self.owes_report = true;
+                    None
                 }
             };
             if let Some(answer) = answer {
@@ -67,6 +65,18 @@ impl Worker {
             if !matches!(message, ToWorker::Report) {
                 self.asked.push(message);
             }
+        }
+        if !self.is_busy && std::mem::take(&mut self.owes_report) {
+            let device = DeviceReport {
+                status: self.status,
+                ..DeviceReport::default()
+            };
+            let keys = self.devices.iter();
+            let report = FromWorker::Report {
+                server: EventLoopReport::default(),
+                devices: keys.map(|key| (*key, device.clone())).collect(),
+            };
+            worker.channel.send(&report).unwrap();
         }
     }
 
@@ -172,6 +182,8 @@ fn a_device_comes_to_a_guest_that_runs_and_goes() {
             (device.base, device.irq, device.grant_usage),
             (0x200_0000, 33, true)
         );
+        // No other disk of the guest has the same.
+        assert_eq!(device.spec["serial"], "attached0");
         // A driver has it.
         worker.status = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
         let refused = detach(&mut dom0, &mut worker, "virtio_attached/0", false);
@@ -180,6 +192,11 @@ fn a_device_comes_to_a_guest_that_runs_and_goes() {
             error.contains("echo 2000000.virtio > ") && error.contains("/unbind"),
             "{error}"
         );
+        worker.is_busy = true;
+        let refused = detach(&mut dom0, &mut worker, "virtio_attached/0", false);
+        let error = refused.unwrap_err();
+        assert!(error.contains("its worker does not say"), "{error}");
+        worker.is_busy = false;
         // As Linux leaves it.
         worker.status = VIRTIO_CONFIG_S_ACKNOWLEDGE;
         let gone = detach(&mut dom0, &mut worker, "virtio_attached/0", false);
@@ -239,6 +256,7 @@ fn a_slot_has_one_device_of_its_own_terms() {
         &format!("blk, path=/{}", "a".repeat(4000)),
         "room for 3500",
     );
+    assert!(dom0.refusals().is_empty(), "its guest runs");
     let second = Some("virtio_file/1");
     attach(&mut dom0, &mut worker, second, &line).unwrap();
     worker.asked.clear();
@@ -321,6 +339,58 @@ fn a_device_that_is_being_taken_away_is_listed_and_its_slot_is_not_empty() {
         let report = dom0.supervisor.guests.get_mut(&3)?.report();
         (!report.closing.is_empty()).then_some(report.closing)
     });
-    assert_eq!(closing, [ATTACHED]);
+    assert_eq!(
+        (closing[0].key, closing[0].base),
+        (ATTACHED, Some(0x200_0000))
+    );
     assert_eq!(dom0.state(3, ATTACHED).as_deref(), Some("5"));
+}
+
+/// A back-end may take its time, and a program that is started for a device takes some.
+#[test]
+fn what_may_come_is_waited_for() {
+    let (mut dom0, mut worker) = with_slots();
+    let socket = dom0.directory.path().join("late.sock");
+    let line = format!("fs, tag=share, socket={}", socket.display());
+    let late = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        std::os::unix::net::UnixListener::bind(socket).unwrap()
+    });
+    let done = attach(&mut dom0, &mut worker, None, &line).unwrap();
+    assert!(done.contains("virtio_attached/0"), "{done}");
+    late.join().unwrap();
+}
+
+/// Transfers of the disk that the device was in an earlier life are not its own.
+#[test]
+fn a_device_goes_when_the_last_transfer_of_its_own_disk_has_ended() {
+    for (image, goes) in [("other.img", true), ("a.img", false)] {
+        let (mut dom0, mut worker) = with_slots();
+        let line = format!("blk, path={}", dom0.image("a.img").display());
+        attach(&mut dom0, &mut worker, None, &line).unwrap();
+        let image = File::options().write(true).open(dom0.image(image)).unwrap();
+        let image = OwnedFd::from(image);
+        lock::take(&image, lock::name("/vm/a", ATTACHED)).unwrap();
+        let gone = run(&mut dom0, &mut worker, |path| {
+            let limit = Duration::from_secs(2);
+            slots::detach(&path, "ivi", "virtio_attached/0", true, limit)
+        });
+        assert_eq!(gone.is_ok(), goes, "{gone:?}");
+    }
+}
+
+/// The next device of a name is another one.
+#[test]
+fn what_was_kept_of_a_device_is_not_the_next_ones() {
+    let (mut dom0, mut worker) = with_slots();
+    let guest = Identity {
+        domid: 3,
+        vm: Some("/vm/a".to_owned()),
+    };
+    let files = StateFiles::new(dom0.directory.path()).unwrap();
+    // As a service leaves it that ends in the middle of a detach.
+    let kept = serde_json::json!({"socket": "/there/is/none"});
+    files.keep(&guest, ATTACHED, Some(kept)).unwrap();
+    attach(&mut dom0, &mut worker, None, "rng").unwrap();
+    assert_eq!(files.kept(&guest, ATTACHED).unwrap(), None);
 }
