@@ -360,6 +360,22 @@ pub(crate) struct Opened {
     pub(crate) dials: Option<PathBuf>,
 }
 
+impl Opened {
+    /// What is a device by its `spec` alone.
+    pub(crate) fn new(detail: String, spec: Value) -> Self {
+        Self {
+            detail,
+            spec,
+            descriptors: Vec::new(),
+            backing: None,
+            kept: None,
+            back_end: None,
+            listens: Vec::new(),
+            dials: None,
+        }
+    }
+}
+
 /// A socket of dom0's whose connections a device has.
 pub(crate) struct Listen {
     pub(crate) path: PathBuf,

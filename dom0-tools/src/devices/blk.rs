@@ -149,9 +149,9 @@ impl DeviceKind for BlkKind {
         if !shared {
             take_use(wanted, used, &disk, uses)?;
         }
-        Ok(Opened {
-            detail: describe(&path, read_only, disk.caching()),
-            spec: spec(&Spec {
+        let opened = Opened::new(
+            describe(&path, read_only, disk.caching()),
+            spec(&Spec {
                 read_only: disk.read_only(),
                 bytes: disk.bytes(),
                 discards,
@@ -163,6 +163,8 @@ impl DeviceKind for BlkKind {
                 serial: serial.clone().unwrap_or_else(|| default_serial(wanted)),
                 lock,
             }),
+        );
+        Ok(Opened {
             backing: Some(Backing::of(disk.file())?),
             kept: Some(spec(&Binding {
                 path: path.clone(),
@@ -174,9 +176,7 @@ impl DeviceKind for BlkKind {
                 serial,
             })),
             descriptors: vec![OwnedFd::from(disk.into_file())],
-            back_end: None,
-            listens: Vec::new(),
-            dials: None,
+            ..opened
         })
     }
 

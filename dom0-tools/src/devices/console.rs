@@ -254,14 +254,10 @@ impl DeviceKind for ConsoleKind {
             }));
         }
         Ok(Opened {
-            detail: built_by.detail(),
-            spec: spec(&built_by),
             descriptors,
-            backing: None,
             kept: Some(kept),
-            back_end: None,
             listens,
-            dials: None,
+            ..Opened::new(built_by.detail(), spec(&built_by))
         })
     }
 

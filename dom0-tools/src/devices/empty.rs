@@ -27,16 +27,7 @@ impl DeviceKind for EmptyKind {
     }
 
     fn open(&self, _wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
-        Ok(Opened {
-            detail: "an empty slot".to_owned(),
-            spec: Value::Null,
-            descriptors: Vec::new(),
-            backing: None,
-            kept: None,
-            back_end: None,
-            listens: Vec::new(),
-            dials: None,
-        })
+        Ok(Opened::new("an empty slot".to_owned(), Value::Null))
     }
 
     fn build(&self, _new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {

@@ -343,14 +343,9 @@ impl DeviceKind for InputKind {
         // What the guest was told of it holds.
         let is = kept.unwrap_or(is);
         Ok(Opened {
-            detail: is.detail(),
-            spec: spec(&is),
             descriptors: fd.into_iter().collect(),
-            backing: None,
             kept: Some(spec(&is)),
-            back_end: None,
-            listens: Vec::new(),
-            dials: None,
+            ..Opened::new(is.detail(), spec(&is))
         })
     }
 

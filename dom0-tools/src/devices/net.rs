@@ -279,14 +279,12 @@ impl DeviceKind for NetKind {
             pairs += &format!(", in {bridge}");
         }
         Ok(Opened {
-            detail: format!("net on {}{pairs}", built_by.interface),
-            spec: spec(&built_by),
             descriptors: queues,
-            backing: None,
             kept: Some(spec(&built_by)),
-            back_end: None,
-            listens: Vec::new(),
-            dials: None,
+            ..Opened::new(
+                format!("net on {}{pairs}", built_by.interface),
+                spec(&built_by),
+            )
         })
     }
 

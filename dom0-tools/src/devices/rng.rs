@@ -47,16 +47,10 @@ impl DeviceKind for RngKind {
     fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
         let settings: Settings = wanted.settings()?.unwrap_or_default();
         let rate = settings.bytes_per_second.map_or(RATE, NonZeroU64::get);
-        Ok(Opened {
-            detail: format!("entropy, at most {rate} bytes a second"),
-            spec: spec(&rate),
-            descriptors: Vec::new(),
-            backing: None,
-            kept: None,
-            back_end: None,
-            listens: Vec::new(),
-            dials: None,
-        })
+        Ok(Opened::new(
+            format!("entropy, at most {rate} bytes a second"),
+            spec(&rate),
+        ))
     }
 
     fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {

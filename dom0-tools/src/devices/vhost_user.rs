@@ -189,14 +189,15 @@ impl DeviceKind for VhostUserKind {
         if let Some(left) = &left {
             descriptors.push(left.try_clone()?);
         }
-        Ok(Opened {
-            detail: format!("{} by {}", self.name, settings.socket.display()),
-            spec: spec(&Spec {
+        let opened = Opened::new(
+            format!("{} by {}", self.name, settings.socket.display()),
+            spec(&Spec {
                 settings: settings.clone(),
                 offer: known.filter(|_| brought.is_none()),
             }),
+        );
+        Ok(Opened {
             descriptors,
-            backing: None,
             back_end: Some(BackEnd {
                 socket: settings.socket.clone(),
                 brought,
@@ -205,8 +206,7 @@ impl DeviceKind for VhostUserKind {
                 program,
             }),
             kept: Some(spec(&settings)),
-            listens: Vec::new(),
-            dials: None,
+            ..opened
         })
     }
 

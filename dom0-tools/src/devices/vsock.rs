@@ -126,17 +126,16 @@ impl DeviceKind for VsockKind {
         };
         let Settings { cid, listen } = &settings;
         Ok(Opened {
-            detail: format!("vsock, cid {cid}, {}", listen.display()),
-            spec: spec(&settings),
-            descriptors: Vec::new(),
-            backing: None,
             kept: Some(spec(&settings)),
-            back_end: None,
             listens: vec![Listen {
                 path: listen.clone(),
                 change: spec(&Arrival::Visitor),
             }],
             dials: Some(listen.clone()),
+            ..Opened::new(
+                format!("vsock, cid {cid}, {}", listen.display()),
+                spec(&settings),
+            )
         })
     }
 
