@@ -1,7 +1,7 @@
 //! `xen-virtioctl attach` and `detach`: devices that come to a guest and go from it while it runs.
 
 use crate::ctl::control::{self, AttachedAt, ControlError, Question};
-use crate::ctl::report::{EntryReport, Report};
+use crate::ctl::report::Report;
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
@@ -32,15 +32,24 @@ pub fn attach(
     let AttachedAt { key, base } = control::order(path, &question)?;
     let mut waits_for = String::new();
     let served = until(limit, || {
-        let Some(device) = device(path, guest, |known| known.key == key)? else {
+        let Some(report) = list(path)? else {
             return Ok(None);
         };
-        match device.error {
+        let Some(known) = report.of(guest) else {
+            return Ok(None);
+        };
+        if let Some(error) = &known.error {
+            waits_for = format!(": {error}");
+        }
+        let Some(device) = known.devices.iter().find(|device| device.key == key) else {
+            return Ok(None);
+        };
+        match &device.error {
             Some(error) if device.busy => waits_for = format!(": {error}"),
             Some(error) => bail!("{error}"),
             None => {}
         }
-        Ok(device.claimed_after_ms.map(|_| device.detail))
+        Ok(device.claimed_after_ms.map(|_| device.detail.clone()))
     });
     let limit_text = limit.as_secs();
     let served = served.and_then(|served| {
@@ -73,10 +82,15 @@ pub fn detach(
     force: bool,
     limit: Duration,
 ) -> Result<String> {
-    let is_it = |known: &EntryReport| known.key.to_string() == device_name;
-    let found = device(path, guest, is_it)?.filter(|found| found.served && !force);
+    let report = list(path)?;
+    let known = report.as_ref().and_then(|report| report.of(guest));
+    let found = known.and_then(|known| {
+        let mut devices = known.devices.iter();
+        devices.find(|device| device.key.to_string() == device_name)
+    });
+    let found = found.filter(|found| found.served && !force);
     if let Some(found) = found {
-        let report = found.device.with_context(|| {
+        let report = found.device.as_ref().with_context(|| {
             format!(
                 "whether a driver has {device_name} its worker does not say: try again, or --force"
             )
@@ -132,17 +146,6 @@ fn list(path: &Path) -> Result<Option<Report>, ControlError> {
         Err(ControlError::Connect { .. } | ControlError::Connection(_)) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// A device of the guest of that name or domid.
-fn device(
-    path: &Path,
-    guest: &str,
-    is_it: impl Fn(&EntryReport) -> bool,
-) -> Result<Option<EntryReport>, ControlError> {
-    let report = list(path)?;
-    let known = report.as_ref().and_then(|report| report.of(guest));
-    Ok(known.and_then(|known| known.devices.iter().find(|device| is_it(device)).cloned()))
 }
 
 /// What `look` finds, if it finds something within `limit`.

@@ -3,7 +3,6 @@
 use super::{Guest, WorkerContext};
 use crate::ctl::control::AttachedAt;
 use crate::ctl::xl_config::OwnLine;
-use crate::supervisor::entry::Status;
 use crate::toolstack::guest_file::FileDevice;
 use crate::toolstack::libxl::{Entry, EntryForm, EntryKey};
 use anyhow::{Context, Result, bail, ensure};
@@ -57,16 +56,11 @@ impl Guest {
             .map(|wanted| self.find(wanted, context))
             .transpose()?;
         let known = self.lifecycle.entries.iter();
-        let (slots, ready): (Vec<_>, Vec<_>) = known
-            .filter(|(_, known)| known.is_slot())
-            .map(|(key, known)| (*key, matches!(known.status, Status::Handed)))
-            .unzip();
+        // Whether a worker has them now or gets them soon.
+        let slots = known.filter(|(_, known)| known.is_slot());
+        let slots: Vec<_> = slots.map(|(key, _)| *key).collect();
         if let Some(wanted) = wanted {
             ensure!(slots.contains(&wanted), "{wanted} is no empty slot");
-        }
-        if ready.contains(&false) {
-            let why = self.lifecycle.error().unwrap_or("one is being started");
-            bail!("its worker does not serve it now, try again: {why}");
         }
         let taken = self.taken(context)?;
         for key in &slots {

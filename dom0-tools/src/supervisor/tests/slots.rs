@@ -282,6 +282,28 @@ fn a_slot_has_one_device_of_its_own_terms() {
     }
 }
 
+/// The guest has slots: it need not be created anew.
+#[test]
+fn a_guest_whose_worker_is_gone_is_told_of_that() {
+    let (mut dom0, mut worker) = with_slots();
+    dom0.says(
+        0,
+        &FromWorker::Failed {
+            error: "no ioreq server".to_owned(),
+        },
+    );
+    dom0.kill(0);
+    let refused = run(&mut dom0, &mut worker, |path| {
+        let limit = Duration::from_secs(1);
+        slots::attach(&path, "ivi", None, "rng".to_owned(), limit)
+    });
+    let error = refused.unwrap_err();
+    assert!(
+        error.contains("1 s it is not served: no ioreq server"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_guest_without_slots_is_told_what_it_wants() {
     let mut dom0 = serving("[[device]]\ntype = \"rng\"\n");
