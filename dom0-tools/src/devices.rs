@@ -339,7 +339,11 @@ impl Wanted<'_> {
 /// The key that is wrong.
 pub(crate) fn parse_settings<T: DeserializeOwned>(settings: &toml::Table) -> Result<T> {
     let parsed = settings.clone().try_into();
-    parsed.map_err(|error: toml::de::Error| anyhow::Error::msg(error.message().to_owned()))
+    parsed.map_err(|error: toml::de::Error| {
+        // Of a wrong value it says on a second line whose it is.
+        let lines = error.to_string();
+        anyhow::Error::msg(lines.trim().replace('\n', " "))
+    })
 }
 
 /// What was opened for a device.

@@ -174,10 +174,15 @@ fn standing(guest: &str, count: usize) -> Result<Result<String, String>, Control
         return Ok(Err(error.clone()));
     }
     let mut text = String::new();
+    let failed = known
+        .devices
+        .iter()
+        .filter_map(|device| Some(format!("{}: {}", device.key, device.error.as_ref()?)));
+    let failed: Vec<_> = failed.collect();
+    if !failed.is_empty() {
+        return Ok(Err(failed.join("\n")));
+    }
     for device in &known.devices {
-        if let Some(error) = &device.error {
-            return Ok(Err(format!("{}: {error}", device.key)));
-        }
         let Some(after) = device.claimed_after_ms else {
             return Ok(Err(format!("{} is not served yet", device.key)));
         };

@@ -1,8 +1,8 @@
 //! `xen-virtioctl attach` and `detach`: devices that come to a guest and go from it while it runs.
 
 use crate::ctl::control::{self, AttachedAt, ControlError, Question};
-use crate::ctl::report::Report;
-use crate::toolstack::libxl::EntryKey;
+use crate::ctl::report::{EntryReport, Report};
+use crate::toolstack::libxl::{EntryForm, EntryKey};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -88,6 +88,9 @@ pub fn detach(
         let mut devices = known.devices.iter();
         devices.find(|device| device.key.to_string() == device_name)
     });
+    // Of another one the service says why it stays.
+    let is_attached = |found: &&EntryReport| found.key.form == EntryForm::Attached;
+    let found = found.filter(is_attached);
     let found = found.filter(|found| found.served && !force);
     if let Some(found) = found {
         let report = found.device.as_ref().with_context(|| {

@@ -44,6 +44,11 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Whether all that is wrong is that it has none of our devices.
+    pub fn is_without_devices(&self) -> bool {
+        self.good.is_empty() && self.problems == [NO_DEVICE]
+    }
+
     fn take(&mut self, name: &str, result: Result<Served, String>) {
         let about = |text| without_controls(format!("{name}: {text}").chars());
         match result {
@@ -74,10 +79,40 @@ pub fn check(text: &[u8], config: &Config) -> Findings {
     if let Err(problem) = check_file(text, config, &mut findings) {
         findings.problems.push(without_controls(problem.chars()));
     } else if findings.good.is_empty() && findings.problems.is_empty() {
-        let problem = "no virtio device: no disk with specification=virtio, and no virtio = [ … ]";
-        findings.problems.push(problem.to_owned());
+        findings.problems.push(NO_DEVICE.to_owned());
     }
     findings
+}
+
+const NO_DEVICE: &str =
+    "no virtio device: no disk with specification=virtio, and no virtio = [ … ]";
+
+/// The name of the guest of the xl file `text`, if it can be read and has one.
+pub fn name(text: &[u8]) -> Option<String> {
+    let settings = parse_file(text).ok()?;
+    settings.text("name").map(str::to_owned)
+}
+
+/// What the xl file `text` lacks of what a guest wants whose devices are in a file of its own.
+pub fn warnings_of_guest_file(text: &[u8]) -> Vec<String> {
+    let Ok(settings) = parse_file(text) else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    if settings.get("device_tree").is_none() {
+        warnings.push(
+            "no device_tree = \"…\", without which the guest does not find its devices: xen-virtioctl device-tree"
+                .to_owned(),
+        );
+    }
+    if settings.get("nr_spis").is_none() && settings.get("vuart").is_none() {
+        warnings.push(
+            "neither nr_spis = … (Xen 4.19 and later) nor vuart = \"sbsa_uart\": the guest has no shared interrupts for its \
+             devices"
+                .to_owned(),
+        );
+    }
+    warnings
 }
 
 /// # Errors
@@ -145,7 +180,7 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
     for line in list(&settings, OWN_LIST, findings)? {
         other_count += 1;
         let device = OwnLine::parse(line).map_err(|problem| of_line(text, line, &problem));
-        let served = device.map(|device| {
+        let served = device.and_then(|device| {
             grants |= device.grants();
             let mut warnings = device.warnings();
             if let Some(socket) = device.settings.get(SOCKET).and_then(toml::Value::as_str)
@@ -155,10 +190,17 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
                     "socket = {socket} is another device's too: a back-end serves one"
                 ));
             }
-            Served {
+            if device.is_own_disk()
+                && let Ok(settings) = devices::parse_settings::<blk::Settings>(&device.settings)
+                && let Ok(disk) = open(&settings.path, settings.read_only)
+            {
+                disks.share(line, &settings.path, &disk)?;
+                warnings.extend(warnings::of_image(&settings.path, &disk));
+            }
+            Ok(Served {
                 text: format!("{}; touches {}", device.kind, touched(device.grants())),
                 warnings,
-            }
+            })
         });
         findings.take(&format!("{OWN_LIST} {line:?}"), served);
     }

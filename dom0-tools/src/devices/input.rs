@@ -11,7 +11,7 @@ use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
 use evdev::raw_stream::RawDevice;
-use evdev::{AttributeSetRef, EvdevEnum};
+use evdev::{AbsoluteAxisCode, AttributeSetRef, EvdevEnum, EventType, KeyCode, RelativeAxisCode};
 use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -375,8 +375,9 @@ impl DeviceKind for InputKind {
                 event_of(*event).filter(|event| *event == Event::REPORT || description.has(*event));
             ensure!(
                 known.is_some(),
-                "{} has no event of type {of} and code {code}",
-                is.name
+                "{} has no {}",
+                is.name,
+                event_name(of, code)
             );
         }
         Ok(Changed {
@@ -408,6 +409,20 @@ impl DeviceKind for InputKind {
 }
 
 /// The event of a type, a code and a value.
+/// As `linux/input-event-codes.h` has it.
+fn event_name(of: i32, code: i32) -> String {
+    let name = u16::try_from(of)
+        .map(EventType)
+        .ok()
+        .zip(u16::try_from(code).ok());
+    match name {
+        Some((EventType::KEY, code)) => format!("{:?}", KeyCode(code)),
+        Some((EventType::RELATIVE, code)) => format!("{:?}", RelativeAxisCode(code)),
+        Some((EventType::ABSOLUTE, code)) => format!("{:?}", AbsoluteAxisCode(code)),
+        _ => format!("event of type {of} and code {code}"),
+    }
+}
+
 fn event_of([of, code, value]: [i32; 3]) -> Option<Event> {
     Some(Event {
         kind: of.try_into().ok()?,
@@ -468,10 +483,7 @@ mod tests {
             ("5 events handed on".to_owned(), spec(&moved))
         );
         for (events, wrong) in [
-            (
-                vec![[1, 30, 1]],
-                "xen-virtio pointer has no event of type 1 and code 30",
-            ),
+            (vec![[1, 30, 1]], "xen-virtio pointer has no KEY_A"),
             (vec![[65_539, 0, 0]], "type 65539 and code 0"),
             (vec![[3, -1, 0]], "code -1"),
             (vec![[0, 3, 0]], "type 0 and code 3"),

@@ -2,6 +2,7 @@
 
 use super::guest::{Guest, WorkerContext};
 use super::{REPORT_LIMIT, Supervisor};
+use crate::ctl::control::AttachedAt;
 use crate::ctl::report::Report;
 use crate::ctl::xl_config::OwnLine;
 use crate::devices::Order;
@@ -48,8 +49,9 @@ impl Supervisor {
         let result = OwnLine::parse(line).and_then(|line| {
             self.with_guest(guest, |guest, _, context| guest.attach(slot, line, context))
         });
-        if let Err(error) = &result {
-            tracing::warn!("not attached: {error}");
+        match &result {
+            Ok(AttachedAt { key, .. }) => tracing::info!("guest {guest}: {key} is to be attached"),
+            Err(error) => tracing::warn!("not attached: {error}"),
         }
         self.answer(client, &result);
     }
@@ -57,8 +59,9 @@ impl Supervisor {
     /// Takes a device from a guest that was attached, and tells `client` that this has begun.
     pub(super) fn detach(&mut self, client: Token, guest: &str, device: &str) {
         let result = self.with_guest(guest, |guest, _, context| guest.detach(device, context));
-        if let Err(error) = &result {
-            tracing::warn!("not detached: {error}");
+        match &result {
+            Ok(key) => tracing::info!("guest {guest}: {key} is to be taken away"),
+            Err(error) => tracing::warn!("not detached: {error}"),
         }
         self.answer(client, &result);
     }

@@ -6,14 +6,14 @@
 
 mod device_tree;
 
-use crate::devices;
+use crate::devices::{self, DeviceKind, Service};
 
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::{self, EntryForm, EntryKey, MAX_DEVICES};
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -75,7 +75,7 @@ struct DeviceTable {
     kind: String,
     base: Option<u64>,
     interrupt: Option<u32>,
-    #[serde(default = "yes")]
+    #[serde(default = "yes", alias = "grant_usage")]
     grant_usage: bool,
     #[serde(flatten)]
     settings: toml::Table,
@@ -144,6 +144,18 @@ impl GuestFiles {
         names
     }
 
+    /// The other files that are where those of guests are.
+    pub fn strangers(&self) -> Vec<String> {
+        let files = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let names = files.filter_map(|file| file.file_name().into_string().ok());
+        let mut names: Vec<_> = names.filter(|name| !name.ends_with(".toml")).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Writes to xenstore what the files say of `guest`, when that is first seen. A guest that is served already (`served`)
     /// has been there for longer: it gets nothing that it has not had.
     ///
@@ -178,7 +190,32 @@ impl GuestFiles {
     }
 }
 
+impl fmt::Display for FileDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind().map_or("?", DeviceKind::name);
+        let memory = match self.grant_usage {
+            true => "granted pages only",
+            false => "any page of the guest",
+        };
+        let (base, interrupt) = (self.base, self.interrupt);
+        write!(
+            f,
+            "{kind} at {base:#x}, interrupt {interrupt}; touches {memory}"
+        )
+    }
+}
+
 impl FileDevice {
+    fn kind(&self) -> anyhow::Result<&'static dyn DeviceKind> {
+        devices::kind(self.device_type, Service::of(&self.settings))
+    }
+
+    /// What it will not be served for, as dom0 is now.
+    pub fn warnings(&self) -> Vec<String> {
+        self.kind()
+            .map_or_else(|_| Vec::new(), |kind| kind.warnings(&self.settings))
+    }
+
     /// Writes to xenstore that guest `domid` has it, as entry `key`.
     ///
     /// # Errors

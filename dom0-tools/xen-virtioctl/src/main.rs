@@ -289,18 +289,48 @@ fn check_guest_files() -> Result<String> {
     let files = guest_files();
     let mut text = String::new();
     for name in files.names() {
-        let count = files.devices(&name)?.len();
-        text += &format!(
-            "{}/{name}.toml: [[device]] {count} times\n",
+        text += &check_guest_file(&files, &name)?;
+    }
+    for other in files.strangers() {
+        say(&format!(
+            "warning: {}/{other} is no file of a guest's: its name does not end in .toml\n",
             guest_file::DIRECTORY
-        );
+        ));
+    }
+    Ok(text)
+}
+
+/// A line for each device of the guest's file.
+fn check_guest_file(files: &GuestFiles, name: &str) -> Result<String> {
+    let path = format!("{}/{name}.toml", guest_file::DIRECTORY);
+    let mut text = String::new();
+    for (device, index) in files.devices(name)?.iter().zip(0..) {
+        for warning in device.warnings() {
+            say(&format!(
+                "warning: {path}, virtio_file/{index}: {warning}\n"
+            ));
+        }
+        text += &format!("{path}, virtio_file/{index}: {device}\n");
     }
     Ok(text)
 }
 
 fn check(file: &Path, config: &Config) -> Result<String> {
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let findings = xl_config::check(&text, config);
+    let mut findings = xl_config::check(&text, config);
+    // A guest may have devices by its file and no other.
+    if let Some(name) = xl_config::name(&text).filter(|_| findings.is_without_devices()) {
+        let files = guest_files();
+        if !files.devices(&name)?.is_empty() {
+            findings.problems.clear();
+            findings
+                .good
+                .extend(check_guest_file(&files, &name)?.lines().map(str::to_owned));
+            findings
+                .warnings
+                .extend(xl_config::warnings_of_guest_file(&text));
+        }
+    }
     // A warning is for who reads it, and leaves the exit status as it is.
     for warning in &findings.warnings {
         say(&format!("warning: {warning}\n"));

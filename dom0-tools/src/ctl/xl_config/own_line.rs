@@ -1,6 +1,7 @@
 //! A line of `xen_virtio = [ … ]`, which xl leaves alone: `fs, tag=share, socket=/run/virtiofsd/g.sock`.
 
 use crate::devices::{self, Service};
+use xen_virtio_backend::DeviceType;
 
 /// A device that `xen-virtioctl create` gives a guest.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +72,11 @@ impl OwnLine {
         kind.map_or_else(|_| Vec::new(), |kind| kind.warnings(&self.settings))
     }
 
+    /// Whether it is a disk that we serve.
+    pub fn is_own_disk(&self) -> bool {
+        self.device_type == DeviceType::BLOCK.0 && self.service == Service::Own
+    }
+
     /// What xl is told of it.
     pub fn xl_line(&self) -> String {
         format!(
@@ -139,7 +145,16 @@ mod tests {
             ("fs, socket=/g, tag", "\"tag\" is not like key=value"),
             ("fs, socket=/g, socket=/h", "socket= is there twice"),
             ("rng, grant_usage=yes", "grant_usage=yes is neither 0 nor 1"),
-            ("blk, path=/a, read_only=maybe", "boolean"),
+            ("blk, path=/a, read_only=maybe", "boolean in `read-only`"),
+            (
+                "blk, path=/a, serial=a b",
+                "serial = \"a b\" is not 1 to 20",
+            ),
+            ("blk, path=/a, serial=", "serial = \"\" is not 1 to 20"),
+            (
+                "input, model=mouse",
+                "`mouse`, expected `keyboard` or `pointer` in `model`",
+            ),
         ] {
             let error = OwnLine::parse(line).unwrap_err();
             assert!(error.contains(expected), "{line}: {error}");

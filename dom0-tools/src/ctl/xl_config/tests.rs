@@ -207,6 +207,37 @@ fn disks_of_a_guest_share_no_file_that_one_of_them_writes() {
     }
 }
 
+/// Whichever list they stand in.
+#[test]
+fn a_disk_of_our_list_is_no_other_disk_either() {
+    let file = image(1024);
+    let path = file.path().display();
+    let Findings { good, problems, .. } = check_text(&format!(
+        "disk = [ 'specification=virtio, vdev=xvda, access=rw, target={path}' ]\nxen_virtio = [ 'blk, path={path}' ]"
+    ));
+    assert_eq!((good.len(), problems.len()), (1, 1));
+    assert!(problems[0].contains("is the disk xvda too"), "{problems:?}");
+}
+
+/// A guest whose devices are in a file of its own.
+#[test]
+fn a_guest_is_told_what_it_lacks_to_find_the_devices_of_its_file() {
+    for (text, lacks) in [
+        ("name = 'g'", 2),
+        ("name = 'g'\ndevice_tree = '/tmp/g.dtb'", 1),
+        ("name = 'g'\ndevice_tree = '/tmp/g.dtb'\nnr_spis = 4", 0),
+        (
+            "name = 'g'\ndevice_tree = '/tmp/g.dtb'\nvuart = 'sbsa_uart'",
+            0,
+        ),
+    ] {
+        assert!(check_text(text).is_without_devices());
+        assert_eq!(name(text.as_bytes()).as_deref(), Some("g"));
+        let warnings = warnings_of_guest_file(text.as_bytes());
+        assert_eq!(warnings.len(), lacks, "{text}: {warnings:?}");
+    }
+}
+
 #[test]
 fn what_a_terminal_would_obey_is_not_printed() {
     let vdev = "disk = [ 'specification=virtio, vdev=\u{1b}[2J, target=/x' ]";

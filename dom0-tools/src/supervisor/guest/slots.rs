@@ -105,6 +105,15 @@ impl Guest {
         context: &mut WorkerContext<'_>,
     ) -> Result<EntryKey> {
         let key = self.find(device, context)?;
+        let known = &self.lifecycle.entries[&key];
+        if known.is_slot() {
+            let entries = self.lifecycle.entries.iter();
+            let mut others = entries.filter(|(other, _)| **other != key);
+            match others.find(|(_, other)| other.base == known.base) {
+                Some((other, _)) => bail!("{key} is a slot: {other} is the device in it"),
+                None => bail!("{key} is a slot, and has no device"),
+            }
+        }
         match key.form {
             EntryForm::Attached => {}
             EntryForm::Disk => bail!("{key} is libxl's: xl block-detach takes it away"),

@@ -15,7 +15,7 @@ pub fn device_tree(name: &str, devices: &[FileDevice]) -> String {
     let shared = interrupts.last().map_or(0, |last| last + 1 - FIRST_SHARED);
     let mut text = format!(
         "/* The virtio devices of guest {name}, by {DIRECTORY}/{name}.toml.\n\
-         \x20* dtc -O dtb -o {name}.dtb FILE; in its xl file: device_tree = \"{name}.dtb\", and nr_spis = {shared} (Xen 4.19\n\
+         \x20* dtc -q -I dts -O dtb -o {name}.dtb FILE; in its xl file: device_tree = \"{name}.dtb\", and nr_spis = {shared} (Xen 4.19\n\
          \x20* and later; before, vuart = \"sbsa_uart\" gives the guest 32 shared interrupts). */\n\
          /dts-v1/;\n\n/ {{\n    #address-cells = <2>;\n    #size-cells = <2>;\n\n    passthrough {{\n        \
          compatible = \"simple-bus\";\n        ranges;\n        #address-cells = <2>;\n        #size-cells = <2>;\n"

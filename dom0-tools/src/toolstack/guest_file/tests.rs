@@ -15,7 +15,7 @@ fn files(text: &str) -> (tempfile::TempDir, GuestFiles) {
 
 #[test]
 fn a_guest_has_the_devices_of_the_file_of_its_name() {
-    let (_directory, files) = files(FILE);
+    let (directory, files) = files(FILE);
     assert_eq!(files.names(), ["ivi"]);
     let devices = files.devices("ivi").unwrap();
     let places = devices.iter().map(|device| {
@@ -30,6 +30,17 @@ fn a_guest_has_the_devices_of_the_file_of_its_name() {
         places.collect::<Vec<_>>(),
         [(2, 0x200_0000, 33, true), (4, 0x210_0000, 50, false)]
     );
+    let shown: Vec<_> = devices.iter().map(FileDevice::to_string).collect();
+    assert_eq!(
+        shown[1],
+        "rng at 0x2100000, interrupt 50; touches any page of the guest"
+    );
+    assert!(devices[0].warnings()[0].contains("/dev/vg/ivi"));
+    // As xl spells it.
+    let (_other, xl) = super::tests::files("[[device]]\ntype = \"rng\"\ngrant_usage = false\n");
+    assert!(!xl.devices("ivi").unwrap()[0].grant_usage);
+    fs::write(directory.path().join("rtos.tml"), "").unwrap();
+    assert_eq!(files.strangers(), ["rtos.tml"]);
     for other in ["rtos", "", "../ivi", ".", "a/b"] {
         assert_eq!(files.devices(other).unwrap(), [], "{other}");
     }
