@@ -10,6 +10,6 @@ build_fio() {
     # Where its programs look for their loader: a link that no package brings.
     as_root ln -s usr/lib "$root/lib"
     as_root rm -rf "$root"/usr/share/{doc,man,locale} "$root"/usr/lib/python3*
-    as_root mke2fs -q -t ext4 -d "$root" "$dir/fio.ext4" 384M >"$dir/mke2fs.log" 2>&1 || die "mke2fs failed: $dir/mke2fs.log"
+    as_root mke2fs -q -t ext4 -L fio -d "$root" "$dir/fio.ext4" 384M >"$dir/mke2fs.log" 2>&1 || die "mke2fs failed: $dir/mke2fs.log"
     as_root rm -rf "$root"
 }

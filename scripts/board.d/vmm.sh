@@ -1,41 +1,5 @@
-# A guest of QEMU, with Debian's own kernel, whose disk and entropy are devices of ours at vhost-user sockets.
+# A guest of QEMU, with Debian's kernel, whose disk and entropy are devices of ours at vhost-user sockets.
 # shellcheck shell=bash
-
-VMM_SUITE=trixie
-# What the guest loads, in this order, of what its kernel does not have built in.
-VMM_MODULES=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk rng-core virtio-rng)
-
-vmm_dir() { cached vmm "$(key_of "$TOP/scripts/board.d/vmm.sh")" build_vmm vmlinuz; }
-build_vmm() {
-    local dir=$1 package module file
-    say "Fetching Debian's kernel for a guest of QEMU"
-    package=$(private_apt $VMM_SUITE apt-cache depends linux-image-arm64:arm64 | sed -n 's/^ *Depends: \(linux-image[^:]*\).*/\1/p' | head -n1)
-    [ -n "$package" ] || { undelivered "Debian $VMM_SUITE's kernel for arm64"; return 1; }
-    fetch_package $VMM_SUITE "$package:arm64" "$dir/deb" || return 1
-    dpkg-deb -x "$dir"/deb/linux-image*.deb "$dir/root"
-    mkdir "$dir/modules"
-    for module in "${VMM_MODULES[@]}"; do
-        file=$(find "$dir/root" -name "$module.ko*" | head -n1)
-        case $file in
-            '') ;;
-            *.xz) xz -dc "$file" >"$dir/modules/$module.ko" ;;
-            *) cp "$file" "$dir/modules/" ;;
-        esac
-    done
-    cp "$dir"/root/boot/vmlinuz-* "$dir/vmlinuz"
-    rm -rf "$dir/deb" "$dir/root"
-}
-
-# vmm_initramfs OUT: the guests' own, with what loads Debian's modules.
-vmm_initramfs() {
-    local overlay=$WORK/vmm-overlay
-    mkdir -p "$overlay"/{bin,guest,modules}
-    cp "$(guest_io)" "$overlay/bin/guest-io"
-    cp "$BOARD/guest/vmm" "$overlay/guest/"
-    cp "$(vmm_dir)"/modules/*.ko "$overlay/modules/"
-    printf '%s\n' "${VMM_MODULES[@]}" >"$overlay/modules/order"
-    { cat "$(dom0_dir)/guest.cpio.gz"; (cd "$overlay" && find . | cpio --quiet -o -H newc | gzip -1); } >"$1"
-}
 
 # vmm_serve NAME DEVICE: a device of ours at $WORK/NAME.sock, by the program for this machine; its number is appended to SERVING.
 vmm_serve() {
@@ -86,8 +50,8 @@ board_vmm() {
     local pause
     board_packages
     choose_xen || exit $NO_XEN
-    vmm_dir >/dev/null || exit $UNDELIVERED
-    vmm_initramfs "$WORK/initramfs"
+    debian_kernel_dir >/dev/null || exit $UNDELIVERED
+    debian_guest_initramfs "$WORK/initramfs"
     need_rust
     cargo build --quiet --locked --manifest-path "$TOP/Cargo.toml" --bin xen-virtiod
     truncate -s 64M "$WORK/vmm.img"
@@ -99,7 +63,7 @@ board_vmm() {
     qemu-system-aarch64 -machine virt,gic-version=3,memory-backend=memory -cpu cortex-a57 -smp 2 -m 512 -accel tcg,thread=multi \
         -object memory-backend-memfd,id=memory,size=512M,share=on -nodefaults -display none -no-reboot \
         -serial file:"$WORK/vmm.log" -monitor unix:"$WORK/monitor",server=on,wait=off \
-        -kernel "$(vmm_dir)/vmlinuz" -initrd "$WORK/initramfs" -append 'console=ttyAMA0 quiet GUEST=vmm rdinit=/init' \
+        -kernel "$(debian_kernel_dir)/vmlinuz" -initrd "$WORK/initramfs" -append 'console=ttyAMA0 quiet GUEST=vmm rdinit=/init' \
         -chardev socket,id=blk,path="$WORK/blk.sock" -device vhost-user-blk-pci,chardev=blk,num-queues=2 \
         -chardev socket,id=rng,path="$WORK/rng.sock" -device vhost-user-rng-pci,chardev=rng,indirect_desc=off \
         >"$WORK/qemu.log" 2>&1 &

@@ -105,18 +105,24 @@ by_file() {
 }
 # create_by_file NAME: creates such a guest, and lets it run when its devices are there.
 create_by_file() {
-    command xl create -q -p "/tmp/$1.cfg" || fail "xl create $1"
-    wait_for 10 "the devices of $1 to be served" are_ready "backend/virtio_file/$(domid "$1")"
+    command xl create -q -p "/tmp/$1.cfg" || fail "xl create $1" || return
+    # A guest that runs without a device of its device tree panics.
+    xen-virtioctl wait --timeout 10 "$1" >/dev/null || fail "the devices of $1 are not served: xen-virtioctl list" || return
     command xl unpause "$1"
 }
 are_ready() { xenstore-ls "$1" 2>/dev/null | awk '/^ *state = / { n++; ready += /"2"/ } END { exit !n || n != ready }'; }
 
+# Whether the last of the disks that came with the board's own is that of back-ends, and not another one's tools.
+has_back_ends() {
+    local label
+    for label in net-tools fio; do
+        [ -b /dev/vdc ] && [ "$(findfs LABEL=$label 2>/dev/null)" != /dev/vdc ] || return 1
+    done
+}
 # The programs of scripts/board.d/back_ends.sh, in a root of their own that shares /run and /tmp.
 mount_back_ends() {
     mountpoint -q /back-ends && return
-    # The last of the disks that came with the board's own; without it the network's tools may be there.
-    [ -b /dev/vdc ] && [ "$(findfs LABEL=net-tools 2>/dev/null)" != /dev/vdc ] ||
-        { echo "SKIP: the back-ends could not be fetched"; exit 77; }
+    has_back_ends || { echo "SKIP: the back-ends could not be fetched"; exit 77; }
     # What bash needs for the pipes of back_end.
     [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
     mkdir -p /back-ends
@@ -134,8 +140,12 @@ mount_net_tools() {
     local dir
     for dir in dev dev/pts proc sys run tmp; do mount --bind /$dir /net-tools/$dir; done
 }
+# mount_fio: FIO is the disk that fio is on (scripts/board.d/fio.sh), which a guest may have read-only.
+mount_fio() { FIO=$(findfs LABEL=fio 2>/dev/null) || { echo "SKIP: fio could not be fetched"; exit 77; }; }
 ip() { chroot /net-tools /usr/sbin/ip "$@"; }
 iperf3() { chroot /net-tools /usr/bin/iperf3 "$@"; }
+# has_debian_kernel: skips the case where Debian's kernel is not in /payload/debian.
+has_debian_kernel() { [ -f /payload/debian/vmlinuz ] || { echo "SKIP: Debian's kernel could not be fetched"; exit 77; }; }
 # bridge NAME ADDRESS/LENGTH [INTERFACE...]: a bridge of dom0's with this address, and with these interfaces.
 bridge() {
     local name=$1 interface
@@ -187,6 +197,8 @@ has_said() { console "$1" | grep -qaE "$2"; }
 domid() { xl domid "$1" 2>/dev/null; }
 is_gone() { ! xl list "$1" >/dev/null 2>&1; }
 pids_of() { pgrep -f "xen-virtiod worker $1\$"; }
+# Whether guest $name has another worker than $worker, which was killed.
+has_worker() { local now; now=$(pids_of "$(domid "$name")") && [ "$now" != "$worker" ]; }
 
 # said NAME PATTERN [SECONDS]: waits until the guest's console shows a line that matches; prints it.
 said() {
@@ -285,7 +297,7 @@ run_case() {
         cat $DAEMON_LOG
         xen-virtioctl list
         xl list
-        for log in $BACK_END_LOGS/*.log "$CONSOLES"/*.log; do echo "--- $log:" && tail -n 30 "$log"; done
+        for log in $BACK_END_LOGS/*.log "$CONSOLES"/*.log /tmp/alone.log; do [ ! -f "$log" ] || { echo "--- $log:" && tail -n 30 "$log"; }; done
         dmesg | tail -n 15
         # Once more at the end, which is what is shown where there is no room for all.
         cat $WHY
@@ -374,9 +386,13 @@ xen-virtiod runs on Xen $XEN_VERSION; its log is $DAEMON_LOG. This shell has the
   guest g shell "\$(by_file g)"        a guest with the devices of a file, which is typed then and ends with Ctrl-D
   create_by_file g && xl console g
 HELP
-    if [ -b /dev/vdc ]; then
+    if findfs LABEL=net-tools >/dev/null 2>&1; then
+        mount_net_tools
+        echo "  ip …, chroot /net-tools COMMAND    ip, iperf3, ethtool, socat, tmux; /run and /tmp are dom0's"
+    fi
+    if has_back_ends; then
         mount_back_ends
-        echo "  chroot /back-ends COMMAND          virtiofsd (/usr/libexec), qemu-storage-daemon, passt, ip, …; /run and /tmp are dom0's"
+        echo "  chroot /back-ends COMMAND          virtiofsd (/usr/libexec), qemu-storage-daemon, passt, …"
     fi
     cat >/tmp/shell.rc <<RC
 XEN_VERSION=$XEN_VERSION WHOLE=
@@ -497,7 +513,6 @@ DEVICES
     destroy remote
 }
 
-# The tools are on dom0's third disk.
 run_fio() {
     local patterns=4k-qd1-randread,4k-qd16-randread,4k-qd16-randwrite,64k-qd4-read
     make_disk /tmp/disk.img 128
@@ -505,7 +520,8 @@ run_fio() {
     write_pv_hotplug
     shared /dev/loop0 | configure
     start_daemon
-    guest fio fio "memory = 384" "$(three_disks "$(disk /dev/vdc 1 xvdd)")"
+    mount_fio
+    guest fio fio "memory = 384" "$(three_disks "$(disk "$FIO" 1 xvdd)")"
     sed -i "s/GUEST=fio/& TOOLS=vdc PATTERNS=$patterns RUNS=${BENCH_RUNS:-3} SECS=2 DISKS=xvda,vda,vdb/" /tmp/fio.cfg
     say "one guest with three disks on one loop device, polling for at most 1000 us"
     create fio
@@ -594,18 +610,37 @@ all_said() {
 }
 
 # 1, 4 and 16 guests, the first of them busy: what each process takes.
+# scale_guest NUMBER SCRIPT MIB: a guest with a disk, a network device and a console.
+scale_guest() {
+    make_disk "/tmp/disk$1.img" "$3"
+    ip tuntap add dev "s$1" mode tap
+    bridge scale 10.7.0.1/24 "s$1"
+    guest "g$1" "$2" "memory = 64" "$(by_file "g$1" <<DEVICES
+[[device]]
+type = 'blk'
+path = '/tmp/disk$1.img'
+[[device]]
+type = 'net'
+tap = 's$1'
+mac = '00:16:3e:00:01:$(printf '%02x' "$1")'
+[[device]]
+type = 'console'
+log = '/tmp/g$1.log'
+DEVICES
+)"
+}
+
 run_scale() {
     local guests=() idle=() index count before after worker
+    mount_net_tools
     start_daemon
-    make_disk /tmp/disk1.img 64
-    guest g1 bench "disk = [ $(disk /tmp/disk1.img) ]" "memory = 64"
+    scale_guest 1 bench 64
     sed -i 's/GUEST=bench/& PATTERNS=4k-qd4-randread RUNS=1 SECS=300 DISKS=vda/' /tmp/g1.cfg
-    create g1
+    create_by_file g1
     for count in 1 4 16; do
         for ((index = ${#idle[@]} + 2; index <= count; index++)); do
-            make_disk "/tmp/disk$index.img" 4
-            guest "g$index" idle "disk = [ $(disk "/tmp/disk$index.img") ]" "memory = 64"
-            create "g$index"
+            scale_guest "$index" idle-network 4
+            create_by_file "g$index"
             idle+=("g$index")
         done
         wait_for 120 "$count guests to be up" all_said "${idle[@]}"

@@ -11,7 +11,6 @@ shows() { screen | grep -qE "$1"; }
 type() { tmux send-keys -l "$1" && tmux send-keys Enter; }
 # answers TEXT LINE: what the guest says to it.
 answers() { type "$1" && wait_for 10 "the terminal to show $2: $(screen)" shows "$2"; }
-has_worker() { local now; now=$(pids_of "$(domid $name)") && [ -n "$now" ] && [ "$now" != "$worker" ]; }
 kill_worker() {
     worker=$(pids_of "$(domid $name)")
     kill -KILL "$worker"

@@ -1,4 +1,4 @@
-# Long: fio's verify, with trims, while other parts of the disk are discarded and zeroed, its cache is toggled, it grows, and its worker dies; after a discard of all of it the image is small.
+# Long: fio's verify, while other parts of the disk are discarded and zeroed, its cache is toggled, it grows, and its worker dies; after a discard of all of it the image is small.
 mount_fio
 truncate -s 300M /tmp/store
 mke2fs -q -t ext4 /tmp/store

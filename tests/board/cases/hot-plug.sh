@@ -56,7 +56,7 @@ DEVICES
     # An interface that is made goes with its device, and comes again: the second time the service dies while it goes.
     for i in 4 5; do
         attach "net, bridge=br8, mac=00:16:3e:00:00:08"
-        [ -e "/sys/class/net/br8/brif/vioa$(domid $name).1" ] || fail "the interface is in no bridge"
+        wait_for 10 "the interface to be in its bridge" test -e "/sys/class/net/br8/brif/vioa$(domid $name).1"
         takes $i virtio_attached/1
     done
     kill -KILL "$DAEMON"

@@ -21,7 +21,6 @@ waits() {
     is_waiting() { [ "$(count_said $name 'input: waits')" -ge "$1" ]; }
     wait_for 30 "the guest to wait for events ($1)" is_waiting "$1"
 }
-has_worker() { local now; now=$(pids_of "$(domid $name)") && [ "$now" != "$worker" ]; }
 kill_worker() {
     worker=$(pids_of "$(domid $name)")
     kill -KILL "$worker"
@@ -78,7 +77,7 @@ evdev = '$wheel'")"
         wait_for 10 "a word on the device that another guest has" logged
         destroy other
     fi
-    xen-virtioctl input $name --device virtio_file/2 KEY_A 2>&1 | grep -q 'xen-virtio pointer has no event of type 1 and code 30' || fail "a pointer's KEY_A is not refused"
+    xen-virtioctl input $name --device virtio_file/2 KEY_A 2>&1 | grep -q 'xen-virtio pointer has no KEY_A' || fail "a pointer's KEY_A is not refused"
     xen-virtioctl list
     is_well $name
     destroy $name

@@ -3,7 +3,6 @@ mount_net_tools
 start_daemon
 fds=$(daemon_fds)
 ip link set lo up
-has_worker() { local now; now=$(pids_of "$(domid $name)") && [ "$now" != "$worker" ]; }
 # reaches NAME VCPUS SETTINGS: creates a guest with such a device, which streams 64 MiB both ways while its worker and the service die.
 reaches() {
     name=$1

@@ -8,7 +8,6 @@ ip link set lo up
 ip tuntap add dev tap7 mode tap
 ip addr add 10.9.0.2/24 dev tap7
 ip link set tap7 up
-has_worker() { local now; now=$(pids_of "$(domid $name)") && [ "$now" != "$worker" ]; }
 for grants in true false; do
     [ $grants = true ] || whole || continue
     name=n$grants

@@ -5,7 +5,6 @@ fds=$(daemon_fds)
 mib=$(whole && echo 64 || echo 16)
 sent() { report sent_bytes; }
 goes_on() { [ "$(sent)" -gt 1000000 ]; }
-has_worker() { local now; now=$(pids_of "$(domid $name)") && [ "$now" != "$worker" ]; }
 is_answered() { [ "$(printf 'CONNECT 9\n' | chroot /net-tools /usr/bin/socat -t 5 - UNIX-CONNECT:/tmp/$name.vsock 2>&1)" = "" ]; }
 for grants in true false; do
     [ $grants = true ] || whole || continue

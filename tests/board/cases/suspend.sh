@@ -1,0 +1,14 @@
+# A guest of virtio alone suspends, as far as all its devices and back, in the middle of a stream; whoever is connected to its sockets then is told.
+. ./alone.sh
+alone_begin
+for grants in true false; do
+    [ $grants = true ] || whole || continue
+    name=s$grants
+    alone_guest $name $grants alone
+    suspends $name "$(whole && echo 10 || echo 2)"
+    streams "after it"
+    xen-virtioctl list
+    is_well $name
+    destroy $name
+done
+alone_end
