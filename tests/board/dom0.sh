@@ -634,6 +634,9 @@ run_scale() {
     local guests=() idle=() index count before after worker
     mount_net_tools
     start_daemon
+    # What dom0 says of itself wakes everybody.
+    echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+    echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
     scale_guest 1 bench 64
     sed -i 's/GUEST=bench/& PATTERNS=4k-qd4-randread RUNS=1 SECS=300 DISKS=vda/' /tmp/g1.cfg
     create_by_file g1
