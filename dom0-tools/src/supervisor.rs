@@ -479,7 +479,7 @@ impl Supervisor {
             return Ok(());
         };
         let mut result = Ok(());
-        for key in guest.closed(context.uses) {
+        for key in guest.closed() {
             let told = context.toolstack.tell_closed(domid, key);
             if told.is_ok() {
                 guest.is_closed(key, &mut context);

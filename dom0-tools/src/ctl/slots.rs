@@ -38,9 +38,11 @@ pub fn attach(
         let Some(known) = report.of(guest) else {
             return Ok(None);
         };
-        if let Some(error) = &known.error {
-            waits_for = format!(": {error}");
-        }
+        waits_for = known
+            .error
+            .iter()
+            .map(|error| format!(": {error}"))
+            .collect();
         let Some(device) = known.devices.iter().find(|device| device.key == key) else {
             return Ok(None);
         };
@@ -60,8 +62,11 @@ pub fn attach(
             "{key} at {base:#x}: {detail}\nIn the guest's Linux: echo {} > {DRIVER}/bind\n",
             linux_name(base)
         )),
-        Err(error) => Err(match take(path, guest, &key.to_string(), limit) {
-            Ok(_) => error.context("nothing was attached"),
+        Err(error) => Err(match order_detach(path, guest, &key.to_string()) {
+            Ok(key) => match wait_until_gone(path, guest, key, limit) {
+                Ok(()) => error.context("nothing was attached"),
+                Err(left) => error.context(format!("{left:#}")),
+            },
             Err(left) => error.context(format!(
                 "{key} may be attached still, and xen-virtioctl detach {guest} {key} takes it away ({left:#})"
             )),
@@ -82,9 +87,9 @@ pub fn detach(
     force: bool,
     limit: Duration,
 ) -> Result<String> {
-    let report = list(path)?;
-    let known = report.as_ref().and_then(|report| report.of(guest));
-    let found = known.and_then(|known| {
+    // Without an answer nothing is known of its driver.
+    let report = control::list(path)?;
+    let found = report.of(guest).and_then(|known| {
         let mut devices = known.devices.iter();
         devices.find(|device| device.key.to_string() == device_name)
     });
@@ -105,33 +110,39 @@ pub fn detach(
             linux_name(found.base.unwrap_or_default())
         );
     }
-    let key = take(path, guest, device_name, limit)?;
+    let key = order_detach(path, guest, device_name)?;
+    wait_until_gone(path, guest, key, limit)?;
     Ok(format!("{key}: taken away\n"))
 }
 
-/// Has the device known as `device` taken from `guest`, and waits until that is done.
-fn take(path: &Path, guest: &str, device: &str, limit: Duration) -> Result<EntryKey> {
+/// Has the device known as `device` be taken from `guest`.
+fn order_detach(path: &Path, guest: &str, device: &str) -> Result<EntryKey, ControlError> {
     let question = Question::Detach {
         guest: guest.to_owned(),
         device: device.to_owned(),
     };
-    let key = control::order(path, &question)?;
+    control::order(path, &question)
+}
+
+/// Waits `limit` at most until `guest` has device `key` no more.
+fn wait_until_gone(path: &Path, guest: &str, key: EntryKey, limit: Duration) -> Result<()> {
+    let mut why = String::new();
     let gone = until(limit, || {
         let Some(report) = list(path)? else {
             return Ok(None);
         };
         let is_left = report.of(guest).is_some_and(|known| {
+            why = match &known.error {
+                Some(error) => format!("{key} is being taken away still: {error}"),
+                None => format!("transfers of {key} are under way: it goes when they have ended"),
+            };
             let closing = known.closing.iter().map(|closing| closing.key);
             let mut keys = known.devices.iter().map(|device| device.key).chain(closing);
             keys.any(|other| other == key)
         });
         Ok((!is_left).then_some(()))
     })?;
-    gone.with_context(|| {
-        let limit = limit.as_secs();
-        format!("after {limit} s transfers of {key} are under way: it goes when they have ended")
-    })?;
-    Ok(key)
+    gone.with_context(|| format!("after {} s {why}", limit.as_secs()))
 }
 
 /// Where Linux has its driver of these devices.
@@ -147,6 +158,8 @@ fn list(path: &Path) -> Result<Option<Report>, ControlError> {
     match control::list(path) {
         Ok(report) => Ok(Some(report)),
         Err(ControlError::Connect { .. } | ControlError::Connection(_)) => Ok(None),
+        // It has ended before it answered.
+        Err(ControlError::Answer(error)) if error.is_eof() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -120,7 +120,7 @@ pub fn warnings_of_guest_file(text: &[u8]) -> Vec<String> {
 /// What keeps xl from reading the file.
 fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(), String> {
     let settings = parse_file(text)?;
-    let mut disks = Disks::default();
+    let mut disks = Disks::new(config);
     let mut listed = Vec::new();
     let (mut disk_count, mut other_count, mut grants) = (0, 0, false);
     for line in list(&settings, "disk", findings)? {
@@ -293,14 +293,22 @@ fn list<'a>(
 }
 
 /// The virtio disks so far.
-#[derive(Default)]
-struct Disks {
+struct Disks<'a> {
+    config: &'a Config,
     numbers: BTreeSet<u32>,
     /// What they are in, their names, and whether the guest may write them.
     backings: Vec<(Backing, String, bool)>,
 }
 
-impl Disks {
+impl<'a> Disks<'a> {
+    fn new(config: &'a Config) -> Self {
+        Self {
+            config,
+            numbers: BTreeSet::new(),
+            backings: Vec::new(),
+        }
+    }
+
     /// # Errors
     ///
     /// What keeps `disk` from being served, or should.
@@ -332,7 +340,9 @@ impl Disks {
         let shares = |(other, _, other_writes): &&(_, _, bool)| {
             *other == backing && (*other_writes || writes)
         };
-        if let Some((_, other, _)) = self.backings.iter().find(shares) {
+        if let Some((_, other, _)) = self.backings.iter().find(shares)
+            && !self.config.is_shared(path)
+        {
             return Err(format!(
                 "{} is the disk {other} too: what is written to one of them is not known of the other",
                 path.display()

@@ -408,7 +408,6 @@ impl DeviceKind for InputKind {
     }
 }
 
-/// The event of a type, a code and a value.
 /// As `linux/input-event-codes.h` has it.
 fn event_name(of: i32, code: i32) -> String {
     let name = u16::try_from(of)
@@ -423,6 +422,7 @@ fn event_name(of: i32, code: i32) -> String {
     }
 }
 
+/// The event of a type, a code and a value.
 fn event_of([of, code, value]: [i32; 3]) -> Option<Event> {
     Some(Event {
         kind: of.try_into().ok()?,

@@ -178,7 +178,7 @@ impl Guest {
     }
 
     /// The entries that are closed now. Until [`Guest::is_closed`] they are looked at again.
-    pub(super) fn closed(&mut self, uses: &Uses) -> Vec<EntryKey> {
+    pub(super) fn closed(&mut self) -> Vec<EntryKey> {
         let Lifecycle {
             entries, closing, ..
         } = &mut self.lifecycle;
@@ -186,8 +186,7 @@ impl Guest {
         let locks = LazyCell::new(Locks::read);
         let (closed, held) = closing.closed(
             |key| entries.contains_key(&key),
-            // Of another disk that it had by this name, in another life, something may be under way for longer.
-            |key| locks.have(lock::name(vm, key), uses.inode(&self.identity, key)),
+            |key| locks.have(lock::name(vm, key), None),
             Instant::now(),
         );
         for key in held {
@@ -509,12 +508,15 @@ impl Guest {
         Some(Event::Died { how, why })
     }
 
-    /// Asks the worker for a report; the token that it will answer with.
-    pub(super) fn ask_report(&mut self) -> Option<Token> {
+    /// What was said a while ago is not shown for what is.
+    pub(super) fn forget_report(&mut self) {
         for known in self.lifecycle.entries.values_mut() {
-            // What was said a while ago is not shown for what is.
             known.device = None;
         }
+    }
+
+    /// Asks the worker for a report; the token that it will answer with.
+    pub(super) fn ask_report(&mut self) -> Option<Token> {
         let worker = self.worker.as_mut()?;
         // Questions of a worker that is busy do not pile up.
         if self.report_asked != Some(worker.token()) {

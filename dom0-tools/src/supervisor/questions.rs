@@ -92,11 +92,12 @@ impl Supervisor {
             collection.clients.push(client);
             return;
         }
-        let waiting = self
-            .guests
-            .values_mut()
-            .filter_map(Guest::ask_report)
-            .collect();
+        let guests = self.guests.values_mut();
+        let asked = guests.filter_map(|guest| {
+            guest.forget_report();
+            guest.ask_report()
+        });
+        let waiting = asked.collect();
         let deadline = Instant::now() + REPORT_LIMIT;
         self.collection = Some(Collection {
             waiting,

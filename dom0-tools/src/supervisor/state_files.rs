@@ -198,40 +198,43 @@ impl StateFiles {
     }
 }
 
-/// What the file at `path` has of each device: nothing, if it is not there.
+/// What the file at `path` has of each device that this version knows.
 fn read<T: DeserializeOwned>(path: &Path) -> Result<BTreeMap<EntryKey, T>> {
     let what = || format!("reading {}", path.display());
-    match fs::read(path) {
-        Ok(bytes) => {
-            let list: Vec<(Value, T)> = serde_json::from_slice(&bytes).with_context(what)?;
-            // A later version may know other keys; its devices are nobody's here.
-            let known = list.into_iter().filter_map(|(key, value)| {
-                let key = EntryKey::deserialize(key).ok()?;
-                Some((key, value))
-            });
-            Ok(known.collect())
+    let mut known = BTreeMap::new();
+    for (key, value) in read_all(path)? {
+        // A later version may have other keys; its devices are nobody's here.
+        if let Ok(key) = EntryKey::deserialize(key) {
+            known.insert(key, T::deserialize(value).with_context(what)?);
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+    }
+    Ok(known)
+}
+
+/// What the file at `path` has: nothing, if it is not there.
+fn read_all(path: &Path) -> Result<Vec<(Value, Value)>> {
+    let what = || format!("reading {}", path.display());
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(what),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(what),
     }
 }
 
 /// The file at `path` has `value` of the device `key` from now on, or nothing; it is written anew, if that is news.
-fn change<T>(path: &Path, key: EntryKey, value: Option<T>) -> Result<()>
-where
-    T: Clone + PartialEq + Serialize + DeserializeOwned,
-{
-    let mut all = read(path)?;
-    let before = match value.clone() {
-        Some(value) => all.insert(key, value),
-        None => all.remove(&key),
-    };
+fn change(path: &Path, key: EntryKey, value: Option<impl Serialize>) -> Result<()> {
+    let key = serde_json::to_value(key)?;
+    let value = value.map(serde_json::to_value).transpose()?;
+    // What a later version keeps of its devices stays.
+    let mut all = read_all(path)?;
+    let place = all.iter().position(|(other, _)| *other == key);
+    let before = place.map(|place| all.remove(place).1);
     if before == value {
         return Ok(());
     }
+    all.extend(value.map(|value| (key, value)));
     let new = path.with_extension("new");
-    let list: Vec<_> = all.into_iter().collect();
-    fs::write(&new, serde_json::to_vec(&list)?)
+    fs::write(&new, serde_json::to_vec(&all)?)
         .and_then(|()| fs::rename(&new, path))
         .with_context(|| format!("writing {}", path.display()))
 }
@@ -305,13 +308,17 @@ mod tests {
         files.keep(&second, key(1), Some(binding(512))).unwrap();
         files.sweep(|_| Err("xenstored refuses")).unwrap();
         assert_eq!(kept(&second, 1), Some(binding(512)));
-        let later = r#"[[{"form":"later","devid":7},1],[{"form":"disk","devid":1},2]]"#;
-        fs::write(files.disks.join(second.file_name()), later).unwrap();
+        let text = r#"[[{"form":"later","devid":7},1],[{"form":"disk","devid":1},2]]"#;
+        fs::write(files.disks.join(second.file_name()), text).unwrap();
         assert_eq!(
             kept(&second, 1),
             Some(2.into()),
             "as before the later version"
         );
+        files.keep(&second, key(1), Some(3.into())).unwrap();
+        let all = read_all(&files.disks.join(second.file_name())).unwrap();
+        let later = serde_json::json!({"form": "later", "devid": 7});
+        assert!(all.contains(&(later, 1.into())), "that one finds its own");
         fs::write(files.disks.join(second.file_name()), "[").unwrap();
         assert!(files.kept(&second, key(1)).is_err());
         // What it shares with back-ends is another matter.

@@ -39,7 +39,12 @@ impl OwnLine {
                 };
                 continue;
             }
-            let is_new = settings.insert(key.replace('_', "-"), typed(value));
+            let value = match key {
+                // Its digits are no number.
+                "serial" => value.into(),
+                _ => typed(value),
+            };
+            let is_new = settings.insert(key.replace('_', "-"), value);
             if is_new.is_some() {
                 return Err(format!("{key}= is there twice"));
             }
@@ -119,6 +124,8 @@ mod tests {
                 .ends_with("device2, transport=mmio, grant_usage=0")
         );
         assert_eq!(OwnLine::parse("rng").unwrap().settings.len(), 0);
+        let line = OwnLine::parse("blk, path=/a, serial=0042").unwrap();
+        assert_eq!(line.settings["serial"].as_str(), Some("0042"));
     }
 
     #[test]

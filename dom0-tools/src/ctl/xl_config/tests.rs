@@ -217,6 +217,14 @@ fn a_disk_of_our_list_is_no_other_disk_either() {
     ));
     assert_eq!((good.len(), problems.len()), (1, 1));
     assert!(problems[0].contains("is the disk xvda too"), "{problems:?}");
+    // Unless that is meant.
+    let shared = format!("[[disk]]\npath = \"{path}\"\nshared = true\n");
+    let shared = Config::parse("c.toml".as_ref(), &shared).unwrap();
+    let text = format!("xen_virtio = [ 'blk, path={path}', 'blk, path={path}, read_only=true' ]");
+    assert_eq!(
+        check(text.as_bytes(), &shared).problems,
+        <[String; 0]>::default()
+    );
 }
 
 /// A guest whose devices are in a file of its own.

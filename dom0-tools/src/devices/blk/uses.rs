@@ -255,13 +255,6 @@ impl Uses {
         ))
     }
 
-    /// The file or device node of the disk that the guest has, or has had, as `key`, if it has had one from this service.
-    pub(crate) fn inode(&self, guest: &Identity, key: EntryKey) -> Option<u64> {
-        let mut uses = self.uses.iter().rev();
-        let last = uses.find(|other| other.guest == *guest && other.key == key);
-        last.map(|last| last.lock.inode)
-    }
-
     pub(crate) fn add(&mut self, wanted: WantedDisk<'_>) {
         // A disk that a device has once more is one use: what is under way of it has the lock still.
         self.uses.retain(|other| {
