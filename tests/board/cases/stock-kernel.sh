@@ -1,4 +1,4 @@
-# Debian's own kernel, which cannot grant and has virtio's drivers as modules, in a guest of virtio alone: streams both ways, its worker dies, it suspends.
+# Long: Debian's own kernel, which cannot grant and has virtio's drivers as modules, in a guest of virtio alone: streams both ways, its worker dies, it suspends.
 . ./alone.sh
 has_debian_kernel
 alone_begin

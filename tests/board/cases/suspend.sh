@@ -5,7 +5,7 @@ for grants in true false; do
     [ $grants = true ] || whole || continue
     name=s$grants
     alone_guest $name $grants alone
-    suspends $name "$(whole && echo 10 || echo 2)"
+    suspends $name "$(whole && echo 10 || echo 1)"
     streams "after it"
     xen-virtioctl list
     is_well $name
