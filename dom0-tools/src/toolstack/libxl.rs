@@ -23,7 +23,7 @@ pub enum EntryForm {
     Virtio,
     /// A guest's own file, see [`guest_file`](crate::toolstack::guest_file).
     File,
-    /// Somebody's word to us while the guest runs, see [`attached`](crate::toolstack::attached).
+    /// Somebody's word to us while the guest runs: `xen-virtioctl attach`.
     Attached,
 }
 
