@@ -2,40 +2,42 @@
 //! the sandbox.
 
 pub(crate) mod blk;
+mod built;
 pub(crate) mod console;
 mod empty;
 mod feature_names;
 pub(crate) mod input;
 mod kernel_vhost;
 pub(crate) mod net;
+mod opened;
+mod order;
 pub(crate) mod rate;
 mod rng;
 mod vhost_user;
 pub(crate) mod vsock;
 
 use crate::config::Config;
-use crate::guest_state::{Backing, DeviceRecords};
-use crate::ipc::WorkerEnd;
-use crate::program::Program;
+use crate::guest_state::Backing;
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::{EntryKey, EntryKind};
 use anyhow::{Context, Result, bail};
 use blk::Uses;
+pub(crate) use built::{Arriving, Building, Built, Control, NewDevice, Resources, SyscallRule};
+pub(crate) use opened::{BackEnd, Listen, Opened, RegionSize};
+pub(crate) use order::Changed;
+pub use order::Order;
+use order::{KEYS, PORTS};
 use rustix::fs::{Mode, OFlags, open};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use std::time::Instant;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 pub(crate) use vhost_user::MAX_SHARED;
 use vhost_user::image;
-use xen_virtio_backend::RingStock;
-use xen_virtio_backend::vhost_user::Brought;
-use xen_virtio_backend::{Device, DeviceType};
+use xen_virtio_backend::DeviceType;
 
 /// Every kind that we serve.
 const KINDS: &[&dyn DeviceKind] = &[
@@ -344,212 +346,6 @@ pub(crate) fn parse_settings<T: DeserializeOwned>(settings: &toml::Table) -> Res
         let lines = error.to_string();
         anyhow::Error::msg(lines.trim().replace('\n', " "))
     })
-}
-
-/// What was opened for a device.
-pub(crate) struct Opened {
-    /// What it is, for whoever looks after it.
-    pub(crate) detail: String,
-    /// What [`DeviceKind::build`] goes by, with the descriptors.
-    pub(crate) spec: Value,
-    pub(crate) descriptors: Vec<OwnedFd>,
-    /// What its contents are in.
-    pub(crate) backing: Option<Backing>,
-    /// What the guest has of it as long as it lives, whatever its entry and the configuration say later.
-    pub(crate) kept: Option<Value>,
-    pub(crate) back_end: Option<BackEnd>,
-    /// Where the supervisor listens for it.
-    pub(crate) listens: Vec<Listen>,
-    /// Where the supervisor connects for it: to this path, a low line, and a port.
-    pub(crate) dials: Option<PathBuf>,
-}
-
-impl Opened {
-    /// What is a device by its `spec` alone.
-    pub(crate) fn new(detail: String, spec: Value) -> Self {
-        Self {
-            detail,
-            spec,
-            descriptors: Vec::new(),
-            backing: None,
-            kept: None,
-            back_end: None,
-            listens: Vec::new(),
-            dials: None,
-        }
-    }
-}
-
-/// A socket of dom0's whose connections a device has.
-pub(crate) struct Listen {
-    pub(crate) path: PathBuf,
-    /// For its [`Control`], with each connection.
-    pub(crate) change: Value,
-}
-
-/// The back-end of a device.
-pub(crate) struct BackEnd {
-    pub(crate) socket: PathBuf,
-    /// The connection to it, if there is one, and the memory for it; duplicates of what is among the device's descriptors.
-    pub(crate) brought: Option<Brought>,
-    /// The memory that the last worker shared with it, if that is to be taken over.
-    pub(crate) left: Option<OwnedFd>,
-    /// What is shared with it.
-    pub(crate) region: RegionSize,
-    /// The program that we keep running for it.
-    pub(crate) program: Option<Program>,
-}
-
-/// The size of the memory that a device shares with its back-ends.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RegionSize {
-    pub(crate) queue_size: u16,
-    /// Bytes for data.
-    pub(crate) pool: usize,
-}
-
-impl RegionSize {
-    /// A connection with a new memory for it.
-    ///
-    /// # Errors
-    ///
-    /// The system's.
-    pub(crate) fn brought(self, socket: OwnedFd) -> io::Result<Brought> {
-        Brought::new(socket, self.queue_size, self.pool)
-    }
-}
-
-/// How a person has a device changed that runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Order {
-    /// The guest is told of the size that its disk has now.
-    Resize,
-    /// The cable of its interface is plugged in, or out.
-    Link { is_up: bool },
-    /// Whoever orders it is attached to this port, by its number or name, and has read up to `from` of what the guest has written.
-    Attach { port: String, from: Option<u64> },
-    /// The guest sees these events of its input device: type, code and value of each.
-    Input { events: Vec<[i32; 3]> },
-}
-
-/// What a device has that somebody can be attached to.
-const PORTS: &str = "ports";
-/// What a device has by which somebody can inject events.
-const KEYS: &str = "keys";
-
-impl Order {
-    /// What a device has that can be changed so.
-    pub(crate) fn part(&self) -> &'static str {
-        match self {
-            Self::Resize => "size",
-            Self::Link { .. } => "link",
-            Self::Attach { .. } => PORTS,
-            Self::Input { .. } => KEYS,
-        }
-    }
-}
-
-/// What a device is changed to.
-pub(crate) struct Changed {
-    /// For whoever has ordered it.
-    pub(crate) done: String,
-    /// What is to be [kept](Opened::kept) from now on, if that is something else.
-    pub(crate) kept: Option<Value>,
-    /// For its [`Control`].
-    pub(crate) change: Value,
-}
-
-/// A device that a worker is to build.
-pub(crate) struct NewDevice<'a> {
-    pub(crate) key: EntryKey,
-    pub(crate) served: bool,
-    pub(crate) spec: Value,
-    pub(crate) descriptors: Vec<OwnedFd>,
-    /// What it keeps beyond the worker.
-    pub(crate) records: &'a DeviceRecords<'a>,
-}
-
-/// What a worker has for its devices.
-pub(crate) struct Resources<'a> {
-    pub(crate) rings: &'a RingStock,
-    pub(crate) vcpus: usize,
-    /// The guest is being answered already.
-    pub(crate) begun: bool,
-    /// Devices that were detached are not done yet.
-    pub(crate) has_leaving: bool,
-    /// By which the supervisor is asked for something, if there is one.
-    pub(crate) channel: Option<&'a Rc<WorkerEnd>>,
-}
-
-/// A device, and what changes it from outside.
-pub(crate) struct Built {
-    pub(crate) device: Box<dyn Device>,
-    pub(crate) control: Option<Box<dyn Control>>,
-    /// What is known of it now and is to be known of it when its guest begins anew, which may be before it can be asked again.
-    pub(crate) known: Option<Value>,
-}
-
-/// A device, now or later.
-pub(crate) enum Building {
-    Ready(Built),
-    /// It waits for somebody to say what it is to be.
-    Arriving(Box<dyn Arriving>),
-}
-
-impl From<Built> for Building {
-    fn from(built: Built) -> Self {
-        Self::Ready(built)
-    }
-}
-
-/// A device that waits for somebody to say what it is to be.
-pub(crate) trait Arriving {
-    /// Readable when [`Arriving::step`] is to be called.
-    fn readable(&self) -> BorrowedFd<'_>;
-
-    /// When it is to be called all the same.
-    fn due(&self) -> Option<Instant>;
-
-    /// Whether all is known.
-    ///
-    /// # Errors
-    ///
-    /// As [`DeviceKind::build`].
-    fn step(&mut self) -> Result<bool>;
-
-    /// Builds the device, of which all is known, with what it keeps.
-    ///
-    /// # Errors
-    ///
-    /// As [`DeviceKind::build`].
-    fn finish(self: Box<Self>, records: &DeviceRecords<'_>) -> Result<Built>;
-}
-
-/// Changes a device that runs.
-pub(crate) trait Control {
-    /// Has the device's next [`Device::update`] take `change` up, with the descriptors that came beside.
-    ///
-    /// # Errors
-    ///
-    /// If it is none of the device's.
-    fn change(&self, change: &Value, descriptors: Vec<OwnedFd>) -> Result<()>;
-
-    /// The name of the connection by which its back-end has had the memory since the last look, if it has: the guest's next worker
-    /// is to have both.
-    fn shared(&self) -> Option<u64> {
-        None
-    }
-
-    /// The driver has been told of the last change, or the next worker tells it once more.
-    fn told(&self) {}
-}
-
-/// A system call that a worker may make.
-pub(crate) struct SyscallRule {
-    pub(crate) call: i64,
-    /// One of its arguments, counted from zero, and the values that it may have.
-    pub(crate) argument: Option<(u8, Vec<u64>)>,
 }
 
 /// Somebody else has what the device needs, and may let go of it.

@@ -110,7 +110,6 @@ create_by_file() {
     xen-virtioctl wait --timeout 10 "$1" >/dev/null || fail "the devices of $1 are not served: xen-virtioctl list" || return
     command xl unpause "$1"
 }
-are_ready() { xenstore-ls "$1" 2>/dev/null | awk '/^ *state = / { n++; ready += /"2"/ } END { exit !n || n != ready }'; }
 
 # Whether the last of the disks that came with the board's own is that of back-ends, and not another one's tools.
 has_back_ends() {
@@ -483,7 +482,7 @@ run_bench() {
         done
         stop_daemon
     done
-    [ ! -b /dev/vdc ] || bench_back_end
+    ! has_back_ends || bench_back_end
 }
 
 # Our own disk and qemu-storage-daemon's on the same loop device, in one guest.
@@ -609,7 +608,6 @@ all_said() {
     for name; do has_said "$name" 'guest: done' || return 1; done
 }
 
-# 1, 4 and 16 guests, the first of them busy: what each process takes.
 # scale_guest NUMBER SCRIPT MIB: a guest with a disk, a network device and a console.
 scale_guest() {
     make_disk "/tmp/disk$1.img" "$3"
@@ -630,6 +628,7 @@ DEVICES
 )"
 }
 
+# 1, 4 and 16 guests, the first of them busy: what each process takes.
 run_scale() {
     local guests=() idle=() index count before after worker
     mount_net_tools

@@ -1,0 +1,84 @@
+//! What a person orders of a guest's device that runs.
+
+use super::{Guest, WorkerContext};
+use crate::devices::{Changed, Order};
+use crate::ipc::ToWorker;
+use crate::supervisor::entry::Status;
+use crate::toolstack::libxl::EntryKey;
+use anyhow::{Context, Result, bail, ensure};
+use std::os::fd::{AsFd, OwnedFd};
+
+impl Guest {
+    /// Changes the device that is known as `device`, by its entry or its vdev, or the only one that can be changed so. What comes
+    /// beside the order is the device's. Which it is, and what was done.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be.
+    pub(in crate::supervisor) fn change(
+        &mut self,
+        device: Option<&str>,
+        order: Order,
+        descriptor: Option<OwnedFd>,
+        context: &mut WorkerContext<'_>,
+    ) -> Result<(EntryKey, String)> {
+        let key = match device {
+            Some(device) => self.find(device, context)?,
+            None => self.only_with(order.part())?,
+        };
+        let known = &self.lifecycle.entries[&key];
+        if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
+            bail!("{key} is not served now");
+        }
+        ensure!(
+            descriptor.is_some() || !matches!(order, Order::Attach { .. }),
+            "no connection came to be attached"
+        );
+        let kept = context.files.kept(&self.identity, key)?;
+        let changed = known.change(order, kept);
+        let Changed { done, kept, change } = changed.with_context(|| key.to_string())?;
+        if let Some(kept) = kept {
+            context.files.keep(&self.identity, key, Some(kept))?;
+        }
+        // A worker that dies before it is told is followed by one that is told this.
+        let fds: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+        if let Some(broken) = self.send_with(&ToWorker::Change { key, change }, &fds) {
+            self.handle(broken, context)?;
+        }
+        Ok((key, done))
+    }
+
+    pub(super) fn find(&self, device: &str, context: &mut WorkerContext<'_>) -> Result<EntryKey> {
+        let domid = self.domid();
+        let mut found = None;
+        for key in self.lifecycle.entries.keys() {
+            let name = context.toolstack.device_name(domid, *key)?;
+            if key.to_string() == device || name.as_deref() == Some(device) {
+                found = Some(*key);
+            }
+        }
+        let entries: Vec<_> = self
+            .lifecycle
+            .entries
+            .keys()
+            .map(EntryKey::to_string)
+            .collect();
+        found.with_context(|| format!("it has no device {device}, but {}", entries.join(", ")))
+    }
+
+    /// The only device that has such a part.
+    fn only_with(&self, part: &str) -> Result<EntryKey> {
+        let entries = self.lifecycle.entries.iter();
+        let mut found = entries.filter(|(_, known)| known.has_part(part));
+        let (key, _) = found
+            .next()
+            .with_context(|| format!("it has no device with {part}"))?;
+        let others: Vec<_> = found.map(|(other, _)| format!(" and {other}")).collect();
+        ensure!(
+            others.is_empty(),
+            "{key}{} have {part}: name one",
+            others.concat()
+        );
+        Ok(*key)
+    }
+}
