@@ -10,16 +10,17 @@ hanging() {
 }
 # on_disk SECTOR: what was written there.
 on_disk() { tail -c +$(($1 * 512 + 1)) "/tmp/hung0.img" | head -c 5 | tr -d ' '; }
-# The other disk's longest pause from here on, and then. Up to 100 ms are the aim; the emulation has pauses of its own, and only
-# what takes several times as long as is usual on this board now is a failure.
+# The other disk's longest pause from here on, and then. Up to 100 ms are the aim. The emulation has pauses of its own, of up to a
+# second on a slow host; one that waited for the disk that hangs would wait for the eight seconds and more that it does.
+LIMIT=3000
 begin_pauses() { pauses_from=$(count_said g 'longest pause'); }
 pauses() { verifies_on g 4 && verifies_on g 4 && longest_pause g "$pauses_from"; }
 # paused WHAT USUAL
 paused() {
-    local longest limit=$(($2 * 3 > 500 ? $2 * 3 : 500))
+    local longest
     longest=$(pauses)
     note "$1: the other disk's longest pause $longest ms, usual $2"
-    [ "$longest" -le $limit ] || fail "$1: the other disk paused for $longest ms"
+    [ "$longest" -le $LIMIT ] || fail "$1: the other disk paused for $longest ms"
     begin_pauses
 }
 hanging 0
