@@ -39,6 +39,7 @@ pub use persist::{
 };
 pub use shortage::Shortage;
 pub use virtqueue::{
-    ActiveQueue, Buffers, Completion, GuestBuffer, JournalError, MAX_QUEUE_SIZE, QueueError,
-    QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart, Request, Unfinished, VirtQueue,
+    ActiveQueue, Buffers, Completion, GuestBuffer, JournalError, LATENCY_BUCKETS, Latencies,
+    MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart,
+    Request, Unfinished, VirtQueue,
 };

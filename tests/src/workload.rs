@@ -2,6 +2,7 @@
 
 use crate::platform::driver;
 use std::hint::black_box;
+use std::rc::Rc;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -146,6 +147,7 @@ fn blk_batch() -> Operation {
         layout: layout(&raw),
         features: 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH,
         journal: journal(),
+        latencies: Rc::default(),
     };
     let index = QueueIndex::new(0, 1).expect("the first queue");
     blk.start_queue(index, start, &mut access)

@@ -3,6 +3,7 @@
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -378,6 +379,7 @@ fn queues_have_their_turns() {
                 layout,
                 features,
                 journal: QueueJournal::private().unwrap(),
+                latencies: Rc::default(),
             },
             &mut access,
         )

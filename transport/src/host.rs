@@ -3,11 +3,12 @@
 use crate::virtio_state::{Effect, Misstep, QueueSetup, RestoreError, SavedState, VirtioState};
 use std::error::Error;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
-    Activity, Device, DeviceError, DeviceFailure, Identity, Interest, LogLimit, QueueError,
-    QueueIndex, QueueJournal, QueueStart, Shortage, StateArea, Step, with_sources,
+    Activity, Device, DeviceError, DeviceFailure, Identity, Interest, Latencies, LogLimit,
+    QueueError, QueueIndex, QueueJournal, QueueStart, Shortage, StateArea, Step, with_sources,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -21,6 +22,7 @@ pub struct Host {
     access: Box<dyn GuestAccess>,
     /// What each queue has taken and not given back, for the next process.
     journals: Vec<StateArea>,
+    latencies: Rc<Latencies>,
     /// Queues that run as far as the driver knows, and that dom0 could not map yet.
     unstarted: Vec<Unstarted>,
     shortage: Shortage,
@@ -97,6 +99,7 @@ impl Host {
             device,
             access,
             journals,
+            latencies: Rc::default(),
             unstarted: Vec::new(),
             shortage: Shortage::default(),
             config_changed: false,
@@ -231,6 +234,7 @@ impl Host {
             layout,
             features,
             journal: self.journal(index),
+            latencies: Rc::clone(&self.latencies),
         };
         self.device.start_queue(index, start, &mut *self.access)
     }
@@ -393,6 +397,22 @@ impl Host {
 
     pub(crate) fn device(&self) -> &dyn Device {
         &*self.device
+    }
+
+    /// How long the device's requests have taken.
+    pub(crate) fn latencies(&self) -> &Latencies {
+        &self.latencies
+    }
+
+    /// The queues that run as far as the driver knows, with how many requests of each are with the device.
+    pub(crate) fn queues_in_use(&self) -> impl Iterator<Item = (QueueIndex, QueueSetup, usize)> {
+        self.state
+            .running_queues()
+            .into_iter()
+            .map(|(index, setup)| {
+                let under_way = self.journal(index).under_way(setup.layout.size);
+                (index, setup, under_way)
+            })
     }
 
     pub(crate) fn access(&self) -> &dyn GuestAccess {

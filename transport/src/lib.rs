@@ -13,7 +13,7 @@ pub mod xen;
 pub use host::{Host, Outcome};
 pub use hypervisor::{Hypervisor, InterruptLine, MmioRange, Respond, Trap, TrapRequest, Width};
 pub use mmio::{
-    DeviceReport, DeviceState, DeviceStateError, DevicesError, GuestDevices, Location, MmioDevice,
-    Register, RegisterFile, SavedRegisters, Slot,
+    DeviceReport, DeviceState, DeviceStateError, DevicesError, GuestDevices, LatencyReport,
+    Location, MmioDevice, QueueReport, Register, RegisterFile, SavedRegisters, Slot,
 };
 pub use virtio_state::{Effect, Misstep, QueueSetup, RestoreError, VirtioState};

@@ -6,9 +6,11 @@ mod guest_devices;
 mod interrupt;
 mod register_file;
 mod registers;
+mod report;
 
-pub use device::{DeviceReport, MmioDevice};
+pub use device::MmioDevice;
 pub use device_state::{DeviceState, DeviceStateError};
 pub use guest_devices::{DevicesError, GuestDevices, Slot};
 pub use register_file::{RegisterFile, SavedRegisters};
 pub use registers::{Location, Register};
+pub use report::{DeviceReport, LatencyReport, QueueReport};

@@ -106,6 +106,12 @@ impl QueueJournal {
         Some((next, is_settled))
     }
 
+    /// How many requests of a queue of `size` entries are with the device; none, if the journal is damaged.
+    pub fn under_way(&self, size: u16) -> usize {
+        self.recover(size)
+            .map_or(0, |positions| positions.taken.len())
+    }
+
     /// Whether the request at `head` is with the device.
     pub(crate) fn has(&self, head: u16) -> bool {
         let entry = self.area.load(place(head));

@@ -1,9 +1,11 @@
 //! The queues of a device.
 
 use super::journal::QueueJournal;
+use super::latency::{Latencies, Timer};
 use super::queue::{QueueError, QueueIndex, QueueLayout, Unfinished, VirtQueue};
 use super::request::{Completion, Request};
 use crate::device::{DeviceError, DeviceFailure};
+use std::rc::Rc;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use xen_virtio_guest_mapping::GuestAccess;
 
@@ -14,6 +16,8 @@ pub struct QueueStart {
     pub features: u64,
     /// What an earlier process has left of it.
     pub journal: QueueJournal,
+    /// Where it is said how long its requests take.
+    pub latencies: Rc<Latencies>,
 }
 
 /// A queue between start and stop.
@@ -21,6 +25,7 @@ pub struct ActiveQueue {
     index: QueueIndex,
     queue: VirtQueue,
     features: u64,
+    timer: Timer,
     /// Nothing more is taken of it.
     is_closed: bool,
 }
@@ -59,6 +64,7 @@ impl QueueSet {
             layout,
             features,
             journal,
+            latencies,
         } = start;
         let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let queue = VirtQueue::map(layout, event_idx, journal, unfinished, access)?;
@@ -66,6 +72,7 @@ impl QueueSet {
             index,
             queue,
             features,
+            timer: Timer::new(latencies),
             is_closed: false,
         });
         Ok(())
@@ -179,7 +186,11 @@ impl ActiveQueue {
             return Ok(None);
         }
         let popped = self.queue.pop();
-        popped.map_err(|error| of(self.index, error))
+        let popped = popped.map_err(|error| of(self.index, error))?;
+        if let Some(request) = &popped {
+            self.timer.begin(request);
+        }
+        Ok(popped)
     }
 
     /// See [`VirtQueue::complete`].
@@ -188,6 +199,7 @@ impl ActiveQueue {
     ///
     /// As [`ActiveQueue::available`].
     pub fn complete(&mut self, completion: Completion) -> Result<(), DeviceError> {
+        self.timer.end(&completion);
         let completed = self.queue.complete(completion);
         completed.map_err(|error| of(self.index, error))
     }

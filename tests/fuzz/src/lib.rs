@@ -72,6 +72,7 @@ impl QueueGuest {
             },
             features,
             journal: QueueJournal::private().expect("memory"),
+            latencies: Rc::default(),
         }
     }
 

@@ -4,10 +4,10 @@ use super::device_state::{DeviceState, DeviceStateError};
 use super::interrupt::Interrupt;
 use super::register_file::RegisterFile;
 use super::registers::{Location, Register, TrapCounters};
+use super::report::{DeviceReport, LatencyReport, QueueReport};
 use crate::host::{Host, Outcome};
 use crate::hypervisor::{Hypervisor, Width};
 use crate::virtio_state::Effect;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -24,42 +24,6 @@ pub struct MmioDevice {
     traps: TrapCounters,
     refused_accesses: u64,
     access_log: LogLimit,
-}
-
-/// What [`MmioDevice::report`] tells of a device, in plain numbers, for `xen-virtioctl`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceReport {
-    pub device_type: u32,
-    /// The status register (virtio 1.3, 2.1).
-    pub status: u32,
-    pub features: u64,
-    pub queues: usize,
-    pub ready_queues: usize,
-    pub grants_mapped: u64,
-    pub frames_mapped: u64,
-    pub refused_addresses: u64,
-    pub copy_batches: u64,
-    pub copy_segments: u64,
-    pub copy_bytes: u64,
-    pub requests: u64,
-    pub request_errors: u64,
-    pub traps: u64,
-    /// The traps by register; the configuration space is one.
-    pub traps_by_register: BTreeMap<String, u64>,
-    pub refused_accesses: u64,
-    pub kicks: u64,
-    pub interrupts: u64,
-    /// What a device of its kind counts besides, by name ([`Device::metrics`]).
-    #[serde(default)]
-    pub metrics: BTreeMap<String, u64>,
-    /// Why the device needs a reset, until it gets one.
-    pub failure: Option<String>,
-    /// What kept the driver from getting on, by its own doing.
-    #[serde(default)]
-    pub misstep: Option<String>,
-    /// What whoever looks after the device should know, though it works.
-    #[serde(default)]
-    pub warning: Option<String>,
 }
 
 impl MmioDevice {
@@ -225,6 +189,7 @@ impl MmioDevice {
     pub fn report(&self) -> DeviceReport {
         let (state, device) = (self.host.state(), self.host.device());
         let access = self.host.access().counters();
+        let latencies = self.host.latencies();
         let requests = device.counters();
         let mut metrics = BTreeMap::new();
         device.metrics(&mut |name, value| {
@@ -249,6 +214,11 @@ impl MmioDevice {
             refused_accesses: self.refused_accesses,
             kicks: self.traps.of(Register::QueueNotify),
             interrupts: self.interrupt.raised(),
+            latency: LatencyReport {
+                counts: latencies.counts().to_vec(),
+                total_ns: latencies.total().as_nanos().try_into().unwrap_or(u64::MAX),
+            },
+            running_queues: self.host.queues_in_use().map(QueueReport::of).collect(),
             metrics,
             failure: self.host.failure().map(str::to_owned),
             misstep: state.misstep().map(|misstep| misstep.to_string()),
