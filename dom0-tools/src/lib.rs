@@ -5,6 +5,7 @@ mod connections;
 pub mod created;
 pub mod ctl;
 mod devices;
+pub mod doctor;
 pub mod guest_state;
 pub mod ipc;
 pub mod log;

@@ -16,7 +16,7 @@ mod listeners;
 mod orphan_workers;
 mod questions;
 mod restarts;
-mod state_files;
+pub(crate) mod state_files;
 #[cfg(test)]
 mod tests;
 mod toolstack_events;

@@ -10,4 +10,4 @@ mod evtchn;
 mod ioreq;
 
 pub use evtchn::EventChannels;
-pub use ioreq::{XenError, XenGuest};
+pub use ioreq::{XenError, XenGuest, ioreq_servers_exist};

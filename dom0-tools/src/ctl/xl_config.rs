@@ -33,9 +33,22 @@ use xen_virtio_backend::blk::{Disk, SECTOR};
 /// The list of a file that is ours.
 pub const OWN_LIST: &str = "xen_virtio";
 
+/// A device that xen-virtiod would serve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// As the file names it: `disk xvda`.
+    pub name: String,
+    /// The name of its kind.
+    pub kind: &'static str,
+    pub settings: toml::Table,
+    pub grants: bool,
+}
+
 /// What was found in an xl file.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Findings {
+    /// In the order in which the guest finds them.
+    pub devices: Vec<Planned>,
     /// Devices that xen-virtiod would serve as they are.
     pub good: Vec<String>,
     /// What the guest may still not find, or lose.
@@ -52,9 +65,15 @@ impl Findings {
     fn take(&mut self, name: &str, result: Result<Served, String>) {
         let about = |text| without_controls(format!("{name}: {text}").chars());
         match result {
-            Ok(Served { text, warnings }) => {
-                self.good.push(about(text));
-                self.warnings.extend(warnings.into_iter().map(about));
+            Ok(served) => {
+                self.good.push(about(served.text));
+                self.warnings.extend(served.warnings.into_iter().map(about));
+                self.devices.push(Planned {
+                    name: without_controls(name.chars()),
+                    kind: served.kind,
+                    settings: served.settings,
+                    grants: served.grants,
+                });
             }
             Err(problem) => self.problems.push(about(problem)),
         }
@@ -71,6 +90,9 @@ struct Served {
     /// What the guest would get.
     text: String,
     warnings: Vec<String>,
+    kind: &'static str,
+    settings: toml::Table,
+    grants: bool,
 }
 
 /// Checks every virtio device in `text`, an xl file.
@@ -164,6 +186,9 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
                 return Ok(Served {
                     text: format!("{}; touches {}", kind.name(), touched(device.grants())),
                     warnings: Vec::new(),
+                    kind: kind.name(),
+                    settings: settings.clone(),
+                    grants: device.grants(),
                 });
             }
             let (path, disk) = configured_disk(guest, index, config)?;
@@ -200,6 +225,9 @@ fn check_file(text: &[u8], config: &Config, findings: &mut Findings) -> Result<(
             Ok(Served {
                 text: format!("{}; touches {}", device.kind, touched(device.grants())),
                 warnings,
+                kind: device.kind,
+                grants: device.grants(),
+                settings: device.settings,
             })
         });
         findings.take(&format!("{OWN_LIST} {line:?}"), served);
@@ -401,7 +429,13 @@ fn describe(path: &Path, disk: &Disk, grants: bool) -> Served {
         rest => format!(" (and {rest} more, which are no whole sector and stay unused)"),
     };
     let text = format!("{path}, {bytes} bytes{rest}, {how}; touches {memory}");
-    Served { text, warnings }
+    Served {
+        text,
+        warnings,
+        kind: blk::NAME,
+        settings: toml::Table::new(),
+        grants,
+    }
 }
 
 #[cfg(test)]

@@ -42,6 +42,9 @@ const TOLD_BYTES: usize = 8;
 /// `_IO(0x12, 104)` (`linux/fs.h`): a block device's logical block size.
 const BLKSSZGET: u64 = 0x1268;
 
+/// As `xen-virtioctl` shows it.
+pub(crate) const NAME: &str = "blk";
+
 pub(super) struct BlkKind;
 
 impl DeviceKind for BlkKind {
@@ -50,7 +53,7 @@ impl DeviceKind for BlkKind {
     }
 
     fn name(&self) -> &'static str {
-        "blk"
+        NAME
     }
 
     fn feature_names(&self) -> &'static [(u32, &'static str)] {

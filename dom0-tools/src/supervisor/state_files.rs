@@ -17,7 +17,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where they are: below `state`, `disks` and `shared`.
-pub(super) const DIRECTORY: &str = "/run/xen-virtiod";
+pub(crate) const DIRECTORY: &str = "/run/xen-virtiod";
 
 pub(super) struct StateFiles {
     /// Workers write these files, and the supervisor never looks into them: a worker that its guest has taken over

@@ -192,7 +192,7 @@ impl GuestFiles {
 
 impl fmt::Display for FileDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = self.kind().map_or("?", DeviceKind::name);
+        let kind = self.kind_name();
         let memory = match self.grant_usage {
             true => "granted pages only",
             false => "any page of the guest",
@@ -206,6 +206,11 @@ impl fmt::Display for FileDevice {
 }
 
 impl FileDevice {
+    /// The name of its kind.
+    pub fn kind_name(&self) -> &'static str {
+        self.kind().map_or("?", DeviceKind::name)
+    }
+
     fn kind(&self) -> anyhow::Result<&'static dyn DeviceKind> {
         devices::kind(self.device_type, Service::of(&self.settings))
     }

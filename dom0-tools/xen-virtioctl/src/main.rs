@@ -3,7 +3,7 @@
 mod console;
 mod demo;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::io::Write;
@@ -14,8 +14,10 @@ use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::created::{self, Created};
 use xen_virtio_dom0_tools::ctl::control::Order;
 use xen_virtio_dom0_tools::ctl::stats::Stats;
-use xen_virtio_dom0_tools::ctl::{control, create, events, slots, xl_config};
-use xen_virtio_dom0_tools::toolstack::guest_file::{self, GuestFiles};
+use xen_virtio_dom0_tools::ctl::xl_config::Findings;
+use xen_virtio_dom0_tools::ctl::{check, control, create, events, slots};
+use xen_virtio_dom0_tools::doctor::{self, About};
+use xen_virtio_dom0_tools::toolstack::guest_file;
 
 /// Shows the virtio devices of this host's Xen guests.
 #[derive(Parser)]
@@ -43,6 +45,15 @@ enum Command {
         config: Option<PathBuf>,
         /// The guest's xl file.
         file: Option<PathBuf>,
+    },
+    /// Looks at Xen, dom0, the service and the guests: says of what is wrong why it matters and what to do. Its exit status is 0
+    /// if all is fine, 3 if there are warnings and no more, 4 if there is a fault.
+    Doctor {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// A guest, by its name or domid, or the xl file of one that may not be there yet: all guests without it.
+        about: Option<String>,
     },
     /// Has xl create a guest with the devices of its xen_virtio = [ … ], and lets it run when they are there.
     Create {
@@ -147,10 +158,10 @@ enum LinkState {
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
-        Ok(output) => {
+        Ok((output, status)) => {
             // A reader that has seen enough, like `head`, is no error.
             let _ = std::io::stdout().write_all(output.as_bytes());
-            ExitCode::SUCCESS
+            status
         }
         Err(error) => {
             say(&format!("error: {error:#}\n"));
@@ -164,8 +175,10 @@ fn say(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-fn run(command: Command) -> Result<String> {
-    match command {
+/// What is printed, and the exit status.
+fn run(command: Command) -> Result<(String, ExitCode)> {
+    let mut status = ExitCode::SUCCESS;
+    let output = match command {
         Command::List { json } => {
             let report = control::list(control::SOCKET_PATH.as_ref())?;
             Ok(if json {
@@ -186,8 +199,17 @@ fn run(command: Command) -> Result<String> {
             };
             match file {
                 None => Ok(config_summary(path, &config) + &check_guest_files()?),
-                Some(file) => check(&file, &config),
+                Some(file) => shown(check::xl_file(&file, &config, &check::guest_files())?),
             }
+        }
+        Command::Doctor { json, about } => {
+            let diagnosis = doctor::diagnose(About::new(about.as_deref()));
+            status = diagnosis.exit_status().into();
+            Ok(if json {
+                serde_json::to_string_pretty(&diagnosis)? + "\n"
+            } else {
+                diagnosis.to_string()
+            })
         }
         Command::Create {
             timeout,
@@ -201,7 +223,7 @@ fn run(command: Command) -> Result<String> {
         }
         Command::Wait { timeout, guest } => create::wait(&guest, 1, Duration::from_secs(timeout)),
         Command::DeviceTree { guest } => {
-            let devices = guest_files().devices(&guest)?;
+            let devices = check::guest_files().devices(&guest)?;
             ensure!(
                 !devices.is_empty(),
                 "{}/{guest}.toml is not there, or has no [[device]]",
@@ -257,7 +279,8 @@ fn run(command: Command) -> Result<String> {
             change(guest, device, Order::Input { events })
         }
         Command::Demo(options) => demo::run(&options),
-    }
+    };
+    Ok((output?, status))
 }
 
 fn change(guest: String, device: impl Into<Option<String>>, order: Order) -> Result<String> {
@@ -280,16 +303,12 @@ fn config_summary(path: &Path, config: &Config) -> String {
     )
 }
 
-fn guest_files() -> GuestFiles {
-    GuestFiles::new(guest_file::DIRECTORY.as_ref())
-}
-
-/// A line for each guest that has a file.
+/// A line for each device of each guest that has a file.
 fn check_guest_files() -> Result<String> {
-    let files = guest_files();
+    let files = check::guest_files();
     let mut text = String::new();
     for name in files.names() {
-        text += &check_guest_file(&files, &name)?;
+        text += &shown(check::guest_file(&files, &name)?)?;
     }
     for other in files.strangers() {
         say(&format!(
@@ -300,37 +319,8 @@ fn check_guest_files() -> Result<String> {
     Ok(text)
 }
 
-/// A line for each device of the guest's file.
-fn check_guest_file(files: &GuestFiles, name: &str) -> Result<String> {
-    let path = format!("{}/{name}.toml", guest_file::DIRECTORY);
-    let mut text = String::new();
-    for (device, index) in files.devices(name)?.iter().zip(0..) {
-        for warning in device.warnings() {
-            say(&format!(
-                "warning: {path}, virtio_file/{index}: {warning}\n"
-            ));
-        }
-        text += &format!("{path}, virtio_file/{index}: {device}\n");
-    }
-    Ok(text)
-}
-
-fn check(file: &Path, config: &Config) -> Result<String> {
-    let text = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let mut findings = xl_config::check(&text, config);
-    // A guest may have devices by its file and no other.
-    if let Some(name) = xl_config::name(&text).filter(|_| findings.is_without_devices()) {
-        let files = guest_files();
-        if !files.devices(&name)?.is_empty() {
-            findings.problems.clear();
-            findings
-                .good
-                .extend(check_guest_file(&files, &name)?.lines().map(str::to_owned));
-            findings
-                .warnings
-                .extend(xl_config::warnings_of_guest_file(&text));
-        }
-    }
+/// What is good, where nothing is wrong.
+fn shown(findings: Findings) -> Result<String> {
     // A warning is for who reads it, and leaves the exit status as it is.
     for warning in &findings.warnings {
         say(&format!("warning: {warning}\n"));

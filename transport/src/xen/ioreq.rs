@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 use xen_sys::evtchn_port_t;
-use xen_virtio_guest_mapping::xen::{FrameAccess, FrameCache, GrantAccess, Mapping, Privcmd};
+use xen_virtio_guest_mapping::xen::{
+    Domid, FrameAccess, FrameCache, GrantAccess, Mapping, Privcmd,
+};
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess, PAGE_SIZE};
 
 /// vCPUs whose slots a page has room for.
@@ -35,6 +37,26 @@ pub enum XenError {
     Enable(#[source] io::Error),
     #[error("the event channel of vCPU {vcpu} cannot be bound")]
     Bind { vcpu: u32, source: io::Error },
+}
+
+/// The last domid that a guest can have (`DOMID_FIRST_RESERVED` in `xen/xen.h`), which Xen gives out last.
+const LAST_DOMID: u16 = 0x7fef;
+
+/// Whether Xen is built with ioreq servers. `privcmd` is an open `/dev/xen/privcmd`; nothing is changed.
+///
+/// # Errors
+///
+/// What keeps that from being told.
+pub fn ioreq_servers_exist(privcmd: File) -> io::Result<bool> {
+    // On Arm, Xen without CONFIG_IOREQ_SERVER has no device-model operations.
+    match dm_op::vcpus(&Privcmd::new(privcmd, Domid(LAST_DOMID))) {
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ESRCH) => Ok(true),
+            Some(libc::ENOSYS | libc::EOPNOTSUPP) => Ok(false),
+            _ => Err(error),
+        },
+        Ok(_) => Ok(true),
+    }
 }
 
 /// A guest on Xen.

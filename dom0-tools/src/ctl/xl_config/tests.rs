@@ -124,6 +124,7 @@ fn a_good_disk_is_described() {
             good,
             warnings,
             problems,
+            ..
         } = check_one(&line);
         assert_eq!((warnings, problems), (vec![], vec![]), "{line}");
         assert_eq!(
@@ -396,6 +397,7 @@ fn what_a_guest_may_not_find_is_a_warning() {
             good,
             warnings,
             problems,
+            ..
         } = check_text(&format!("{disk}{text}"));
         assert_eq!((good.len(), problems.len()), (1, 0), "{problems:?}");
         let [warning] = &warnings[..] else {
