@@ -25,7 +25,7 @@ pub use limiter::Limits;
 pub use one_by_one::{Failure, OneByOne, Serve};
 pub(crate) use pool::{PageRun, Pool};
 pub(crate) use readiness::{Readiness, Ready};
-pub use rings::RingStock;
+pub use rings::{RingStock, try_ring};
 pub use scratch::Scratch;
 pub(crate) use stopwatch::Stopwatch;
 pub(crate) use transfer_error::TransferError;

@@ -31,7 +31,7 @@ pub use device::{
     Activity, Device, DeviceError, DeviceFailure, DeviceType, Identity, Interest, RequestCounters,
     Step,
 };
-pub use engine::{Failure, Limits, OneByOne, RingStock, Scratch, Serve};
+pub use engine::{Failure, Limits, OneByOne, RingStock, Scratch, Serve, try_ring};
 pub use error_line::with_sources;
 pub use log_limit::LogLimit;
 pub use persist::{

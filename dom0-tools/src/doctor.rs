@@ -11,8 +11,9 @@ mod remedies;
 mod xl_file;
 
 use crate::config::Config;
-use crate::ctl::control;
+use crate::ctl::control::{self, ControlError};
 use crate::ctl::report::Report;
+use anyhow::{Result, ensure};
 pub use findings::{Diagnosis, Finding, Fine, Severity};
 use host::Host;
 use std::path::Path;
@@ -42,27 +43,37 @@ impl<'a> About<'a> {
 }
 
 /// Looks at this host, at its service that listens at [`control::SOCKET_PATH`], and at what is asked `about`.
-pub fn diagnose(about: About<'_>) -> Diagnosis {
+///
+/// # Errors
+///
+/// If this process may not look.
+pub fn diagnose(about: About<'_>) -> Result<Diagnosis> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "only root may look at xenstore, at Xen's devices and at the service: sudo xen-virtioctl doctor"
+    );
     let mut diagnosis = Diagnosis::default();
-    if !rustix::process::geteuid().is_root() {
-        diagnosis.find(host_findings::not_root());
-        return diagnosis;
-    }
-    let host = Host::look();
+    let report = control::list(control::SOCKET_PATH.as_ref());
+    let guests = report.iter().flat_map(|report| &report.guests);
+    let host = Host::look(&guests.map(|guest| guest.domid).collect::<Vec<_>>());
     host_findings::judge(&host, &mut diagnosis);
+    match &report {
+        // What nobody listens to was found at the host.
+        Err(ControlError::Connect { .. }) | Ok(_) => {}
+        Err(error) => diagnosis.find(host_findings::service_is_silent(error)),
+    }
     match about {
         About::File(path) => {
             let config = Config::load_default().unwrap_or_default();
             xl_file::judge(path, &config, &mut diagnosis);
         }
         About::Everyone | About::Guest(_) => {
-            // That it does not answer was found already.
-            if let Ok(report) = control::list(control::SOCKET_PATH.as_ref()) {
-                judge_guests(&report, about, &mut diagnosis);
+            if let Ok(report) = &report {
+                judge_guests(report, about, &mut diagnosis);
             }
         }
     }
-    diagnosis
+    Ok(diagnosis)
 }
 
 fn judge_guests(report: &Report, about: About<'_>, diagnosis: &mut Diagnosis) {

@@ -405,13 +405,13 @@ impl Host {
     }
 
     /// The queues that run as far as the driver knows, with how many requests of each are with the device.
-    pub(crate) fn queues_in_use(&self) -> impl Iterator<Item = (QueueIndex, QueueSetup, usize)> {
+    pub(crate) fn queues_in_use(&self) -> impl Iterator<Item = (QueueIndex, QueueSetup, u64)> {
         self.state
             .running_queues()
             .into_iter()
             .map(|(index, setup)| {
                 let under_way = self.journal(index).under_way(setup.layout.size);
-                (index, setup, under_way)
+                (index, setup, under_way as u64)
             })
     }
 

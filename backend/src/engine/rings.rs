@@ -89,6 +89,15 @@ fn failure(unregistered: io::Result<()>) -> Option<io::Error> {
     unregistered.err().filter(|error| !nothing(error))
 }
 
+/// Whether rings like those of workers can be made.
+///
+/// # Errors
+///
+/// The system's: it forbids them, or is older than Linux 5.10.
+pub fn try_ring() -> io::Result<()> {
+    restricted().map(drop)
+}
+
 /// A ring for a file's transfers.
 fn restricted() -> io::Result<IoUring> {
     let ring: IoUring = IoUring::builder()

@@ -81,6 +81,21 @@ pub struct EntryReport {
 }
 
 impl EntryReport {
+    /// The name of its kind: what the service knows counts more than its worker's word.
+    pub fn kind_name(&self) -> String {
+        let disk = (self.key.form == EntryForm::Disk).then_some(DeviceType::BLOCK.0);
+        let said = self.device.as_ref().map(|device| device.device_type);
+        let kind = self.device_type.or(disk).or(said);
+        kind.map_or_else(|| "?".to_owned(), type_name)
+    }
+
+    /// Whether nothing keeps it from being used, as far as its worker has just said.
+    pub fn is_served(&self) -> bool {
+        let lost = config::VIRTIO_CONFIG_S_NEEDS_RESET | config::VIRTIO_CONFIG_S_FAILED;
+        let works = |device: &DeviceReport| device.failure.is_none() && device.status & lost == 0;
+        self.error.is_none() && self.device.as_ref().is_some_and(works)
+    }
+
     /// Whether it is a place for a device that may be attached.
     pub fn is_slot(&self) -> bool {
         self.device_type == Some(DeviceType::NONE.0)
@@ -153,6 +168,35 @@ fn known(device_type: u32) -> Option<&'static dyn DeviceKind> {
     devices::all_kinds().find(|kind| kind.device_type().0 == device_type)
 }
 
+/// Which of the guests of these numbers and names is `wanted`. A guest may have chosen its name (init-dom0less), which may be a
+/// number, or another one's name: a number goes first.
+///
+/// # Errors
+///
+/// If there is none, or several have the name.
+pub(crate) fn which<'a>(
+    names: impl Iterator<Item = (u16, &'a str)>,
+    wanted: &str,
+) -> Result<u16, String> {
+    let number = wanted.parse().ok();
+    let mut named = Vec::new();
+    for (domid, name) in names {
+        if Some(domid) == number {
+            return Ok(domid);
+        }
+        if name == wanted {
+            named.push(domid);
+        }
+    }
+    match named[..] {
+        [domid] => Ok(domid),
+        [] => Err(format!("there is no guest {wanted} with a virtio device")),
+        _ => Err(format!(
+            "the guests {named:?} are all named {wanted}: give the number of one"
+        )),
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.guests.is_empty() {
@@ -201,11 +245,23 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The guest of that domid, or else of that name.
-    pub fn of(&self, guest: &str) -> Option<&GuestReport> {
+    /// The guest of that domid, or else the only one of that name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or several have the name.
+    pub fn find(&self, guest: &str) -> Result<&GuestReport, String> {
+        let names = self.guests.iter();
+        let names = names.map(|known| (known.domid, known.name.as_str()));
+        let domid = which(names, guest)?;
         let mut guests = self.guests.iter();
-        let numbered = guests.find(|known| known.domid.to_string() == guest);
-        numbered.or_else(|| self.guests.iter().find(|known| known.name == guest))
+        let found = guests.find(|known| known.domid == domid);
+        Ok(found.expect("a guest of this report"))
+    }
+
+    /// As [`Report::find`].
+    pub fn of(&self, guest: &str) -> Option<&GuestReport> {
+        self.find(guest).ok()
     }
 
     fn write_refusals(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -229,14 +285,11 @@ impl EntryReport {
     fn row(&self, guest: &GuestReport) -> [String; 10] {
         let none = DeviceReport::default();
         let device = self.device.as_ref().unwrap_or(&none);
-        let disk = (self.key.form == EntryForm::Disk).then_some(DeviceType::BLOCK.0);
-        let known = self.device.as_ref().map(|device| device.device_type);
-        let kind = known.or(self.device_type).or(disk).map(type_name);
         [
             guest.domid.to_string(),
             guest.name.clone(),
             self.key.to_string(),
-            kind.unwrap_or_else(|| "?".to_owned()),
+            self.kind_name(),
             if self.is_taken(guest) {
                 "taken"
             } else {
@@ -420,5 +473,15 @@ mod tests {
         let report = report(Some(DeviceReport::default()), Some("x"));
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn a_guest_goes_by_its_number_and_else_by_a_name_that_no_other_has() {
+        let guests = [(3, "ivi"), (4, "3"), (5, "web"), (6, "web"), (7, "9")];
+        let find = |wanted| which(guests.into_iter(), wanted);
+        assert_eq!([find("ivi"), find("3"), find("9")], [Ok(3), Ok(3), Ok(7)]);
+        assert_eq!(find("6"), Ok(6));
+        assert!(find("web").unwrap_err().contains("[5, 6]"));
+        assert!(find("cluster").unwrap_err().contains("no guest cluster"));
     }
 }

@@ -3,6 +3,7 @@
 use super::findings::{Diagnosis, Finding};
 use super::remedies::Advice;
 use crate::ctl::report::{EntryReport, GuestReport, Refusal, Report, feature_names};
+use virtio_bindings::virtio_config as config;
 use xen_virtio_transport::DeviceReport;
 
 /// Judges every guest that has a device, or was given up for want of one.
@@ -20,8 +21,8 @@ pub(super) fn judge_all(report: &Report, to: &mut Diagnosis) {
 
 /// Judges the guest `name`, or that domid.
 pub(super) fn judge_one(report: &Report, name: &str, to: &mut Diagnosis) {
-    let guest = report.of(name);
-    if let Some(guest) = guest {
+    let guest = report.find(name);
+    if let Ok(guest) = guest {
         judge(guest, to);
     }
     let refusals = report.refusals.iter();
@@ -29,15 +30,17 @@ pub(super) fn judge_one(report: &Report, name: &str, to: &mut Diagnosis) {
         refusals.filter(|refusal| refusal.guest == name || refusal.domid.to_string() == name);
     let mut was_refused = false;
     // What was refused to an earlier guest of that name may have been mended since.
-    for refusal in refusals.filter(|_| guest.is_none()) {
+    for refusal in refusals.filter(|_| guest.is_err()) {
         was_refused = true;
         judge_refusal(refusal, to);
     }
-    if guest.is_none() && !was_refused {
+    if let Err(error) = guest
+        && !was_refused
+    {
         to.find(Finding::fault(
             format!("guest {name}"),
-            "the service knows no guest of that name or domid with a virtio device",
-            "it has none, or it does not run",
+            error,
+            "nothing can be said of it",
             "xl list shows which guests run; xen-virtioctl doctor FILE.cfg, what is wrong with the guest's file",
         ));
     }
@@ -69,6 +72,22 @@ fn judge(guest: &GuestReport, to: &mut Diagnosis) {
             "journalctl -u xen-virtiod says what keeps its worker from starting",
         ));
     }
+    if guest.worker.is_none() && guest.error.is_none() {
+        to.find(Finding::warning(
+            subject.as_str(),
+            "no worker serves it now",
+            "its accesses to its devices wait",
+            "one is started in a moment; else journalctl -u xen-virtiod says what keeps it from being started",
+        ));
+    }
+    for closing in &guest.closing {
+        to.find(Finding::warning(
+            format!("{subject}, {}", closing.key),
+            "is being taken away, when its transfers have ended",
+            "the guest cannot have another one in its place before",
+            "a moment, as a rule; a disk that hangs ends them when it answers again: dmesg",
+        ));
+    }
     if guest.restarts > 0 {
         to.find(Finding::warning(
             subject.as_str(),
@@ -94,8 +113,15 @@ fn judge_device(guest: &str, entry: &EntryReport, to: &mut Diagnosis) {
         let Advice { why, remedy } = Advice::on(hint);
         to.find(Finding::fault(subject.as_str(), hint, why, remedy));
     }
-    if let Some(device) = &entry.device {
-        judge_driver(&subject, entry, device, to);
+    match &entry.device {
+        Some(device) => judge_driver(&subject, entry, device, to),
+        None if to.findings.len() == before => to.find(Finding::warning(
+            subject.as_str(),
+            format_args!("{}: its worker has not said how it is", entry.state()),
+            "the guest may wait for it",
+            "look again; if that stays, journalctl -u xen-virtiod, and dmesg for a disk that hangs",
+        )),
+        None => {}
     }
     if to.findings.len() == before {
         to.fine(subject, state(entry));
@@ -104,25 +130,26 @@ fn judge_device(guest: &str, entry: &EntryReport, to: &mut Diagnosis) {
 
 fn judge_driver(subject: &str, entry: &EntryReport, device: &DeviceReport, to: &mut Diagnosis) {
     if let Some(failure) = &device.failure {
-        let Advice { why: _, remedy } = Advice::on(failure);
+        let Advice { why: _, remedy } = Advice::on_worker(failure);
         to.find(Finding::fault(
             subject,
-            format_args!("needs a reset: {failure}"),
+            format_args!("needs a reset; its worker says: {failure}"),
             "the guest's driver did what the specification forbids, or what Xen refused; the device does nothing until it is reset",
             remedy,
         ));
     }
     if let Some(misstep) = &device.misstep {
-        let Advice { why: _, remedy } = Advice::on(misstep);
+        let Advice { why: _, remedy } = Advice::on_worker(misstep);
         to.find(Finding::warning(
             subject,
-            misstep,
+            format_args!("its worker says: {misstep}"),
             "it kept the guest's driver from getting on",
             remedy,
         ));
     }
     if let Some(warning) = &device.warning {
-        let Advice { why, remedy } = Advice::on(warning);
+        let Advice { why, remedy } = Advice::on_worker(warning);
+        let warning = format_args!("its worker says: {warning}");
         to.find(Finding::warning(subject, warning, why, remedy));
     }
     if device.refused_addresses > 0 {
@@ -134,6 +161,14 @@ fn judge_driver(subject: &str, entry: &EntryReport, device: &DeviceReport, to: &
             ),
             "its driver has named memory that it has not granted, or that it has not",
             "dmesg in the guest; a kernel with CONFIG_XEN_VIRTIO, or grant_usage=0",
+        ));
+    }
+    if device.status & config::VIRTIO_CONFIG_S_FAILED != 0 {
+        to.find(Finding::fault(
+            subject,
+            "the guest's driver has given it up (status bit FAILED)",
+            "the guest does without the device until its driver is bound again",
+            "dmesg in the guest says why",
         ));
     }
     let has_no_driver = device.status == 0 && !entry.is_slot() && entry.hint.is_none();
@@ -163,12 +198,18 @@ fn state(entry: &EntryReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ctl::report::ClosingReport;
     use crate::doctor::Severity;
     use crate::toolstack::libxl::{EntryForm, EntryKey};
 
     const KEY: EntryKey = EntryKey {
         form: EntryForm::Disk,
         devid: 51712,
+    };
+
+    const OTHER: EntryKey = EntryKey {
+        form: EntryForm::Virtio,
+        devid: 1,
     };
 
     fn report(change: impl FnOnce(&mut GuestReport)) -> Report {
@@ -232,7 +273,7 @@ mod tests {
     fn what_is_wrong_with_a_device_is_found_at_its_guest() {
         let device = "guest ivi (3), virtio_disk/51712";
         type Change = fn(&mut GuestReport);
-        let cases: [(Change, Severity, &str, &str); 8] = [
+        let cases: [(Change, Severity, &str, &str); 12] = [
             (
                 |guest| guest.error = Some("no memory".into()),
                 Severity::Fault,
@@ -261,7 +302,7 @@ mod tests {
                 |guest| of(guest).failure = Some("a loop".into()),
                 Severity::Fault,
                 device,
-                "needs a reset: a loop",
+                "needs a reset; its worker says: a loop",
             ),
             (
                 |guest| of(guest).warning = Some("its back-end is away".into()),
@@ -274,6 +315,35 @@ mod tests {
                 Severity::Warning,
                 device,
                 "4 addresses",
+            ),
+            (
+                |guest| of(guest).status = 0x8f,
+                Severity::Fault,
+                device,
+                "given it up",
+            ),
+            (
+                |guest| guest.devices[0].device = None,
+                Severity::Warning,
+                device,
+                "served: its worker has not said",
+            ),
+            (
+                |guest| guest.worker = None,
+                Severity::Warning,
+                "guest ivi (3)",
+                "no worker serves it",
+            ),
+            (
+                |guest| {
+                    guest.closing.push(ClosingReport {
+                        key: OTHER,
+                        base: None,
+                    })
+                },
+                Severity::Warning,
+                "guest ivi (3), virtio/1",
+                "being taken away",
             ),
             (
                 |guest| of(guest).status = 0,

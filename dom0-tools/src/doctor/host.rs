@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use xen_virtio_backend::try_ring;
 use xen_virtio_transport::xen::ioreq_servers_exist;
 
 /// The file of a kernel's options, as far as it is read.
@@ -41,6 +42,8 @@ pub(super) struct Host {
     pub(super) service: Service,
     /// What keeps a file of the configuration from being used.
     pub(super) configuration: Vec<String>,
+    /// Files among those of guests that are none.
+    pub(super) strangers: Vec<String>,
     /// Files of the configuration that others than root may write.
     pub(super) open_files: Vec<OpenFile>,
     /// Bytes that are free where the state of guests is kept.
@@ -113,13 +116,14 @@ pub(super) struct OpenFile {
 }
 
 impl Host {
-    pub(super) fn look() -> Self {
+    /// `guests` are those that the service has: what is theirs is nothing that is left.
+    pub(super) fn look(guests: &[u16]) -> Self {
         let xen = xen_version().map(|(major, minor)| XenVersion {
             major,
             minor,
             patch: patch_level(&read("/sys/hypervisor/version/extra")),
         });
-        let living = Living::ask();
+        let living = Living::ask(guests);
         Self {
             ioreq_servers: ioreq_servers(),
             nodes: NODES
@@ -135,6 +139,7 @@ impl Host {
             xl: Xl::find(xen),
             service: Service::look(),
             configuration: configuration(),
+            strangers: GuestFiles::new(guest_file::DIRECTORY.as_ref()).strangers(),
             open_files: open_files(),
             state_room: statvfs(state_files::DIRECTORY)
                 .ok()
@@ -180,12 +185,19 @@ impl Kernel {
             options: options(&release),
             has_seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
             has_network_namespaces: Path::new("/proc/self/ns/net").exists(),
-            io_uring: io_uring::IoUring::new(1)
-                .map(drop)
-                .map_err(|error| error.to_string()),
+            io_uring: io_uring(),
             release,
         }
     }
+}
+
+/// Workers make their rings without privilege, which is forbidden before it is to root.
+fn io_uring() -> Result<(), String> {
+    let disabled = read("/proc/sys/kernel/io_uring_disabled");
+    if !matches!(disabled.as_str(), "" | "0") {
+        return Err(format!("kernel.io_uring_disabled is {disabled}"));
+    }
+    try_ring().map_err(|error| error.to_string())
 }
 
 /// The options of the running kernel.
@@ -211,32 +223,37 @@ fn options_in(text: &str) -> BTreeSet<String> {
 }
 
 /// Who knows which guests there are.
-struct Living(XenStore);
+struct Living<'a> {
+    store: XenStore,
+    /// Those that the service has.
+    served: &'a [u16],
+}
 
-impl Living {
-    fn ask() -> Result<Self, XenStoreError> {
-        XenStore::connect().map(Self)
+impl<'a> Living<'a> {
+    fn ask(served: &'a [u16]) -> Result<Self, XenStoreError> {
+        let store = XenStore::connect()?;
+        Ok(Self { store, served })
     }
 
     /// Whether there is a guest of this domid.
     fn has(&mut self, domid: u16) -> Result<bool, XenStoreError> {
-        self.0.is_introduced(domid)
+        Ok(self.served.contains(&domid) || self.store.is_introduced(domid)?)
     }
 }
 
 impl Leftovers {
-    fn find(living: &mut Living) -> Result<Self, XenStoreError> {
+    fn find(living: &mut Living<'_>) -> Result<Self, XenStoreError> {
         let mut leftovers = Self::default();
         for form in EntryForm::ALL {
             let directory = format!("/local/domain/0/backend/{}", form.directory());
-            for name in living.0.directory(&directory)? {
+            for name in living.store.directory(&directory)? {
                 let path = format!("{directory}/{name}");
                 let lives = match name.parse() {
                     Ok(domid) => living.has(domid)?,
                     Err(_) => false,
                 };
                 // An empty one is what libxl leaves of every guest.
-                if !lives && !living.0.directory(&path)?.is_empty() {
+                if !lives && !living.store.directory(&path)?.is_empty() {
                     leftovers.nodes.push(path);
                 }
             }
@@ -337,11 +354,6 @@ fn configuration() -> Vec<String> {
             wrong.push(format!("{:#}", anyhow::Error::from(error)));
         }
     }
-    let strangers = files.strangers().into_iter();
-    wrong.extend(strangers.map(|name| {
-        let directory = guest_file::DIRECTORY;
-        format!("{directory}/{name} is no file of a guest's: its name does not end in .toml")
-    }));
     wrong
 }
 
@@ -357,7 +369,8 @@ fn open_files() -> Vec<OpenFile> {
     let open = paths.into_iter().filter_map(|path| {
         let status = fs::metadata(&path).ok()?;
         let (owner, mode) = (status.uid(), status.mode() & 0o7777);
-        let is_open = owner != 0 || mode & 0o022 != 0;
+        let writers = if status.gid() == 0 { 0o002 } else { 0o022 };
+        let is_open = owner != 0 || mode & writers != 0;
         is_open.then_some(OpenFile { path, owner, mode })
     });
     open.collect()

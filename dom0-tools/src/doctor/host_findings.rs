@@ -2,7 +2,9 @@
 
 use super::findings::{Diagnosis, Finding};
 use super::host::{Host, Kernel, Leftovers, Node, OpenFile, Service, Unit, XenVersion, Xl};
+use crate::ctl::control::ControlError;
 use crate::ctl::xl_config::of_xl;
+use crate::toolstack::guest_file;
 
 /// A door of the kernel to Xen.
 pub(super) struct DeviceNode {
@@ -68,13 +70,13 @@ impl XenVersion {
     }
 }
 
-/// Nothing else can be seen by anyone else.
-pub(super) fn not_root() -> Finding {
+/// The service listens, and does not answer.
+pub(super) fn service_is_silent(error: &ControlError) -> Finding {
     Finding::fault(
-        "permissions",
-        "you are not root",
-        "only root may look at xenstore, at Xen's devices and at the service",
-        "sudo xen-virtioctl doctor",
+        "service",
+        error,
+        "nothing can be said of the guests, and none is given a device",
+        "systemctl restart xen-virtiod: guests go on; if it hangs again, dmesg for a disk or an interface that does",
     )
 }
 
@@ -329,7 +331,14 @@ fn judge_xl(xl: Option<&Xl>, xen: Option<XenVersion>, to: &mut Diagnosis) {
             "a toolstack goes with its own Xen only: xl create fails",
             format_args!("install the tools of Xen {}.{}", xen.0, xen.1),
         ));
-    } else if let Some(old) = version.or(xen).and_then(of_xl) {
+    } else if version.is_none() {
+        to.find(Finding::warning(
+            "xl",
+            format_args!("the version of {path} cannot be told"),
+            "xl of another Xen than the one that runs does not create guests; one before 4.19 has not all words for their devices",
+            "xl info, whose xen_version must be that of the tools",
+        ));
+    } else if let Some(old) = version.and_then(of_xl) {
         to.find(Finding::warning(
             "xl",
             old,
@@ -414,15 +423,27 @@ fn judge_configuration(host: &Host, to: &mut Diagnosis) {
             "mend the file; xen-virtioctl check shows what is wrong with it",
         ));
     }
+    for name in &host.strangers {
+        to.find(Finding::warning(
+            "configuration",
+            format_args!(
+                "{}/{name} is no file of a guest's: its name does not end in .toml",
+                guest_file::DIRECTORY
+            ),
+            "no guest has its devices",
+            "mv it to GUEST.toml, or elsewhere",
+        ));
+    }
     for OpenFile { path, owner, mode } in &host.open_files {
-        let path = path.display();
         to.find(Finding::fault(
             "permissions",
             format_args!(
-                "{path} may be written by others than root (owner {owner}, mode {mode:o})"
+                "{} may be written by others than root (owner {owner}, mode {mode:o})",
+                path.display()
             ),
             "whoever writes it has root's service open any file, and start any program, of dom0's",
-            format_args!("chown root {path} && chmod go-w {path}"),
+            // For a shell to take as it stands.
+            format_args!("chown root:root {path:?} && chmod go-w {path:?}"),
         ));
     }
     if host.configuration.is_empty() && host.open_files.is_empty() {
@@ -458,6 +479,7 @@ mod tests {
                 unit: Some(unit("loaded", "active", 7)),
             },
             configuration: Vec::new(),
+            strangers: Vec::new(),
             open_files: Vec::new(),
             state_room: Some(1 << 30),
         }
@@ -494,7 +516,7 @@ mod tests {
     #[test]
     fn each_fault_is_found_alone_with_its_remedy() {
         type Break = fn(&mut Host);
-        let cases: [(Break, Severity, &str, &str); 28] = [
+        let cases: [(Break, Severity, &str, &str); 30] = [
             (
                 |host| host.xen = None,
                 Warning,
@@ -649,6 +671,18 @@ mod tests {
                 "start xen-virtiod",
             ),
             (
+                |host| host.strangers.push("README".into()),
+                Warning,
+                "configuration",
+                "GUEST.toml",
+            ),
+            (
+                |host| host.xl.as_mut().unwrap().version = None,
+                Warning,
+                "xl",
+                "xl info",
+            ),
+            (
                 |host| host.configuration.push("line 1".into()),
                 Fault,
                 "configuration",
@@ -664,7 +698,7 @@ mod tests {
                 },
                 Fault,
                 "permissions",
-                "chmod go-w /c",
+                "chmod go-w \"/c\"",
             ),
             (
                 |host| host.state_room = Some(4096),

@@ -9,7 +9,51 @@ pub(super) struct Advice {
 }
 
 /// What is in a text, and what follows from it: of two that are, the first.
-const TABLE: &[(&str, Advice)] = &[
+type Table = [(&'static str, Advice)];
+
+/// Of what a worker says, which its guest may have taken over: nothing that anybody else could be harmed by.
+const OF_WORKERS: &Table = &[
+    (
+        "a transfer of the disk failed for want of something in dom0: No space left on device",
+        Advice {
+            why: "the guest's writes wait until there is room; nothing is lost meanwhile",
+            remedy: "make room in the file system of the image (df), which is found by itself; so that it does not happen again: \
+                     fallocate -l SIZE IMAGE",
+        },
+    ),
+    (
+        "waits for dom0 since",
+        Advice {
+            why: "the guest's requests wait; nothing is lost",
+            remedy: "it goes on by itself when dom0 has what it lacks: free -m, df, dmesg",
+        },
+    ),
+    (
+        "its back-end is away",
+        Advice {
+            why: "the guest's requests wait for it",
+            remedy: "start the back-end at the socket that is named; journalctl -u xen-virtiod has the last lines of a program of exec",
+        },
+    ),
+    (
+        "cannot be mapped",
+        Advice {
+            why: "the device does nothing until the guest's driver resets it",
+            remedy: "dmesg in the guest; if its kernel has pages of 64 KiB (getconf PAGESIZE there), it grants wrong frames: grant_usage=0, or \
+                     CONFIG_ARM64_4K_PAGES=y in it",
+        },
+    ),
+];
+
+/// Of what the service says.
+const OF_SERVICE: &Table = &[
+    (
+        "has dom0's kernel CONFIG_",
+        Advice {
+            why: "the device is not served",
+            remedy: "modprobe the module of the option that is named, or build dom0's kernel with it",
+        },
+    ),
     (
         "is in use, and one of its users writes it",
         Advice {
@@ -47,21 +91,6 @@ const TABLE: &[(&str, Advice)] = &[
         },
     ),
     (
-        "No space left on device",
-        Advice {
-            why: "the guest's writes wait until there is room; nothing is lost meanwhile",
-            remedy: "make room in the file system of the image (df), which is found by itself; so that it does not happen again: \
-                     fallocate -l SIZE IMAGE",
-        },
-    ),
-    (
-        "waits for dom0 since",
-        Advice {
-            why: "the guest's requests wait; nothing is lost",
-            remedy: "it goes on by itself when dom0 has what it lacks: free -m, df, dmesg",
-        },
-    ),
-    (
         "bytes allocated; the guest waits once",
         Advice {
             why: "dom0's file system may be full before the guest's disk is",
@@ -69,24 +98,10 @@ const TABLE: &[(&str, Advice)] = &[
         },
     ),
     (
-        "its back-end is away",
-        Advice {
-            why: "the guest's requests wait for it",
-            remedy: "start the back-end at the socket that is named; journalctl -u xen-virtiod has the last lines of a program of exec",
-        },
-    ),
-    (
         "no back-end is at",
         Advice {
             why: "the guest's requests wait for it",
             remedy: "start the back-end at the socket that is named; journalctl -u xen-virtiod has the last lines of a program of exec",
-        },
-    ),
-    (
-        "cannot be mapped",
-        Advice {
-            why: "the device does nothing until the guest's driver resets it",
-            remedy: "a guest's kernel with 64 KiB pages grants wrong frames: grant_usage=0, or CONFIG_ARM64_4K_PAGES=y in it",
         },
     ),
     (
@@ -105,7 +120,14 @@ const TABLE: &[(&str, Advice)] = &[
         },
     ),
     (
-        "No such file or directory",
+        "cannot be opened for reading and writing: No such file or directory",
+        Advice {
+            why: "the device is not served, and xl gives the guest up",
+            remedy: "make the file or block device that is named, or mend its path in the guest's file",
+        },
+    ),
+    (
+        "cannot be opened for reading: No such file or directory",
         Advice {
             why: "the device is not served, and xl gives the guest up",
             remedy: "make the file or block device that is named, or mend its path in the guest's file",
@@ -176,11 +198,20 @@ const OTHER: Advice = Advice {
 };
 
 impl Advice {
-    /// What follows from `text`.
+    /// What follows from `text`, of the service or of an xl file.
     pub(super) fn on(text: &str) -> Self {
-        let found = TABLE.iter().find(|(part, _)| text.contains(part));
-        found.map_or(OTHER, |(_, advice)| *advice)
+        found(OF_SERVICE, text).unwrap_or_else(|| Self::on_worker(text))
     }
+
+    /// What follows from `text`, of a worker.
+    pub(super) fn on_worker(text: &str) -> Self {
+        found(OF_WORKERS, text).unwrap_or(OTHER)
+    }
+}
+
+fn found(table: &Table, text: &str) -> Option<Advice> {
+    let found = table.iter().find(|(part, _)| text.contains(part));
+    found.map(|(_, advice)| *advice)
 }
 
 #[cfg(test)]
@@ -195,8 +226,14 @@ mod tests {
         let error = format!("{:#}", anyhow::Error::from(error));
         let advice = Advice::on(&error);
         assert!(advice.remedy.starts_with("make the file"), "{error}");
-        let full = "waits for dom0 since 3 s: writing: No space left on device (os error 28)";
-        assert!(Advice::on(full).remedy.contains("fallocate"));
+        let full = "waits for dom0 since 3 s: a transfer of the disk failed for want of something in dom0: No space left on \
+                    device (os error 28)";
+        assert!(Advice::on_worker(full).remedy.contains("fallocate"));
+        let tap = "opening /dev/net/tun (has dom0's kernel CONFIG_TUN?): No such file or directory (os error 2)";
+        assert!(Advice::on(tap).remedy.contains("modprobe"));
+        // A worker that its guest has taken over does not have others destroyed.
+        let lie = "disk /x: is in use, and one of its users writes it";
+        assert_eq!(Advice::on_worker(lie), OTHER);
         assert_eq!(Advice::on("something new"), OTHER);
     }
 }

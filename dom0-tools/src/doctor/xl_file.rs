@@ -125,8 +125,14 @@ fn judge_kernel(path: &Path, devices: &[Planned], to: &mut Diagnosis) {
             "build the guest's kernel with CONFIG_VIRTIO_MMIO=y, or see that virtio_mmio is in its initramfs",
         ));
     }
-    if is_fine {
-        to.fine(SUBJECT, format_args!("{path} has what its devices need"));
+    if is_fine && !devices.is_empty() {
+        let grants = granting.map_or("", |_| ", grants");
+        to.fine(
+            SUBJECT,
+            format_args!(
+                "{path} has virtio-mmio{grants}; the drivers of its devices are not looked for"
+            ),
+        );
     }
 }
 

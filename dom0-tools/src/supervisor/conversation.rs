@@ -7,6 +7,12 @@ use crate::text::without_controls;
 use crate::toolstack::libxl::EntryKey;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use xen_virtio_backend::LATENCY_BUCKETS;
+use xen_virtio_transport::DeviceReport;
+
+/// What a worker counts of a device, under how long names; the most that any device of ours has is half of that.
+const MAX_COUNTERS: usize = 64;
+const MAX_COUNTER_NAME: usize = 64;
 
 /// Characters of a worker's own words that are worth reading.
 const MAX_TEXT: usize = 500;
@@ -150,16 +156,24 @@ fn readable(message: FromWorker) -> FromWorker {
                     *text = text.as_deref().map(on_a_line);
                 }
                 for counters in [&mut device.traps_by_register, &mut device.metrics] {
-                    *counters = std::mem::take(counters)
-                        .into_iter()
-                        .map(|(name, count)| (on_a_line(&name), count))
-                        .collect();
+                    counters.retain(|name, _| is_counter(name));
+                    while counters.len() > MAX_COUNTERS {
+                        counters.pop_last();
+                    }
                 }
+                device.latency.counts.truncate(LATENCY_BUCKETS);
+                device.running_queues.truncate(DeviceReport::SHOWN_QUEUES);
             }
             FromWorker::Report { server, devices }
         }
         other => other,
     }
+}
+
+/// Whether it can be a counter's name, or a register's: each is a series of its own for whoever monitors the service.
+fn is_counter(name: &str) -> bool {
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    (1..=MAX_COUNTER_NAME).contains(&name.len()) && name.chars().all(is_usual)
 }
 
 /// The beginning of `text`, without what a terminal would obey.
@@ -179,7 +193,7 @@ mod tests {
     use crate::ipc::WorkerEnd;
     use crate::toolstack::libxl::EntryForm;
     use crate::worker::event_loop::EventLoopReport;
-    use xen_virtio_transport::DeviceReport;
+    use xen_virtio_transport::{LatencyReport, QueueReport};
 
     const KEY: EntryKey = EntryKey {
         form: EntryForm::Disk,
@@ -290,8 +304,13 @@ mod tests {
         let lie = format!("\u{1b}[2Jwell\nguest 7: fine{}", "x".repeat(2 * MAX_TEXT));
         let device = DeviceReport {
             failure: Some(lie.clone()),
-            traps_by_register: [(lie.clone(), 7)].into(),
-            metrics: [(lie.clone(), 7)].into(),
+            traps_by_register: [(lie.clone(), 7), ("Status".to_owned(), 1)].into(),
+            metrics: (0..200).map(|n| (format!("count_{n}"), n)).collect(),
+            latency: LatencyReport {
+                counts: vec![1; 100],
+                total_ns: 0,
+            },
+            running_queues: vec![QueueReport::default(); 20],
             ..DeviceReport::default()
         };
         let report = FromWorker::Report {
@@ -314,10 +333,12 @@ mod tests {
             let text = match conversation.receive().unwrap() {
                 Some(FromWorker::Report { mut devices, .. }) => {
                     let device = devices.remove(0).1;
-                    [device.traps_by_register, device.metrics]
-                        .map(|counters| counters.into_keys().next().unwrap())
-                        .concat()
-                        + &device.failure.unwrap()
+                    let registers: Vec<_> = device.traps_by_register.into_keys().collect();
+                    assert_eq!(registers, ["Status"]);
+                    assert_eq!(device.metrics.len(), MAX_COUNTERS);
+                    assert_eq!(device.latency.counts.len(), LATENCY_BUCKETS);
+                    assert_eq!(device.running_queues.len(), DeviceReport::SHOWN_QUEUES);
+                    device.failure.unwrap()
                 }
                 Some(FromWorker::AttachFailed { error, .. } | FromWorker::Failed { error }) => {
                     error

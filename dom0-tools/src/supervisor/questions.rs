@@ -3,7 +3,7 @@
 use super::guest::{Guest, WorkerContext};
 use super::{REPORT_LIMIT, Supervisor};
 use crate::ctl::control::AttachedAt;
-use crate::ctl::report::Report;
+use crate::ctl::report::{Report, which};
 use crate::ctl::xl_config::OwnLine;
 use crate::devices::Order;
 use mio::Token;
@@ -74,7 +74,7 @@ impl Supervisor {
     ) -> Result<T, String> {
         let (guests, mut context) = self.parts();
         let names = guests.iter().map(|(domid, other)| (*domid, other.name()));
-        let domid = find(names, guest)?;
+        let domid = which(names, guest)?;
         let found = guests.get_mut(&domid).expect("it was found");
         let named = format!("guest {} ({domid})", found.name());
         let result = ask(found, &named, &mut context);
@@ -119,42 +119,5 @@ impl Supervisor {
             self.clients
                 .answer(client, answer.clone(), self.poll.registry());
         }
-    }
-}
-
-/// Which of the guests of these numbers and names is `wanted`. A guest may have chosen its name (init-dom0less), which may be a
-/// number, or another one's name: a number goes first.
-fn find<'a>(names: impl Iterator<Item = (u16, &'a str)>, wanted: &str) -> Result<u16, String> {
-    let number = wanted.parse().ok();
-    let mut named = Vec::new();
-    for (domid, name) in names {
-        if Some(domid) == number {
-            return Ok(domid);
-        }
-        if name == wanted {
-            named.push(domid);
-        }
-    }
-    match named[..] {
-        [domid] => Ok(domid),
-        [] => Err(format!("there is no guest {wanted} with a virtio device")),
-        _ => Err(format!(
-            "the guests {named:?} are all named {wanted}: give the number of one"
-        )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_goes_by_its_number_and_else_by_a_name_that_no_other_has() {
-        let guests = [(3, "ivi"), (4, "3"), (5, "web"), (6, "web"), (7, "9")];
-        let find = |wanted| find(guests.into_iter(), wanted);
-        assert_eq!([find("ivi"), find("3"), find("9")], [Ok(3), Ok(3), Ok(7)]);
-        assert_eq!(find("6"), Ok(6));
-        assert!(find("web").unwrap_err().contains("[5, 6]"));
-        assert!(find("cluster").unwrap_err().contains("no guest cluster"));
     }
 }

@@ -203,7 +203,7 @@ fn run(command: Command) -> Result<(String, ExitCode)> {
             }
         }
         Command::Doctor { json, about } => {
-            let diagnosis = doctor::diagnose(About::new(about.as_deref()));
+            let diagnosis = doctor::diagnose(About::new(about.as_deref()))?;
             status = diagnosis.exit_status().into();
             Ok(if json {
                 serde_json::to_string_pretty(&diagnosis)? + "\n"

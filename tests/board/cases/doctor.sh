@@ -53,14 +53,14 @@ without /dev/xen/gntdev finds fault gntdev 'not there' 'CONFIG_XEN_GNTDEV'
 without /dev/xen/privcmd finds fault privcmd 'not there' 'CONFIG_XEN_PRIVCMD'
 without /dev/xen/evtchn finds fault evtchn 'not there' 'CONFIG_XEN_DEV_EVTCHN'
 echo 2 >/proc/sys/kernel/io_uring_disabled
-finds warning io_uring 'no ring' 'io_uring_disabled=0'
+finds warning io_uring 'io_uring_disabled is 2' 'io_uring_disabled=0'
 echo 0 >/proc/sys/kernel/io_uring_disabled
 LOOK=(unshare -m bash -c 'mount --make-rprivate / && mount -t tmpfs none /run/xenstored && mount --bind /dev/null /dev/xen/xenbus && "$@"' -)
 finds fault xenstored 'xenstored' 'start xenstored'
 LOOK=(unshare -m bash -c 'mount --make-rprivate / && mount -t tmpfs -o size=64k none /run/xen-virtiod && "$@"' -)
 finds fault state 'bytes left' 'remount'
-LOOK=(setpriv --reuid 1000 --regid 1000 --clear-groups)
-finds fault permissions 'not root' sudo
+setpriv --reuid 1000 --regid 1000 --clear-groups xen-virtioctl doctor >/tmp/doctor 2>&1 && fail "doctor ends well for somebody who is not root"
+grep -q 'only root.*sudo' /tmp/doctor || fail "doctor does not say who may look: $(cat /tmp/doctor)"
 LOOK=(env PATH=/payload/bin:/usr/bin)
 finds warning xl 'no xl in PATH' 'tools'
 LOOK=()
@@ -95,7 +95,10 @@ change 'GUEST=' 'root=/dev/xvda GUEST='
 finds warning /tmp/changed.cfg 'root=/dev/xvda' 'root=' /tmp/changed.cfg
 
 # Guests.
-finds fault 'guest nobody' 'knows no guest' 'xl list' nobody
+finds fault 'guest nobody' 'no guest nobody' 'xl list' nobody
+kill -STOP $DAEMON
+finds fault service 'does not answer' 'systemctl restart' nobody
+kill -CONT $DAEMON
 create g
 said g 'verifying:' >/dev/null
 make_disk /tmp/mounted.img 16

@@ -31,7 +31,10 @@ pub struct DeviceReport {
     /// How long requests have taken, of which a few are timed.
     #[serde(default)]
     pub latency: LatencyReport,
-    /// The queues that run as far as the driver knows.
+    /// Requests that are with the device.
+    #[serde(default)]
+    pub under_way: u64,
+    /// The queues that run as far as the driver knows, the first [`DeviceReport::SHOWN_QUEUES`] of them.
     #[serde(default)]
     pub running_queues: Vec<QueueReport>,
     /// What a device of its kind counts besides, by name ([`Device::metrics`](xen_virtio_backend::Device::metrics)).
@@ -47,6 +50,16 @@ pub struct DeviceReport {
     pub warning: Option<String>,
 }
 
+impl DeviceReport {
+    /// The most queues that are shown: the reports of all devices of a guest are one message.
+    pub const SHOWN_QUEUES: usize = 8;
+
+    /// Pages of the guest that are mapped.
+    pub fn mapped(&self) -> u64 {
+        self.grants_mapped.saturating_add(self.frames_mapped)
+    }
+}
+
 /// The requests that were timed. Of a power of two of them, counts are the requests that took up to 1, 2, 4 … µs; the last is of all
 /// that took longer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +73,14 @@ pub struct LatencyReport {
 impl LatencyReport {
     /// How many there are.
     pub fn timed(&self) -> u64 {
-        self.counts.iter().sum()
+        let counts = self.counts.iter();
+        counts.fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// The µs that requests counted at `place` have not exceeded.
+    pub fn bound_us(place: usize) -> u64 {
+        let bits = u32::try_from(place).unwrap_or(u32::MAX);
+        1_u64.checked_shl(bits).unwrap_or(u64::MAX)
     }
 
     /// The µs that `share` of the requests, from 0 to 1, have not exceeded: the bound of their count. None if none was timed, or
@@ -72,7 +92,7 @@ impl LatencyReport {
         for (place, count) in self.counts[..bounds].iter().enumerate() {
             rest -= *count as f64;
             if rest <= 0.0 && timed > 0 {
-                return Some(1 << place);
+                return Some(Self::bound_us(place));
             }
         }
         None
@@ -90,11 +110,11 @@ pub struct QueueReport {
     pub available: u64,
     pub used: u64,
     /// Requests that the device has taken and not given back.
-    pub under_way: usize,
+    pub under_way: u64,
 }
 
 impl QueueReport {
-    pub(super) fn of((index, setup, under_way): (QueueIndex, QueueSetup, usize)) -> Self {
+    pub(super) fn of((index, setup, under_way): (QueueIndex, QueueSetup, u64)) -> Self {
         let layout = setup.layout;
         Self {
             index: index.get(),
