@@ -4,6 +4,7 @@ pub mod check;
 pub mod control;
 pub mod create;
 pub mod events;
+pub mod inspect;
 pub mod report;
 pub mod slots;
 pub mod stats;

@@ -1,8 +1,9 @@
 //! What `xen-virtioctl stats` shows: what a request costs.
 
+use crate::ctl::inspect::latency;
 use crate::ctl::report::{EntryReport, GuestReport, Report, write_table};
 use std::fmt::{self, Display, Formatter};
-use xen_virtio_transport::DeviceReport;
+use xen_virtio_transport::{DeviceReport, LatencyReport};
 
 /// The counts of a [`Report`], each divided by the device's requests.
 pub struct Stats<'a>(pub &'a Report);
@@ -107,8 +108,24 @@ fn write_guest(f: &mut Formatter<'_>, guest: &GuestReport) -> fmt::Result {
             .map(|(register, count)| format!("{register} {count}"))
             .collect();
         writeln!(f, "{} traps: {}", entry.key, traps.join(", "))?;
+        if let Some(latency) = latency(&device.latency) {
+            writeln!(f, "{} latency: {latency}", entry.key)?;
+            writeln!(f, "{} µs: {}", entry.key, histogram(&device.latency))?;
+        }
     }
     Ok(())
+}
+
+/// How many requests took up to so many µs, and longer than half of that.
+fn histogram(latency: &LatencyReport) -> String {
+    let last = latency.counts.len() - 1;
+    let counts = latency.counts.iter().enumerate();
+    let there = counts.filter(|(_, count)| **count > 0);
+    let shown = there.map(|(place, count)| match place == last {
+        true => format!("more: {count}"),
+        false => format!("{}: {count}", LatencyReport::bound_us(place)),
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -123,6 +140,10 @@ mod tests {
             kicks: 5,
             copy_batches: 40,
             metrics: [("copy_in_ns".to_owned(), 100_000)].into(),
+            latency: LatencyReport {
+                counts: vec![0, 8, 0, 2],
+                total_ns: 0,
+            },
             traps_by_register: [("QueueNotify".to_owned(), 5)].into(),
             ..DeviceReport::default()
         };
@@ -170,6 +191,8 @@ mod tests {
             "5.0 / - / -",
             "0.500 sleeps, 3.500 system calls, 50.0 µs of processor time, 1.0 µs",
             "virtio_disk/51712 traps: QueueNotify 5",
+            "virtio_disk/51712 latency: half within 2, 90 % beyond all bounds",
+            "virtio_disk/51712 µs: 2: 8, more: 2",
         ] {
             assert!(text.contains(expected), "{expected}: {text}");
         }

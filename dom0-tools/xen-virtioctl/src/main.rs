@@ -13,6 +13,7 @@ use std::time::Duration;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::created::{self, Created};
 use xen_virtio_dom0_tools::ctl::control::Order;
+use xen_virtio_dom0_tools::ctl::inspect::Inspection;
 use xen_virtio_dom0_tools::ctl::stats::Stats;
 use xen_virtio_dom0_tools::ctl::xl_config::Findings;
 use xen_virtio_dom0_tools::ctl::{check, control, create, events, slots};
@@ -37,6 +38,13 @@ enum Command {
     },
     /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
     Stats,
+    /// Shows all that is known of one device: registers, features, queues, what is under way, counts, times, what is wrong.
+    Inspect {
+        /// The guest's name or domid.
+        guest: String,
+        /// The device, as `list` names it, like virtio_disk/51712.
+        device: String,
+    },
     /// Checks the service's configuration, and the virtio devices of an xl file: to be run before `xl create`.
     /// Warnings alone leave its exit status 0.
     Check {
@@ -190,6 +198,10 @@ fn run(command: Command) -> Result<(String, ExitCode)> {
         Command::Stats => {
             let report = control::list(control::SOCKET_PATH.as_ref())?;
             Ok(Stats(&report).to_string())
+        }
+        Command::Inspect { guest, device } => {
+            let report = control::list(control::SOCKET_PATH.as_ref())?;
+            Ok(Inspection::of(&report, &guest, &device)?.to_string())
         }
         Command::Check { config, file } => {
             let path = config.as_deref().unwrap_or(CONFIG_PATH.as_ref());
