@@ -5,6 +5,7 @@ pub mod control;
 pub mod create;
 pub mod events;
 pub mod inspect;
+pub mod metrics;
 pub mod report;
 pub mod slots;
 pub mod stats;

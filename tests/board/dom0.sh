@@ -114,7 +114,7 @@ create_by_file() {
 # Whether the last of the disks that came with the board's own is that of back-ends, and not another one's tools.
 has_back_ends() {
     local label
-    for label in net-tools fio; do
+    for label in net-tools fio prometheus; do
         [ -b /dev/vdc ] && [ "$(findfs LABEL=$label 2>/dev/null)" != /dev/vdc ] || return 1
     done
 }
@@ -141,6 +141,16 @@ mount_net_tools() {
 }
 # mount_fio: FIO is the disk that fio is on (scripts/board.d/fio.sh), which a guest may have read-only.
 mount_fio() { FIO=$(findfs LABEL=fio 2>/dev/null) || { echo "SKIP: fio could not be fetched"; exit 77; }; }
+# mount_prometheus: Prometheus and promtool (scripts/board.d/prometheus.sh), in a root of their own.
+mount_prometheus() {
+    local disk
+    disk=$(findfs LABEL=prometheus 2>/dev/null) || { echo "SKIP: Prometheus could not be fetched"; exit 77; }
+    mountpoint -q /prometheus && return
+    mkdir -p /prometheus
+    mount -o ro "$disk" /prometheus
+    local dir
+    for dir in dev proc run tmp; do mount --bind /$dir /prometheus/$dir; done
+}
 ip() { chroot /net-tools /usr/sbin/ip "$@"; }
 iperf3() { chroot /net-tools /usr/bin/iperf3 "$@"; }
 # has_debian_kernel: skips the case where Debian's kernel is not in /payload/debian.

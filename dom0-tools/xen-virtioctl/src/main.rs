@@ -2,6 +2,7 @@
 
 mod console;
 mod demo;
+mod metrics;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -38,6 +39,12 @@ enum Command {
     },
     /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
     Stats,
+    /// Tells a monitoring system of guests and devices, as OpenMetrics: prints it, or answers at a socket.
+    Metrics {
+        /// Answer GET /metrics here until this is ended: a path for a Unix socket, or a loopback address like 127.0.0.1:9809.
+        #[arg(long)]
+        listen: Option<String>,
+    },
     /// Shows all that is known of one device: registers, features, queues, what is under way, counts, times, what is wrong.
     Inspect {
         /// The guest's name or domid.
@@ -199,6 +206,10 @@ fn run(command: Command) -> Result<(String, ExitCode)> {
             let report = control::list(control::SOCKET_PATH.as_ref())?;
             Ok(Stats(&report).to_string())
         }
+        Command::Metrics { listen } => match listen {
+            Some(address) => metrics::serve(&address),
+            None => metrics::show(),
+        },
         Command::Inspect { guest, device } => {
             let report = control::list(control::SOCKET_PATH.as_ref())?;
             Ok(Inspection::of(&report, &guest, &device)?.to_string())

@@ -1,0 +1,374 @@
+//! What `xen-virtioctl metrics` says of the service to a monitoring system, as OpenMetrics 1.0.
+
+use crate::ctl::report::{EntryReport, GuestReport, Report};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt;
+use std::sync::Arc;
+use xen_virtio_transport::{DeviceReport, LatencyReport};
+
+/// What an answer in this form is called (OpenMetrics 1.0, "Overall Structure").
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// `report` as OpenMetrics.
+///
+/// # Errors
+///
+/// None but those of a text that cannot be written.
+pub fn encode(report: Report) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("xen_virtio");
+    registry.register_collector(Box::new(Reported(Arc::new(report))));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Reported(Arc<Report>);
+
+type Labels<'a> = Vec<(&'static str, String)>;
+
+/// A number of each device.
+struct OfDevice {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    value: fn(&DeviceReport) -> u64,
+}
+
+const OF_DEVICES: [OfDevice; 12] = [
+    counter(
+        "device_requests",
+        "Requests that were carried out",
+        |device| device.requests,
+    ),
+    counter(
+        "device_request_errors",
+        "Requests that ended with an error",
+        |device| device.request_errors,
+    ),
+    counter("device_traps", "Register accesses of the guest", |device| {
+        device.traps
+    }),
+    counter(
+        "device_kicks",
+        "Notifications of queues among them",
+        |device| device.kicks,
+    ),
+    counter(
+        "device_interrupts",
+        "Interrupts that were raised",
+        |device| device.interrupts,
+    ),
+    counter(
+        "device_copy_calls",
+        "Calls that copied by grant",
+        |device| device.copy_batches,
+    ),
+    counter(
+        "device_copied_bytes",
+        "Bytes that were copied by grant",
+        |device| device.copy_bytes,
+    ),
+    counter(
+        "device_refused_addresses",
+        "Addresses of the guest that were refused",
+        |device| device.refused_addresses,
+    ),
+    counter(
+        "device_refused_accesses",
+        "Register accesses without an effect",
+        |device| device.refused_accesses,
+    ),
+    gauge(
+        "device_mapped_grants",
+        "Granted pages that are mapped",
+        |device| device.grants_mapped,
+    ),
+    gauge(
+        "device_mapped_frames",
+        "Foreign frames that are mapped",
+        |device| device.frames_mapped,
+    ),
+    gauge(
+        "device_requests_under_way",
+        "Requests that the device has taken and not given back",
+        |device| device.under_way,
+    ),
+];
+
+const fn counter(
+    name: &'static str,
+    help: &'static str,
+    value: fn(&DeviceReport) -> u64,
+) -> OfDevice {
+    OfDevice {
+        name,
+        help,
+        kind: MetricType::Counter,
+        value,
+    }
+}
+
+const fn gauge(
+    name: &'static str,
+    help: &'static str,
+    value: fn(&DeviceReport) -> u64,
+) -> OfDevice {
+    OfDevice {
+        name,
+        help,
+        kind: MetricType::Gauge,
+        value,
+    }
+}
+
+impl Collector for Reported {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_guests(&mut encoder)?;
+        let help = "Whether the device is served: 0 if it is not, has failed, or was given up by its driver";
+        let mut family = encoder.encode_descriptor("device_good", help, None, MetricType::Gauge)?;
+        for (guest, entry) in self.entries() {
+            let is_good = entry.is_served();
+            encode_number(
+                &mut family,
+                MetricType::Gauge,
+                &labels(guest, entry),
+                u64::from(is_good),
+            )?;
+        }
+        for OfDevice {
+            name,
+            help,
+            kind,
+            value,
+        } in OF_DEVICES
+        {
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (guest, entry, device) in self.devices() {
+                encode_number(&mut family, kind, &labels(guest, entry), value(device))?;
+            }
+        }
+        let help = "What devices of its kind count besides, by the counter's name";
+        let mut family =
+            encoder.encode_descriptor("device_counts", help, None, MetricType::Counter)?;
+        for (guest, entry, device) in self.devices() {
+            for (name, value) in &device.metrics {
+                let mut labels = labels(guest, entry);
+                labels.push(("counter", name.clone()));
+                encode_number(&mut family, MetricType::Counter, &labels, *value)?;
+            }
+        }
+        self.encode_latencies(&mut encoder)
+    }
+}
+
+impl Reported {
+    fn entries(&self) -> impl Iterator<Item = (&GuestReport, &EntryReport)> {
+        let guests = self.0.guests.iter();
+        guests.flat_map(|guest| guest.devices.iter().map(move |entry| (guest, entry)))
+    }
+
+    /// Those of which their worker has told something.
+    fn devices(&self) -> impl Iterator<Item = (&GuestReport, &EntryReport, &DeviceReport)> {
+        let entries = self.entries();
+        entries.filter_map(|(guest, entry)| Some((guest, entry, entry.device.as_ref()?)))
+    }
+
+    fn encode_guests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let of = |guest: &GuestReport| {
+            vec![
+                ("domid", guest.domid.to_string()),
+                ("guest", guest.name.clone()),
+            ]
+        };
+        let help = "Whether a worker serves the guest";
+        let mut family =
+            encoder.encode_descriptor("guest_served", help, None, MetricType::Gauge)?;
+        for guest in &self.0.guests {
+            let is_served = guest.worker.is_some() && guest.error.is_none();
+            encode_number(
+                &mut family,
+                MetricType::Gauge,
+                &of(guest),
+                u64::from(is_served),
+            )?;
+        }
+        let help = "Workers of the guest that have died";
+        let mut family =
+            encoder.encode_descriptor("worker_restarts", help, None, MetricType::Counter)?;
+        for guest in &self.0.guests {
+            encode_number(&mut family, MetricType::Counter, &of(guest), guest.restarts)?;
+        }
+        let servers = || {
+            self.0
+                .guests
+                .iter()
+                .filter_map(|guest| Some((guest, guest.server.as_ref()?)))
+        };
+        let help = "Processor time of the guest's worker";
+        let mut family = encoder.encode_descriptor(
+            "worker_cpu",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Counter,
+        )?;
+        for (guest, server) in servers() {
+            let seconds = server.cpu_ns as f64 / 1e9;
+            let labels = of(guest);
+            let mut metric = family.encode_family(&labels)?;
+            metric.encode_counter::<Labels<'_>, _, f64>(&seconds, None)?;
+        }
+        let help = "How often the worker had nothing to do, and then something again";
+        let mut family =
+            encoder.encode_descriptor("worker_sleeps", help, None, MetricType::Counter)?;
+        for (guest, server) in servers() {
+            encode_number(&mut family, MetricType::Counter, &of(guest), server.sleeps)?;
+        }
+        let help = "System calls of the worker";
+        let mut family =
+            encoder.encode_descriptor("worker_system_calls", help, None, MetricType::Counter)?;
+        for (guest, server) in servers() {
+            encode_number(
+                &mut family,
+                MetricType::Counter,
+                &of(guest),
+                server.syscalls,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn encode_latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "How long requests were with the device, of which a few are timed";
+        let mut family = encoder.encode_descriptor(
+            "request_latency",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for (guest, entry, device) in self.devices() {
+            let LatencyReport { counts, total_ns } = &device.latency;
+            if counts.is_empty() {
+                continue;
+            }
+            let last = counts.len() - 1;
+            let buckets: Vec<_> = counts
+                .iter()
+                .enumerate()
+                .map(|(place, count)| match place == last {
+                    true => (f64::INFINITY, *count),
+                    false => (LatencyReport::bound_us(place) as f64 / 1e6, *count),
+                })
+                .collect();
+            let labels = labels(guest, entry);
+            let mut metric = family.encode_family(&labels)?;
+            let sum = *total_ns as f64 / 1e9;
+            metric.encode_histogram::<Labels<'_>>(sum, device.latency.timed(), &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn labels(guest: &GuestReport, entry: &EntryReport) -> Labels<'static> {
+    vec![
+        ("domid", guest.domid.to_string()),
+        ("guest", guest.name.clone()),
+        ("device", entry.key.to_string()),
+        ("type", entry.kind_name()),
+    ]
+}
+
+fn encode_number(
+    family: &mut MetricEncoder<'_>,
+    kind: MetricType,
+    labels: &Labels<'_>,
+    value: u64,
+) -> fmt::Result {
+    let mut metric = family.encode_family(labels)?;
+    match kind {
+        MetricType::Counter => metric.encode_counter::<Labels<'_>, _, u64>(&value, None),
+        _ => metric.encode_gauge(&value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::worker::event_loop::EventLoopReport;
+
+    #[test]
+    fn a_guest_and_its_device_are_told_of() {
+        let device = DeviceReport {
+            device_type: 2,
+            requests: 99,
+            grants_mapped: 14,
+            latency: LatencyReport {
+                counts: vec![0, 8, 2, 1],
+                total_ns: 30_000_000,
+            },
+            metrics: [("reads".to_owned(), 90)].into(),
+            failure: Some("a loop".to_owned()),
+            ..DeviceReport::default()
+        };
+        let entry = EntryReport {
+            key: EntryKey {
+                form: EntryForm::Disk,
+                devid: 51712,
+            },
+            device_type: Some(2),
+            base: None,
+            detail: String::new(),
+            error: None,
+            busy: false,
+            served: true,
+            claimed_after_ms: None,
+            hint: None,
+            device: Some(device),
+        };
+        let report = Report {
+            guests: vec![GuestReport {
+                domid: 3,
+                // What a label cannot have as it is.
+                name: "i\"v\ni".to_owned(),
+                worker: Some(7),
+                restarts: 2,
+                error: None,
+                server: Some(EventLoopReport {
+                    cpu_ns: 1_500_000_000,
+                    ..EventLoopReport::default()
+                }),
+                devices: vec![entry],
+                closing: Vec::new(),
+            }],
+            refusals: Vec::new(),
+        };
+        let text = encode(report).unwrap();
+        let guest = r#"domid="3",guest="i\"v\ni""#;
+        let device = format!(r#"{guest},device="virtio_disk/51712",type="blk""#);
+        for expected in [
+            format!("xen_virtio_guest_served{{{guest}}} 1\n"),
+            format!("xen_virtio_worker_restarts_total{{{guest}}} 2\n"),
+            format!("xen_virtio_worker_cpu_seconds_total{{{guest}}} 1.5\n"),
+            format!("xen_virtio_device_good{{{device}}} 0\n"),
+            format!("xen_virtio_device_requests_total{{{device}}} 99\n"),
+            format!("xen_virtio_device_mapped_grants{{{device}}} 14\n"),
+            format!("xen_virtio_device_counts_total{{{device},counter=\"reads\"}} 90\n"),
+            format!("xen_virtio_request_latency_seconds_count{{{device}}} 11\n"),
+            format!("xen_virtio_request_latency_seconds_bucket{{le=\"0.000004\",{device}}} 10\n"),
+            format!("xen_virtio_request_latency_seconds_bucket{{le=\"+Inf\",{device}}} 11\n"),
+        ] {
+            assert!(text.contains(&expected), "{expected}{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn nothing_is_told_of_nobody() {
+        let text = encode(Report::default()).unwrap();
+        assert!(text.ends_with("# EOF\n") && !text.contains('{'), "{text}");
+    }
+}
