@@ -6,6 +6,7 @@ pub mod create;
 pub mod events;
 pub mod inspect;
 pub mod metrics;
+pub mod rates;
 pub mod report;
 pub mod slots;
 pub mod stats;

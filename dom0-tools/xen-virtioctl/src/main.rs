@@ -3,6 +3,7 @@
 mod console;
 mod demo;
 mod metrics;
+mod top;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -39,6 +40,13 @@ enum Command {
     },
     /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
     Stats,
+    /// Shows, live, what the devices of all guests do: requests, bytes, times, traps and interrupts a request, pages, workers. Keys: q
+    /// leaves, s orders, / filters, Enter shows one device.
+    Top {
+        /// Seconds between two looks.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
+        period: u64,
+    },
     /// Tells a monitoring system of guests and devices, as OpenMetrics: prints it, or answers at a socket.
     Metrics {
         /// Answer GET /metrics here until this is ended: a path for a Unix socket, or a loopback address like 127.0.0.1:9809.
@@ -206,6 +214,7 @@ fn run(command: Command) -> Result<(String, ExitCode)> {
             let report = control::list(control::SOCKET_PATH.as_ref())?;
             Ok(Stats(&report).to_string())
         }
+        Command::Top { period } => top::run(Duration::from_secs(period)),
         Command::Metrics { listen } => match listen {
             Some(address) => metrics::serve(&address),
             None => metrics::show(),
