@@ -1,4 +1,5 @@
 # A disk that a guest writes is refused to any other user, by whatever name, in a line that names the first; sharing is said on purpose.
+# Long: doctor has a disk of another guest and one that dom0 has mounted refused; the uses of a disk have tests of their own.
 start_daemon
 fds=$(daemon_fds)
 make_disk /tmp/a.img 16

@@ -1,4 +1,5 @@
 # A guest of virtio alone suspends, as far as all its devices and back, in the middle of a stream; whoever is connected to its sockets then is told.
+# Long: rebind shows resets, virtio-alone the stream and the sockets.
 . ./alone.sh
 alone_begin
 for grants in true false; do
