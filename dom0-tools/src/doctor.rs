@@ -1,6 +1,6 @@
 //! `xen-virtioctl doctor`: what keeps guests from their virtio devices, why that matters, and what to do.
 //!
-//! What is so ([`Host`], [`Report`], an xl file) is gathered apart from what follows from it, which are pure functions.
+//! What is so (of the host, a report, an xl file) is gathered apart from what follows from it, which are pure functions.
 
 mod findings;
 mod guest_kernel;
