@@ -1,27 +1,46 @@
-//! What `xen-virtioctl metrics` says of the service to a monitoring system, as OpenMetrics 1.0.
+//! What `xen-virtioctl metrics` says of the service to a monitoring system, as OpenMetrics or as Prometheus had it before.
 
 use crate::ctl::report::{EntryReport, GuestReport, Report};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, text};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, prometheus_text, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
 use std::sync::Arc;
 use xen_virtio_transport::{DeviceReport, LatencyReport};
 
-/// What an answer in this form is called (OpenMetrics 1.0, "Overall Structure").
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How it is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Prometheus' text format 0.0.4, which other tools read.
+    Prometheus,
+}
 
-/// `report` as OpenMetrics.
+impl Format {
+    /// What an answer in it is called (OpenMetrics 1.0, "Overall Structure").
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// `report` in this format.
 ///
 /// # Errors
 ///
 /// None but those of a text that cannot be written.
-pub fn encode(report: Report) -> Result<String, fmt::Error> {
+pub fn encode(report: Report, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("xen_virtio");
     registry.register_collector(Box::new(Reported(Arc::new(report))));
     let mut text = String::new();
-    text::encode(&mut text, &registry)?;
+    match format {
+        Format::OpenMetrics => text::encode(&mut text, &registry)?,
+        Format::Prometheus => prometheus_text::encode(&mut text, &registry)?,
+    }
     Ok(text)
 }
 
@@ -346,7 +365,7 @@ mod tests {
             }],
             refusals: Vec::new(),
         };
-        let text = encode(report).unwrap();
+        let text = encode(report.clone(), Format::OpenMetrics).unwrap();
         let guest = r#"domid="3",guest="i\"v\ni""#;
         let device = format!(r#"{guest},device="virtio_disk/51712",type="blk""#);
         for expected in [
@@ -364,11 +383,15 @@ mod tests {
             assert!(text.contains(&expected), "{expected}{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        // There a counter is what it is called, and nothing ends it.
+        let text = encode(report, Format::Prometheus).unwrap();
+        let help = "# HELP xen_virtio_worker_restarts_total ";
+        assert!(text.contains(help) && !text.contains("# EOF"), "{text}");
     }
 
     #[test]
     fn nothing_is_told_of_nobody() {
-        let text = encode(Report::default()).unwrap();
+        let text = encode(Report::default(), Format::OpenMetrics).unwrap();
         assert!(text.ends_with("# EOF\n") && !text.contains('{'), "{text}");
     }
 }

@@ -16,6 +16,7 @@ use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::created::{self, Created};
 use xen_virtio_dom0_tools::ctl::control::Order;
 use xen_virtio_dom0_tools::ctl::inspect::Inspection;
+use xen_virtio_dom0_tools::ctl::metrics::Format;
 use xen_virtio_dom0_tools::ctl::stats::Stats;
 use xen_virtio_dom0_tools::ctl::xl_config::Findings;
 use xen_virtio_dom0_tools::ctl::{check, control, create, events, slots};
@@ -47,8 +48,11 @@ enum Command {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
         period: u64,
     },
-    /// Tells a monitoring system of guests and devices, as OpenMetrics: prints it, or answers at a socket.
+    /// Tells a monitoring system of guests and devices: prints it, or answers at a socket.
     Metrics {
+        /// What is printed; at a socket, whoever asks says that.
+        #[arg(long, value_enum, default_value_t = MetricsFormat::Openmetrics, conflicts_with = "listen")]
+        format: MetricsFormat,
         /// Answer GET /metrics here until this is ended: a path for a Unix socket, or a loopback address like 127.0.0.1:9809.
         #[arg(long)]
         listen: Option<String>,
@@ -174,6 +178,12 @@ enum Command {
 const LONGEST: u64 = 86_400;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MetricsFormat {
+    Openmetrics,
+    Prometheus,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LinkState {
     Up,
     Down,
@@ -215,9 +225,12 @@ fn run(command: Command) -> Result<(String, ExitCode)> {
             Ok(Stats(&report).to_string())
         }
         Command::Top { period } => top::run(Duration::from_secs(period)),
-        Command::Metrics { listen } => match listen {
+        Command::Metrics { format, listen } => match listen {
             Some(address) => metrics::serve(&address),
-            None => metrics::show(),
+            None => metrics::show(match format {
+                MetricsFormat::Openmetrics => Format::OpenMetrics,
+                MetricsFormat::Prometheus => Format::Prometheus,
+            }),
         },
         Command::Inspect { guest, device } => {
             let report = control::list(control::SOCKET_PATH.as_ref())?;

@@ -11,7 +11,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use xen_virtio_dom0_tools::ctl::{control, metrics};
+use xen_virtio_dom0_tools::ctl::control;
+use xen_virtio_dom0_tools::ctl::metrics::{Format, encode};
+use xen_virtio_dom0_tools::ctl::report::Report;
 
 /// The longest head of a request.
 const MAX_HEAD: usize = 8 << 10;
@@ -25,25 +27,28 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// The last answer, and when it was given.
 #[derive(Default)]
-struct Last(Option<(Instant, String)>);
+struct Last(Option<(Instant, Report)>);
 
 impl Last {
-    fn show(&mut self, show: impl FnOnce() -> Result<String>) -> Result<String> {
+    fn report(&mut self, ask: impl FnOnce() -> Result<Report>) -> Result<Report> {
         match &self.0 {
-            Some((at, text)) if at.elapsed() < FRESH => Ok(text.clone()),
+            Some((at, report)) if at.elapsed() < FRESH => Ok(report.clone()),
             _ => {
-                let text = show()?;
-                self.0 = Some((Instant::now(), text.clone()));
-                Ok(text)
+                let report = ask()?;
+                self.0 = Some((Instant::now(), report.clone()));
+                Ok(report)
             }
         }
     }
 }
 
 /// All that there is, now.
-pub(crate) fn show() -> Result<String> {
-    let report = control::list(control::SOCKET_PATH.as_ref())?;
-    Ok(metrics::encode(report)?)
+pub(crate) fn show(format: Format) -> Result<String> {
+    Ok(encode(ask()?, format)?)
+}
+
+fn ask() -> Result<Report> {
+    Ok(control::list(control::SOCKET_PATH.as_ref())?)
 }
 
 /// Answers whoever asks at `address`, a path or a loopback address with a port, until this process is ended.
@@ -140,7 +145,7 @@ fn answer(mut client: Client, last: &mut Last) {
     let Some(head) = read_head(&mut client, Instant::now() + LIMIT) else {
         return;
     };
-    let response = respond(&head, || last.show(show));
+    let response = respond(&head, |format| Ok(encode(last.report(ask)?, format)?));
     // The service may have taken longer than that to answer.
     let end = Instant::now() + LIMIT;
     let mut rest = response.as_bytes();
@@ -175,13 +180,14 @@ fn read_head(client: &mut Client, end: Instant) -> Option<String> {
 }
 
 /// The answer to the request `head` (RFC 9112).
-fn respond(head: &str, show: impl FnOnce() -> Result<String>) -> String {
+fn respond(head: &str, show: impl FnOnce(Format) -> Result<String>) -> String {
+    let format = accepted(head);
     let mut words = head.split_whitespace();
     let (method, target) = (words.next(), words.next().unwrap_or_default());
     let path = target.split('?').next();
     let (status, kind, text) = match (method, path) {
-        (Some("GET"), Some("/metrics")) => match show() {
-            Ok(text) => ("200 OK", metrics::CONTENT_TYPE, text),
+        (Some("GET"), Some("/metrics")) => match show(format) {
+            Ok(text) => ("200 OK", format.content_type(), text),
             Err(error) => ("503 Service Unavailable", PLAIN, format!("{error:#}\n")),
         },
         (Some("GET"), _) => ("404 Not Found", PLAIN, "there is /metrics\n".to_owned()),
@@ -191,6 +197,18 @@ fn respond(head: &str, show: impl FnOnce() -> Result<String>) -> String {
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
         text.len()
     )
+}
+
+/// The format that whoever sends the request `head` wants: who does not ask for OpenMetrics may not know it.
+fn accepted(head: &str) -> Format {
+    let mut fields = head.lines().filter_map(|line| line.split_once(':'));
+    let wants = fields.any(|(name, value)| {
+        name.eq_ignore_ascii_case("accept") && value.contains("application/openmetrics-text")
+    });
+    match wants {
+        true => Format::OpenMetrics,
+        false => Format::Prometheus,
+    }
 }
 
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -208,15 +226,32 @@ mod tests {
             ("POST /metrics HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
             ("\r\n\r\n", "405 Method Not Allowed"),
         ] {
-            let response = respond(head, || Ok("# EOF\n".to_owned()));
+            let response = respond(head, |_| Ok("# EOF\n".to_owned()));
             assert!(
                 response.starts_with(&format!("HTTP/1.1 {status}\r\n")),
                 "{head}: {response}"
             );
         }
-        let response = respond("GET /metrics HTTP/1.1\r\n\r\n", || bail!("it does not run"));
+        let response = respond("GET /metrics HTTP/1.1\r\n\r\n", |_| {
+            bail!("it does not run")
+        });
         assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
         assert!(response.ends_with("it does not run\n"), "{response}");
+    }
+
+    #[test]
+    fn who_asks_for_openmetrics_gets_that() {
+        for (fields, format) in [
+            ("", Format::Prometheus),
+            ("Accept: */*\r\n", Format::Prometheus),
+            (
+                "Host: x\r\naccept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n",
+                Format::OpenMetrics,
+            ),
+        ] {
+            let head = format!("GET /metrics HTTP/1.1\r\n{fields}\r\n");
+            assert_eq!(accepted(&head), format, "{head}");
+        }
     }
 
     #[test]
@@ -224,15 +259,15 @@ mod tests {
         let mut last = Last::default();
         let mut asked = 0;
         for _ in 0..3 {
-            let shown = last.show(|| {
+            let report = last.report(|| {
                 asked += 1;
-                Ok("text".to_owned())
+                Ok(Report::default())
             });
-            assert_eq!(shown.unwrap(), "text");
+            assert_eq!(report.unwrap(), Report::default());
         }
         assert_eq!(asked, 1);
-        last.0 = last.0.map(|(at, text)| (at - FRESH, text));
-        assert!(last.show(|| bail!("it does not run")).is_err());
+        last.0 = last.0.map(|(at, report)| (at - FRESH, report));
+        assert!(last.report(|| bail!("it does not run")).is_err());
     }
 
     #[test]

@@ -24,7 +24,7 @@ PYTHON
 ask() { python3 /tmp/ask.py "$@" | tr -d '\r'; }
 # Nobody else has wanted it up.
 busybox ifconfig lo 127.0.0.1 up
-GET=$'GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n'
+GET=$'GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text\r\n\r\n'
 xen-virtioctl metrics --listen 127.0.0.1:9809 &
 tcp=$!
 xen-virtioctl metrics --listen /run/metrics.sock &
@@ -50,7 +50,7 @@ ask 127.0.0.1:9809 "$GET" | grep -q '^# EOF' || fail "somebody who says nothing 
 kill $silent
 if whole; then
     mount_prometheus
-    xen-virtioctl metrics >/tmp/metrics
+    xen-virtioctl metrics --format prometheus >/tmp/metrics
     chroot /prometheus /usr/bin/promtool check metrics </tmp/metrics || fail "promtool finds something wrong"
     cat >/tmp/prometheus.yml <<'YAML'
 global:
