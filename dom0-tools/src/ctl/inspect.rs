@@ -212,7 +212,7 @@ pub(crate) fn latency(latency: &LatencyReport) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::ctl::report::sample;
 
     fn report() -> Report {
         let device = DeviceReport {
@@ -241,34 +241,10 @@ mod tests {
             warning: Some("waits for dom0".to_owned()),
             ..DeviceReport::default()
         };
-        let entry = EntryReport {
-            key: EntryKey {
-                form: EntryForm::Disk,
-                devid: 51712,
-            },
-            device_type: Some(2),
-            base: Some(0x200_0000),
-            detail: "/dev/vg/ivi, read-write".to_owned(),
-            error: None,
-            busy: false,
-            served: true,
-            claimed_after_ms: Some(1),
-            hint: None,
-            device: Some(device),
-        };
-        Report {
-            guests: vec![GuestReport {
-                domid: 3,
-                name: "ivi".to_owned(),
-                worker: Some(77),
-                restarts: 1,
-                error: None,
-                server: None,
-                devices: vec![entry],
-                closing: Vec::new(),
-            }],
-            refusals: Vec::new(),
-        }
+        let mut report = sample::report(device);
+        report.guests[0].restarts = 1;
+        report.guests[0].devices[0].base = Some(0x200_0000);
+        report
     }
 
     #[test]

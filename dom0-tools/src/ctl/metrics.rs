@@ -316,7 +316,7 @@ fn encode_number(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::ctl::report::sample;
     use crate::worker::event_loop::EventLoopReport;
 
     #[test]
@@ -333,38 +333,15 @@ mod tests {
             failure: Some("a loop".to_owned()),
             ..DeviceReport::default()
         };
-        let entry = EntryReport {
-            key: EntryKey {
-                form: EntryForm::Disk,
-                devid: 51712,
-            },
-            device_type: Some(2),
-            base: None,
-            detail: String::new(),
-            error: None,
-            busy: false,
-            served: true,
-            claimed_after_ms: None,
-            hint: None,
-            device: Some(device),
-        };
-        let report = Report {
-            guests: vec![GuestReport {
-                domid: 3,
-                // What a label cannot have as it is.
-                name: "i\"v\ni".to_owned(),
-                worker: Some(7),
-                restarts: 2,
-                error: None,
-                server: Some(EventLoopReport {
-                    cpu_ns: 1_500_000_000,
-                    ..EventLoopReport::default()
-                }),
-                devices: vec![entry],
-                closing: Vec::new(),
-            }],
-            refusals: Vec::new(),
-        };
+        let mut report = sample::report(device);
+        let guest = &mut report.guests[0];
+        // What a label cannot have as it is.
+        guest.name = "i\"v\ni".to_owned();
+        guest.restarts = 2;
+        guest.server = Some(EventLoopReport {
+            cpu_ns: 1_500_000_000,
+            ..EventLoopReport::default()
+        });
         let text = encode(report.clone(), Format::OpenMetrics).unwrap();
         let guest = r#"domid="3",guest="i\"v\ni""#;
         let device = format!(r#"{guest},device="virtio_disk/51712",type="blk""#);

@@ -134,8 +134,7 @@ fn latency_between(earlier: &LatencyReport, later: &LatencyReport) -> LatencyRep
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ctl::report::EntryReport;
-    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::ctl::report::sample;
     use crate::worker::event_loop::EventLoopReport;
 
     fn report(requests: u64, counts: &[u64], cpu_ns: u64) -> Report {
@@ -156,37 +155,12 @@ mod tests {
             .into(),
             ..DeviceReport::default()
         };
-        let entry = EntryReport {
-            key: EntryKey {
-                form: EntryForm::Disk,
-                devid: 51712,
-            },
-            device_type: Some(2),
-            base: None,
-            detail: String::new(),
-            error: None,
-            busy: false,
-            served: true,
-            claimed_after_ms: None,
-            hint: None,
-            device: Some(device),
-        };
-        Report {
-            guests: vec![GuestReport {
-                domid: 3,
-                name: "ivi".to_owned(),
-                worker: Some(7),
-                restarts: 0,
-                error: None,
-                server: Some(EventLoopReport {
-                    cpu_ns,
-                    ..EventLoopReport::default()
-                }),
-                devices: vec![entry],
-                closing: Vec::new(),
-            }],
-            refusals: Vec::new(),
-        }
+        let mut report = sample::report(device);
+        report.guests[0].server = Some(EventLoopReport {
+            cpu_ns,
+            ..EventLoopReport::default()
+        });
+        report
     }
 
     #[test]
@@ -229,7 +203,7 @@ mod tests {
         later.guests[0].worker = Some(8);
         assert_eq!(rates(&earlier, &later), (false, false));
         // A worker that was too busy to answer.
-        later.guests[0].worker = Some(7);
+        later.guests[0].worker = Some(77);
         later.guests[0].server = None;
         later.guests[0].devices[0].device = None;
         assert_eq!(rates(&earlier, &later), (false, false));

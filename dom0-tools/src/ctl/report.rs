@@ -365,40 +365,16 @@ pub(crate) fn write_table<const COLUMNS: usize>(
 }
 
 #[cfg(test)]
+pub(crate) mod sample;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     fn report(device: Option<DeviceReport>, error: Option<&str>) -> Report {
-        let key = EntryKey {
-            form: EntryForm::Disk,
-            devid: 51712,
-        };
-        let error = error.map(str::to_owned);
-        let devices = vec![EntryReport {
-            key,
-            device_type: None,
-            base: None,
-            detail: "/dev/vg/ivi, rw".into(),
-            error,
-            busy: false,
-            served: true,
-            claimed_after_ms: None,
-            hint: None,
-            device,
-        }];
-        Report {
-            refusals: Vec::new(),
-            guests: vec![GuestReport {
-                domid: 3,
-                name: "ivi".into(),
-                worker: Some(77),
-                restarts: 0,
-                error: None,
-                server: None,
-                devices,
-                closing: Vec::new(),
-            }],
-        }
+        let mut report = sample::report(device);
+        report.guests[0].devices[0].error = error.map(str::to_owned);
+        report
     }
 
     #[test]

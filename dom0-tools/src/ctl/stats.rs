@@ -131,7 +131,7 @@ fn histogram(latency: &LatencyReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toolstack::libxl::{EntryForm, EntryKey};
+    use crate::ctl::report::sample;
     use crate::worker::event_loop::EventLoopReport;
 
     fn report(requests: u64) -> Report {
@@ -147,39 +147,14 @@ mod tests {
             traps_by_register: [("QueueNotify".to_owned(), 5)].into(),
             ..DeviceReport::default()
         };
-        let key = EntryKey {
-            form: EntryForm::Disk,
-            devid: 51712,
-        };
-        Report {
-            refusals: Vec::new(),
-            guests: vec![GuestReport {
-                closing: Vec::new(),
-                domid: 3,
-                name: "ivi".into(),
-                worker: Some(77),
-                restarts: 0,
-                error: None,
-                server: Some(EventLoopReport {
-                    sleeps: 10,
-                    polled_ns: 20_000,
-                    cpu_ns: 1_000_000,
-                    syscalls: 70,
-                }),
-                devices: vec![EntryReport {
-                    hint: None,
-                    device_type: None,
-                    base: None,
-                    busy: false,
-                    served: true,
-                    key,
-                    detail: String::new(),
-                    error: None,
-                    claimed_after_ms: Some(12),
-                    device: Some(device),
-                }],
-            }],
-        }
+        let mut report = sample::report(device);
+        report.guests[0].server = Some(EventLoopReport {
+            sleeps: 10,
+            polled_ns: 20_000,
+            cpu_ns: 1_000_000,
+            syscalls: 70,
+        });
+        report
     }
 
     #[test]

@@ -198,14 +198,9 @@ fn state(entry: &EntryReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ctl::report::ClosingReport;
+    use crate::ctl::report::{ClosingReport, sample};
     use crate::doctor::Severity;
     use crate::toolstack::libxl::{EntryForm, EntryKey};
-
-    const KEY: EntryKey = EntryKey {
-        form: EntryForm::Disk,
-        devid: 51712,
-    };
 
     const OTHER: EntryKey = EntryKey {
         form: EntryForm::Virtio,
@@ -219,33 +214,9 @@ mod tests {
             features: 1 << 33,
             ..DeviceReport::default()
         };
-        let entry = EntryReport {
-            key: KEY,
-            device_type: Some(2),
-            base: None,
-            detail: "/dev/vg/ivi, read-write".to_owned(),
-            error: None,
-            busy: false,
-            served: true,
-            claimed_after_ms: Some(3),
-            hint: None,
-            device: Some(device),
-        };
-        let mut guest = GuestReport {
-            domid: 3,
-            name: "ivi".to_owned(),
-            worker: Some(77),
-            restarts: 0,
-            error: None,
-            server: None,
-            devices: vec![entry],
-            closing: Vec::new(),
-        };
-        change(&mut guest);
-        Report {
-            guests: vec![guest],
-            refusals: Vec::new(),
-        }
+        let mut report = sample::report(device);
+        change(&mut report.guests[0]);
+        report
     }
 
     fn found(report: &Report, name: &str) -> Vec<(Severity, String, String)> {
@@ -326,7 +297,7 @@ mod tests {
                 |guest| guest.devices[0].device = None,
                 Severity::Warning,
                 device,
-                "served: its worker has not said",
+                "starting: its worker has not said",
             ),
             (
                 |guest| guest.worker = None,
@@ -389,7 +360,7 @@ mod tests {
         report.refusals.push(Refusal {
             domid: 9,
             guest: "nav".to_owned(),
-            key: KEY,
+            key: sample::DISK,
             error: "disk /x: is a read-only device".to_owned(),
         });
         let [(severity, subject, what)] = &found(&report, "nav")[..] else {
