@@ -3,6 +3,8 @@
 mod console;
 mod demo;
 mod metrics;
+#[cfg(test)]
+mod pages;
 mod top;
 
 use anyhow::{Result, bail, ensure};
