@@ -1,6 +1,7 @@
 //! What the kernel of a guest can do, as far as its image tells.
 
 use flate2::read::GzDecoder;
+use memchr::memmem::find;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -62,21 +63,10 @@ impl GuestKernel {
                 3 => Some(64),
                 _ => None,
             },
-            has_mmio_driver: contains(image, MMIO_DRIVER),
-            can_grant: contains(image, GRANT_DRIVER),
+            has_mmio_driver: find(image, MMIO_DRIVER).is_some(),
+            can_grant: find(image, GRANT_DRIVER).is_some(),
         })
     }
-}
-
-fn contains(image: &[u8], text: &[u8]) -> bool {
-    let mut rest = image;
-    while let Some(place) = rest.iter().position(|byte| *byte == text[0]) {
-        if rest[place..].starts_with(text) {
-            return true;
-        }
-        rest = &rest[place + 1..];
-    }
-    false
 }
 
 #[cfg(test)]

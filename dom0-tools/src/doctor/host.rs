@@ -9,6 +9,7 @@ use crate::toolstack::guest_file::{self, GuestFiles};
 use crate::toolstack::libxl::EntryForm;
 use crate::toolstack::xenstore::{XenStore, XenStoreError};
 use flate2::read::GzDecoder;
+use memchr::memmem;
 use rustix::fs::statvfs;
 use rustix::net::sockopt::socket_peercred;
 use std::collections::{BTreeMap, BTreeSet};
@@ -295,11 +296,11 @@ fn libxl_version(path: &Path) -> Option<(u32, u32)> {
     let mut bytes = Vec::new();
     let program = File::open(path).ok()?;
     program.take(MAX_PROGRAM).read_to_end(&mut bytes).ok()?;
-    let place = bytes.windows(NAME.len()).position(|part| part == NAME)?;
+    let place = memmem::find(&bytes, NAME)?;
     let rest = &bytes[place + NAME.len()..];
     let end = rest.iter().position(|byte| *byte == 0)?;
-    let (major, minor) = std::str::from_utf8(&rest[..end]).ok()?.split_once('.')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
+    let mut numbers = std::str::from_utf8(&rest[..end]).ok()?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 impl Service {
@@ -409,6 +410,8 @@ mod tests {
         file.write_all(b"\x7fELF..libc.so.6\0libxenlight.so.4.17\0libxlutil.so.4.17\0")
             .unwrap();
         assert_eq!(libxl_version(file.path()), Some((4, 17)));
+        fs::write(file.path(), b"..libxenlight.so.4.20.0\0").unwrap();
+        assert_eq!(libxl_version(file.path()), Some((4, 20)));
     }
 
     #[test]
