@@ -6,6 +6,7 @@ pub mod create;
 pub mod events;
 pub mod inspect;
 pub mod metrics;
+pub mod page;
 pub mod rates;
 pub mod report;
 pub mod slots;

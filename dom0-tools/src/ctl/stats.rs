@@ -166,7 +166,7 @@ mod tests {
             "5.0 / - / -",
             "0.500 sleeps, 3.500 system calls, 50.0 µs of processor time, 1.0 µs",
             "virtio_disk/51712 traps: QueueNotify 5",
-            "virtio_disk/51712 latency: half within 2, 90 % beyond all bounds",
+            "virtio_disk/51712 latency: half within 2 µs, 90 % not within 8 s",
             "virtio_disk/51712 µs: 2: 8, more: 2",
         ] {
             assert!(text.contains(expected), "{expected}: {text}");

@@ -5,6 +5,7 @@ mod demo;
 mod metrics;
 #[cfg(test)]
 mod pages;
+mod report;
 mod top;
 
 use anyhow::{Result, bail, ensure};
@@ -49,6 +50,16 @@ enum Command {
         /// Seconds between two looks.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
         period: u64,
+    },
+    /// Looks on for a while, and writes a page about the service for somebody else to read: devices, what they do, how long requests
+    /// take, what is wrong and what to do.
+    Report {
+        /// The page, in place of text.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+        /// How long to look on.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
+        seconds: u64,
     },
     /// Tells a monitoring system of guests and devices: prints it, or answers at a socket.
     Metrics {
@@ -227,6 +238,7 @@ fn run(command: Command) -> Result<(String, ExitCode)> {
             Ok(Stats(&report).to_string())
         }
         Command::Top { period } => top::run(Duration::from_secs(period)),
+        Command::Report { html, seconds } => report::run(html.as_deref(), seconds),
         Command::Metrics { format, listen } => match listen {
             Some(address) => metrics::serve(&address),
             None => metrics::show(match format {

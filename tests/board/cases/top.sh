@@ -1,4 +1,4 @@
-# top in a real terminal (tmux), by its keys, over a death of the worker and one of the service; inspect; stats; their screens are golden text.
+# top in a real terminal (tmux), by its keys, over a death of the worker and one of the service; inspect; stats; report; golden screens.
 mount_net_tools
 start_daemon
 fds=$(daemon_fds)
@@ -74,6 +74,11 @@ xen-virtioctl inspect h virtio_disk/51712 | grep -vE '^  (features|requests|trap
 xen-virtioctl inspect h virtio_disk/51712 | grep -qE '^  features +0x[0-9a-f]+ .*FLUSH .*ACCESS_PLATFORM' || fail "inspect does not name features"
 xen-virtioctl inspect h virtio/9 2>&1 | grep -q 'has no device virtio/9, but virtio_disk/51712' || fail "inspect does not name the devices that there are"
 xen-virtioctl stats | grep -q 'latency: half within' || fail "stats does not say how long requests take"
+xen-virtioctl report --seconds 3 --html /tmp/report.html || fail "report ends with an error"
+for part in '<td>g \([0-9]+\)</td>' 'xen-fixes|Nothing is wrong' '<polyline points=' '<rect ' 'requests, [0-9]+ KiB a second' '</html>'; do
+    grep -qE "$part" /tmp/report.html || fail "the page of report has no $part: $(cat /tmp/report.html)"
+done
+xen-virtioctl report --seconds 1 | grep -q 'looked at: ' || fail "report in text has no findings"
 note "$(xen-virtioctl stats | grep -m 1 'latency: ')"
 destroy g
 destroy h
