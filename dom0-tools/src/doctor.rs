@@ -12,7 +12,6 @@ mod xl_file;
 
 use crate::config::Config;
 use crate::ctl::control::{self, ControlError};
-use crate::ctl::report::Report;
 use anyhow::{Result, ensure};
 pub use findings::{Diagnosis, Finding, Fine, Severity};
 use host::Host;
@@ -62,23 +61,14 @@ pub fn diagnose(about: About<'_>) -> Result<Diagnosis> {
         Err(ControlError::Connect { .. }) | Ok(_) => {}
         Err(error) => diagnosis.find(host_findings::service_is_silent(error)),
     }
-    match about {
-        About::File(path) => {
+    match (about, &report) {
+        (About::File(path), _) => {
             let config = Config::load_default().unwrap_or_default();
             xl_file::judge(path, &config, &mut diagnosis);
         }
-        About::Everyone | About::Guest(_) => {
-            if let Ok(report) = &report {
-                judge_guests(report, about, &mut diagnosis);
-            }
-        }
+        (About::Guest(name), Ok(report)) => guests::judge_one(report, name, &mut diagnosis),
+        (About::Everyone, Ok(report)) => guests::judge_all(report, &mut diagnosis),
+        (About::Guest(_) | About::Everyone, Err(_)) => {}
     }
     Ok(diagnosis)
-}
-
-fn judge_guests(report: &Report, about: About<'_>, diagnosis: &mut Diagnosis) {
-    match about {
-        About::Guest(name) => guests::judge_one(report, name, diagnosis),
-        About::Everyone | About::File(_) => guests::judge_all(report, diagnosis),
-    }
 }

@@ -47,6 +47,9 @@ pub fn encode(report: Report, format: Format) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct Reported(Arc<Report>);
 
+/// Characters of a guest's name: one that chooses its own (init-dom0less) is not to fill every line with it.
+const MAX_NAME: usize = 128;
+
 type Labels<'a> = Vec<(&'static str, String)>;
 
 /// A number of each device.
@@ -57,68 +60,86 @@ struct OfDevice {
     value: fn(&DeviceReport) -> u64,
 }
 
+const COUNTER: MetricType = MetricType::Counter;
+const GAUGE: MetricType = MetricType::Gauge;
+
 const OF_DEVICES: [OfDevice; 12] = [
-    counter(
+    number(
+        COUNTER,
         "device_requests",
         "Requests that were carried out",
         |device| device.requests,
     ),
-    counter(
+    number(
+        COUNTER,
         "device_request_errors",
         "Requests that ended with an error",
         |device| device.request_errors,
     ),
-    counter("device_traps", "Register accesses of the guest", |device| {
-        device.traps
-    }),
-    counter(
+    number(
+        COUNTER,
+        "device_traps",
+        "Register accesses of the guest",
+        |device| device.traps,
+    ),
+    number(
+        COUNTER,
         "device_kicks",
         "Notifications of queues among them",
         |device| device.kicks,
     ),
-    counter(
+    number(
+        COUNTER,
         "device_interrupts",
         "Interrupts that were raised",
         |device| device.interrupts,
     ),
-    counter(
+    number(
+        COUNTER,
         "device_copy_calls",
         "Calls that copied by grant",
         |device| device.copy_batches,
     ),
-    counter(
+    number(
+        COUNTER,
         "device_copied_bytes",
         "Bytes that were copied by grant",
         |device| device.copy_bytes,
     ),
-    counter(
+    number(
+        COUNTER,
         "device_refused_addresses",
         "Addresses of the guest that were refused",
         |device| device.refused_addresses,
     ),
-    counter(
+    number(
+        COUNTER,
         "device_refused_accesses",
         "Register accesses without an effect",
         |device| device.refused_accesses,
     ),
-    gauge(
+    number(
+        GAUGE,
         "device_mapped_grants",
         "Granted pages that are mapped",
         |device| device.grants_mapped,
     ),
-    gauge(
+    number(
+        GAUGE,
         "device_mapped_frames",
         "Foreign frames that are mapped",
         |device| device.frames_mapped,
     ),
-    gauge(
+    number(
+        GAUGE,
         "device_requests_under_way",
         "Requests that the device has taken and not given back",
         |device| device.under_way,
     ),
 ];
 
-const fn counter(
+const fn number(
+    kind: MetricType,
     name: &'static str,
     help: &'static str,
     value: fn(&DeviceReport) -> u64,
@@ -126,20 +147,7 @@ const fn counter(
     OfDevice {
         name,
         help,
-        kind: MetricType::Counter,
-        value,
-    }
-}
-
-const fn gauge(
-    name: &'static str,
-    help: &'static str,
-    value: fn(&DeviceReport) -> u64,
-) -> OfDevice {
-    OfDevice {
-        name,
-        help,
-        kind: MetricType::Gauge,
+        kind,
         value,
     }
 }
@@ -148,12 +156,12 @@ impl Collector for Reported {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_guests(&mut encoder)?;
         let help = "Whether the device is served: 0 if it is not, has failed, or was given up by its driver";
-        let mut family = encoder.encode_descriptor("device_good", help, None, MetricType::Gauge)?;
-        for (guest, entry) in self.entries() {
+        let mut family = encoder.encode_descriptor("device_good", help, None, GAUGE)?;
+        for (guest, entry) in self.0.devices() {
             let is_good = entry.is_served();
             encode_number(
                 &mut family,
-                MetricType::Gauge,
+                GAUGE,
                 &labels(guest, entry),
                 u64::from(is_good),
             )?;
@@ -171,13 +179,12 @@ impl Collector for Reported {
             }
         }
         let help = "What devices of its kind count besides, by the counter's name";
-        let mut family =
-            encoder.encode_descriptor("device_counts", help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor("device_counts", help, None, COUNTER)?;
         for (guest, entry, device) in self.devices() {
             for (name, value) in &device.metrics {
                 let mut labels = labels(guest, entry);
                 labels.push(("counter", name.clone()));
-                encode_number(&mut family, MetricType::Counter, &labels, *value)?;
+                encode_number(&mut family, COUNTER, &labels, *value)?;
             }
         }
         self.encode_latencies(&mut encoder)
@@ -185,41 +192,24 @@ impl Collector for Reported {
 }
 
 impl Reported {
-    fn entries(&self) -> impl Iterator<Item = (&GuestReport, &EntryReport)> {
-        let guests = self.0.guests.iter();
-        guests.flat_map(|guest| guest.devices.iter().map(move |entry| (guest, entry)))
-    }
-
     /// Those of which their worker has told something.
     fn devices(&self) -> impl Iterator<Item = (&GuestReport, &EntryReport, &DeviceReport)> {
-        let entries = self.entries();
+        let entries = self.0.devices();
         entries.filter_map(|(guest, entry)| Some((guest, entry, entry.device.as_ref()?)))
     }
 
     fn encode_guests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let of = |guest: &GuestReport| {
-            vec![
-                ("domid", guest.domid.to_string()),
-                ("guest", guest.name.clone()),
-            ]
-        };
+        let of = guest_labels;
         let help = "Whether a worker serves the guest";
-        let mut family =
-            encoder.encode_descriptor("guest_served", help, None, MetricType::Gauge)?;
+        let mut family = encoder.encode_descriptor("guest_served", help, None, GAUGE)?;
         for guest in &self.0.guests {
             let is_served = guest.worker.is_some() && guest.error.is_none();
-            encode_number(
-                &mut family,
-                MetricType::Gauge,
-                &of(guest),
-                u64::from(is_served),
-            )?;
+            encode_number(&mut family, GAUGE, &of(guest), u64::from(is_served))?;
         }
         let help = "Workers of the guest that have died";
-        let mut family =
-            encoder.encode_descriptor("worker_restarts", help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor("worker_restarts", help, None, COUNTER)?;
         for guest in &self.0.guests {
-            encode_number(&mut family, MetricType::Counter, &of(guest), guest.restarts)?;
+            encode_number(&mut family, COUNTER, &of(guest), guest.restarts)?;
         }
         let servers = || {
             self.0
@@ -228,12 +218,8 @@ impl Reported {
                 .filter_map(|guest| Some((guest, guest.server.as_ref()?)))
         };
         let help = "Processor time of the guest's worker";
-        let mut family = encoder.encode_descriptor(
-            "worker_cpu",
-            help,
-            Some(&Unit::Seconds),
-            MetricType::Counter,
-        )?;
+        let mut family =
+            encoder.encode_descriptor("worker_cpu", help, Some(&Unit::Seconds), COUNTER)?;
         for (guest, server) in servers() {
             let seconds = server.cpu_ns as f64 / 1e9;
             let labels = of(guest);
@@ -241,21 +227,14 @@ impl Reported {
             metric.encode_counter::<Labels<'_>, _, f64>(&seconds, None)?;
         }
         let help = "How often the worker had nothing to do, and then something again";
-        let mut family =
-            encoder.encode_descriptor("worker_sleeps", help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor("worker_sleeps", help, None, COUNTER)?;
         for (guest, server) in servers() {
-            encode_number(&mut family, MetricType::Counter, &of(guest), server.sleeps)?;
+            encode_number(&mut family, COUNTER, &of(guest), server.sleeps)?;
         }
         let help = "System calls of the worker";
-        let mut family =
-            encoder.encode_descriptor("worker_system_calls", help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor("worker_system_calls", help, None, COUNTER)?;
         for (guest, server) in servers() {
-            encode_number(
-                &mut family,
-                MetricType::Counter,
-                &of(guest),
-                server.syscalls,
-            )?;
+            encode_number(&mut family, COUNTER, &of(guest), server.syscalls)?;
         }
         Ok(())
     }
@@ -291,13 +270,18 @@ impl Reported {
     }
 }
 
+fn guest_labels(guest: &GuestReport) -> Labels<'static> {
+    let name = guest.name.chars().take(MAX_NAME).collect();
+    vec![("domid", guest.domid.to_string()), ("guest", name)]
+}
+
 fn labels(guest: &GuestReport, entry: &EntryReport) -> Labels<'static> {
-    vec![
-        ("domid", guest.domid.to_string()),
-        ("guest", guest.name.clone()),
+    let mut labels = guest_labels(guest);
+    labels.extend([
         ("device", entry.key.to_string()),
         ("type", entry.kind_name()),
-    ]
+    ]);
+    labels
 }
 
 fn encode_number(
@@ -364,6 +348,20 @@ mod tests {
         let text = encode(report, Format::Prometheus).unwrap();
         let help = "# HELP xen_virtio_worker_restarts_total ";
         assert!(text.contains(help) && !text.contains("# EOF"), "{text}");
+    }
+
+    #[test]
+    fn a_name_fills_no_more_than_its_place_and_an_empty_slot_is_good() {
+        let mut report = sample::report(None);
+        report.guests[0].name = "ä".repeat(4096);
+        let slot = &mut report.guests[0].devices[0];
+        slot.device_type = Some(0);
+        slot.claimed_after_ms = Some(1);
+        let text = encode(report, Format::OpenMetrics).unwrap();
+        let name = "ä".repeat(MAX_NAME);
+        let expected = format!("xen_virtio_device_good{{domid=\"3\",guest=\"{name}\",");
+        let line = text.lines().find(|line| line.starts_with(&expected));
+        assert!(line.is_some_and(|line| line.ends_with(" 1")), "{text}");
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn devices(story: &Story) -> Markup {
                 th { "guest" } th { "device" } th { "is" } th { "state" } th.n { "requests" } th.n { "errors" }
                 th { "requests a second, over " (story.period.as_secs_f64() * story.rates.len() as f64) " s" }
             }
-            @for (guest, entry) in entries(&story.report) {
+            @for (guest, entry) in story.report.devices() {
                 tr {
                     td { (guest.name) " (" (guest.domid) ")" }
                     td { (entry.key) " " (entry.kind_name()) }
@@ -116,11 +116,6 @@ fn devices(story: &Story) -> Markup {
             }
         }
     }
-}
-
-fn entries(report: &Report) -> impl Iterator<Item = (&GuestReport, &EntryReport)> {
-    let guests = report.guests.iter();
-    guests.flat_map(|guest| guest.devices.iter().map(move |entry| (guest, entry)))
 }
 
 fn of<'a>(rates: &'a [DeviceRates], guest: &GuestReport, entry: &EntryReport) -> Option<&'a Rates> {
@@ -161,7 +156,7 @@ fn course(values: &[f64]) -> Markup {
 }
 
 fn latencies(report: &Report) -> Markup {
-    let timed = entries(report).filter_map(|(guest, entry)| {
+    let timed = report.devices().filter_map(|(guest, entry)| {
         let device = entry.device.as_ref()?;
         Some((guest, entry, &device.latency, latency(&device.latency)?))
     });

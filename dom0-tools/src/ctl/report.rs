@@ -89,8 +89,11 @@ impl EntryReport {
         kind.map_or_else(|| "?".to_owned(), type_name)
     }
 
-    /// Whether nothing keeps it from being used, as far as its worker has just said.
+    /// Whether nothing keeps it from being used, as far as its worker has just said; there is nothing to be said of an empty slot.
     pub fn is_served(&self) -> bool {
+        if self.is_slot() {
+            return self.error.is_none() && self.claimed_after_ms.is_some();
+        }
         let lost = config::VIRTIO_CONFIG_S_NEEDS_RESET | config::VIRTIO_CONFIG_S_FAILED;
         let works = |device: &DeviceReport| device.failure.is_none() && device.status & lost == 0;
         self.error.is_none() && self.device.as_ref().is_some_and(works)
@@ -245,6 +248,12 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// Every device, with its guest.
+    pub fn devices(&self) -> impl Iterator<Item = (&GuestReport, &EntryReport)> {
+        let guests = self.guests.iter();
+        guests.flat_map(|guest| guest.devices.iter().map(move |entry| (guest, entry)))
+    }
+
     /// The guest of that domid, or else the only one of that name.
     ///
     /// # Errors

@@ -33,6 +33,9 @@ DEVICES
     create_by_file $name
     said $name 'has slots' >/dev/null
     xen-virtioctl list | grep -q 'empty.*waiting' || fail "an empty slot is not listed"
+    xen-virtioctl doctor $name >/tmp/doctor || true
+    [ "$(grep -c '^fine: guest .*virtio_file/[01]: .*waiting' /tmp/doctor)" = 2 ] || fail "doctor does not leave empty slots alone: $(cat /tmp/doctor)"
+    [ "$(xen-virtioctl metrics | grep -c '^xen_virtio_device_good{.*type="empty"} 1')" = 2 ] || fail "an empty slot is not good"
     attach --slot virtio_file/1 'blk, path=/tmp/c.img'
     said $name 'has the other disk' >/dev/null
     attach 'blk, path=/tmp/a.img'
