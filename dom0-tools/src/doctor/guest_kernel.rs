@@ -36,6 +36,10 @@ impl GuestKernel {
     ///
     /// The system's.
     pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
+        // Opening a pipe would wait for somebody who writes it.
+        if !path.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
         let mut file = File::open(path)?;
         let mut image = Vec::new();
         let begin = GZIP_MAGIC.len() as u64;
@@ -109,5 +113,7 @@ mod tests {
         assert_eq!(kernel.page_kib, Some(4));
         file.as_file().set_len(20).unwrap();
         assert!(GuestKernel::read(file.path()).is_err());
+        // Nor is anything read that is no file: of a pipe that would wait for ever.
+        assert!(GuestKernel::read(Path::new("/dev/null")).is_err());
     }
 }

@@ -190,7 +190,8 @@ impl MmioDevice {
         let (state, device) = (self.host.state(), self.host.device());
         let access = self.host.access().counters();
         let latencies = self.host.latencies();
-        let queues = self.host.queues_in_use().take(DeviceReport::SHOWN_QUEUES);
+        let queues: Vec<_> = self.host.queues_in_use().collect();
+        let shown = queues.iter().take(DeviceReport::SHOWN_QUEUES);
         let requests = device.counters();
         let mut metrics = BTreeMap::new();
         device.metrics(&mut |name, value| {
@@ -219,8 +220,8 @@ impl MmioDevice {
                 counts: latencies.counts().to_vec(),
                 total_ns: latencies.total().as_nanos().try_into().unwrap_or(u64::MAX),
             },
-            under_way: self.host.queues_in_use().map(|(.., count)| count).sum(),
-            running_queues: queues.map(QueueReport::of).collect(),
+            under_way: queues.iter().map(|(.., count)| count).sum(),
+            running_queues: shown.map(|queue| QueueReport::of(*queue)).collect(),
             metrics,
             failure: self.host.failure().map(str::to_owned),
             misstep: state.misstep().map(|misstep| misstep.to_string()),
