@@ -1,5 +1,6 @@
 //! `xen-virtioctl`: what it asks the service, what it shows, and what it does without it.
 
+pub mod arguments;
 pub mod check;
 pub mod control;
 pub mod create;

@@ -1,5 +1,6 @@
 //! The programs of dom0: `xen-virtiod`, which supervises one worker process a guest, and `xen-virtioctl`.
 
+pub mod arguments;
 pub mod config;
 mod connections;
 pub mod created;

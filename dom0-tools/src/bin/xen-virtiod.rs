@@ -1,46 +1,15 @@
 //! Serves the virtio devices that xl gives to guests. Runs in dom0, in the foreground.
 
 use anyhow::{Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::process::ExitCode;
+use xen_virtio_dom0_tools::arguments::{Arguments, Role};
 use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::ctl::control;
 use xen_virtio_dom0_tools::ipc::WorkerEnds;
-use xen_virtio_dom0_tools::program::keeper::{self, Becoming, Keeping};
+use xen_virtio_dom0_tools::program::keeper;
 use xen_virtio_dom0_tools::{log, serve_vhost_user, supervisor, worker};
-
-/// Serves virtio devices to Xen guests, as their xl configurations say.
-#[derive(Parser)]
-#[command(name = "xen-virtiod", version)]
-struct Arguments {
-    /// A configuration other than /etc/xen-virtiod/config.toml, which is read if it is there.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    #[command(subcommand)]
-    role: Option<Role>,
-}
-
-#[derive(Subcommand)]
-enum Role {
-    /// Serves one guest; only xen-virtiod itself starts this.
-    #[command(hide = true)]
-    Worker { domid: u16 },
-    /// Serves a device to any VMM at a vhost-user socket, until it is ended.
-    ServeVhostUser {
-        /// Where to listen.
-        socket: PathBuf,
-        /// The device, as a line of xen_virtio = [ … ] has it: "blk, path=/srv/disk.img", "rng".
-        device: String,
-    },
-    /// Keeps a back-end's program running; only xen-virtiod itself starts this.
-    #[command(hide = true)]
-    BackEnd(Keeping),
-    /// Becomes that program.
-    #[command(hide = true)]
-    BackEndProgram(Becoming),
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

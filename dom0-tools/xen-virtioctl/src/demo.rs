@@ -12,6 +12,7 @@ use virtio_drivers::device::blk::VirtIOBlk;
 use xen_virtio_backend::RingStock;
 use xen_virtio_backend::StateArea;
 use xen_virtio_backend::blk::{Blk, Disk};
+use xen_virtio_dom0_tools::ctl::arguments::DemoOptions;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_sim::{FIRST_DEVICE, SimHal, SimMachine, SimTransport};
 use xen_virtio_transport::DeviceReport;
@@ -19,23 +20,12 @@ use xen_virtio_transport::DeviceReport;
 const REQUEST: usize = 64 << 10;
 const REQUEST_SECTORS: usize = REQUEST / 512;
 
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    /// A raw file or block device to use as the disk; its beginning is overwritten. A temporary file of 16
-    /// MiB by default.
-    #[arg(long)]
-    disk: Option<PathBuf>,
-    /// Use guest-physical addresses instead of grants.
-    #[arg(long)]
-    no_grants: bool,
-}
-
 /// Runs the demo; returns what to show.
 ///
 /// # Errors
 ///
 /// What went wrong, a mismatch of the data above all.
-pub(crate) fn run(options: &Options) -> Result<String> {
+pub(crate) fn run(options: &DemoOptions) -> Result<String> {
     let mut temporary = None;
     let path = match &options.disk {
         Some(path) => path.clone(),

@@ -9,14 +9,14 @@ mod report;
 mod top;
 
 use anyhow::{Result, bail, ensure};
-use clap::{Parser, Subcommand, ValueEnum};
-use std::ffi::OsString;
+use clap::Parser;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use xen_virtio_dom0_tools::config::{CONFIG_PATH, Config};
 use xen_virtio_dom0_tools::created::{self, Created};
+use xen_virtio_dom0_tools::ctl::arguments::{Arguments, Command, LinkState, MetricsFormat};
 use xen_virtio_dom0_tools::ctl::control::Order;
 use xen_virtio_dom0_tools::ctl::inspect::Inspection;
 use xen_virtio_dom0_tools::ctl::metrics::Format;
@@ -25,182 +25,6 @@ use xen_virtio_dom0_tools::ctl::xl_config::Findings;
 use xen_virtio_dom0_tools::ctl::{check, control, create, events, slots};
 use xen_virtio_dom0_tools::doctor::{self, About};
 use xen_virtio_dom0_tools::toolstack::guest_file;
-
-/// Shows the virtio devices of this host's Xen guests.
-#[derive(Parser)]
-#[command(name = "xen-virtioctl", version)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Lists guests, devices, their state, and what they have done.
-    List {
-        /// As JSON, with every counter.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Shows what a request costs: traps, interrupts, copies, time. `list --json` has the bare counters.
-    Stats,
-    /// Shows, live, what the devices of all guests do: requests, bytes, times, traps and interrupts a request, pages, workers. Keys: q
-    /// leaves, s orders, / filters, Enter shows one device.
-    Top {
-        /// Seconds between two looks.
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
-        period: u64,
-    },
-    /// Looks on for a while, and writes a page about the service for somebody else to read: devices, what they do, how long requests
-    /// take, what is wrong and what to do.
-    Report {
-        /// The page, in place of text.
-        #[arg(long, value_name = "FILE")]
-        html: Option<PathBuf>,
-        /// How long to look on.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=LONGEST))]
-        seconds: u64,
-    },
-    /// Tells a monitoring system of guests and devices: prints it, or answers at a socket.
-    Metrics {
-        /// What is printed; at a socket, whoever asks says that.
-        #[arg(long, value_enum, default_value_t = MetricsFormat::Openmetrics, conflicts_with = "listen")]
-        format: MetricsFormat,
-        /// Answer GET /metrics here until this is ended: a path for a Unix socket, or a loopback address like 127.0.0.1:9809.
-        #[arg(long)]
-        listen: Option<String>,
-    },
-    /// Shows all that is known of one device: registers, features, queues, what is under way, counts, times, what is wrong.
-    Inspect {
-        /// The guest's name or domid.
-        guest: String,
-        /// The device, as `list` names it, like virtio_disk/51712.
-        device: String,
-    },
-    /// Checks the service's configuration, and the virtio devices of an xl file: to be run before `xl create`.
-    /// Warnings alone leave its exit status 0.
-    Check {
-        /// The service's configuration, in place of /etc/xen-virtiod/config.toml, which may be missing.
-        #[arg(long)]
-        config: Option<PathBuf>,
-        /// The guest's xl file.
-        file: Option<PathBuf>,
-    },
-    /// Looks at Xen, dom0, the service and the guests: says of what is wrong why it matters and what to do. Its exit status is 0
-    /// if all is fine, 3 if there are warnings and no more, 4 if there is a fault.
-    Doctor {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-        /// A guest, by its name or domid, or the xl file of one that may not be there yet: all guests without it.
-        about: Option<String>,
-    },
-    /// Has xl create a guest with the devices of its xen_virtio = [ … ], and lets it run when they are there.
-    Create {
-        /// How long it may take until they are, in seconds.
-        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
-        timeout: u64,
-        /// The guest's xl file.
-        file: PathBuf,
-        /// Options for xl create.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<OsString>,
-    },
-    /// Waits until all devices of a guest are served.
-    Wait {
-        /// How long it may take, in seconds.
-        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
-        timeout: u64,
-        /// The guest's name or domid.
-        guest: String,
-    },
-    /// Prints the source of the partial device tree with which a guest finds the devices of its file in
-    /// /etc/xen-virtiod/guests: for device_tree= in its xl file, after dtc.
-    DeviceTree {
-        /// The guest's name.
-        guest: String,
-    },
-    /// Gives a guest a device while it runs, in a slot that it was created with: xen_virtio = [ "empty" ].
-    Attach {
-        /// The guest's name or domid.
-        guest: String,
-        /// The device, as a line of xen_virtio = [ … ] has it: "blk, path=/dev/vg/data".
-        device: String,
-        /// The slot, as `list` names it, like virtio/1: the first empty one without it.
-        #[arg(long)]
-        slot: Option<String>,
-        /// How long it may take until the device is served, in seconds.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
-        timeout: u64,
-    },
-    /// Takes such a device away again.
-    Detach {
-        /// The guest's name or domid.
-        guest: String,
-        /// The device, as `list` names it, like virtio_attached/0.
-        device: String,
-        /// Though a driver has it: what that has asked for never ends.
-        #[arg(long)]
-        force: bool,
-        /// How long its transfers may take to end, in seconds.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=LONGEST))]
-        timeout: u64,
-    },
-    /// Tells a guest of what was added to one of its disks, which has been enlarged.
-    Resize {
-        /// The guest's name or domid.
-        guest: String,
-        /// The disk: its vdev, like xvda, or what `list` names it, like virtio_disk/51712.
-        device: String,
-    },
-    /// Plugs the cable of a guest's network interface in or out.
-    Link {
-        /// The guest's name or domid.
-        guest: String,
-        /// The interface, as `list` names it, like virtio/0.
-        device: String,
-        state: LinkState,
-    },
-    /// Shows a guest's console, and types to it: Ctrl-] leaves. What the guest has written before is shown first, 256 KiB at most.
-    Console {
-        /// The guest's name or domid.
-        guest: String,
-        /// The port: its number, or the name of a channel.
-        #[arg(default_value = "0")]
-        port: String,
-        /// The console, as `list` names it, like virtio/0: where the guest has several.
-        #[arg(long)]
-        device: Option<String>,
-    },
-    /// Has a guest's input device say something: KEY_A is pressed and let go, KEY_A=1 pressed, ABS_X=100+ABS_Y=50 happens at once.
-    Input {
-        /// The guest's name or domid.
-        guest: String,
-        /// The events, by their names in linux/input-event-codes.h.
-        #[arg(required = true)]
-        events: Vec<String>,
-        /// The device, as `list` names it, like virtio/0: where the guest has several.
-        #[arg(long)]
-        device: Option<String>,
-    },
-    /// Runs a block device for a simulated guest, on this machine, without Xen.
-    Demo(demo::Options),
-}
-
-/// Seconds that anything may be waited for: a day.
-const LONGEST: u64 = 86_400;
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum MetricsFormat {
-    Openmetrics,
-    Prometheus,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LinkState {
-    Up,
-    Down,
-}
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {

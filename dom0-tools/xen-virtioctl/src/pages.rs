@@ -1,9 +1,9 @@
 //! The commands that the pages show are those that there are.
 
-use crate::Arguments;
 use clap::{CommandFactory, Parser};
 use std::fs;
 use std::path::{Path, PathBuf};
+use xen_virtio_dom0_tools::ctl::arguments::Arguments;
 
 const NAME: &str = "xen-virtioctl ";
 
