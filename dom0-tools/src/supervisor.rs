@@ -20,6 +20,7 @@ pub(crate) mod state_files;
 #[cfg(test)]
 mod tests;
 mod toolstack_events;
+mod watchdog;
 mod worker_log;
 mod worker_process;
 
@@ -53,6 +54,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use watchdog::Watchdog;
 use worker_process::{Launcher, WorkerProcess, XenLauncher};
 
 const TOOLSTACK: Token = Token(0);
@@ -97,6 +99,7 @@ pub fn run(config: Config, control_socket: &Path) -> Result<()> {
     supervisor.start()?;
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    supervisor.watchdog = Watchdog::from_environment();
     tracing::info!("ready: serving the virtio devices that xl gives to guests");
     supervisor.serve()
 }
@@ -122,6 +125,8 @@ struct Supervisor {
     clients: Clients,
     collection: Option<Collection>,
     next_token: usize,
+    /// Who ends it when it stands still.
+    watchdog: Option<Watchdog>,
     /// It was told to end, and does so by then.
     ending: Option<Instant>,
 }
@@ -163,6 +168,7 @@ impl Supervisor {
             clients,
             collection: None,
             next_token: FIRST_FREE,
+            watchdog: None,
             ending: None,
         })
     }
@@ -199,6 +205,9 @@ impl Supervisor {
         let mut events = Events::with_capacity(64);
         while !self.may_end() {
             self.turn(&mut events, self.next_deadline())?;
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.tell();
+            }
         }
         Ok(())
     }
@@ -283,6 +292,7 @@ impl Supervisor {
             .chain(self.back_ends.look_at())
             .chain(self.dialling.due())
             .chain(self.ending)
+            .chain(self.watchdog.as_ref().map(Watchdog::due))
             .min()
             .map(|at| at.saturating_duration_since(Instant::now()))
     }
