@@ -9,6 +9,7 @@ mkdir -p "$CACHE"
 # Compiled dependencies outlive a checkout: CI starts from a fresh clone each time.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 ARM64_TARGET=aarch64-unknown-linux-gnu
+AMD64_TARGET=x86_64-unknown-linux-gnu
 # The exit status of scripts/board where no Xen can be had.
 NO_XEN=5
 # The exit status of what could not be fetched, as opposed to what failed when it was there.
@@ -138,13 +139,25 @@ need_cargo_tool() {
     rm -rf "$dir"
 }
 
+# shipped_flags TARGET: rustc's, for programs that are shipped. Static: what is built on a new system starts on an old one,
+# whichever glibc that has. Where this machine keeps the sources of crates is not in them, so that the same commit gives the
+# same bytes on another one.
+shipped_flags() {
+    local sources flags='-C target-feature=+crt-static'
+    cargo fetch --quiet --locked --target "$1" --manifest-path "$TOP/Cargo.toml" || die "cargo could not fetch what Cargo.lock names"
+    for sources in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
+        flags+=" --remap-path-prefix=$sources=/crates/"
+    done
+    echo "$flags"
+}
+
 # Makes `cargo build --target $ARM64_TARGET` work.
 need_rust_arm64() {
     need_rust
     need gcc-aarch64-linux-gnu libc6-dev-arm64-cross
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-    # Static: what is built on a new system starts on an old one, whichever glibc that has.
-    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static'
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$(shipped_flags "$ARM64_TARGET")
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS
     [ -d "$(rustc --print sysroot)/lib/rustlib/$ARM64_TARGET/lib" ] && return
     if command -v rustup >/dev/null && rustup target add "$ARM64_TARGET" >/dev/null 2>&1; then return; fi
     # Debian's own compiler takes its arm64 standard library from a foreign-architecture package.
@@ -156,6 +169,14 @@ need_rust_arm64() {
         need rustc cargo libstd-rust-dev:arm64
     fi
     export PATH=/usr/bin:$PATH
+}
+
+# build_amd64 CARGO_OPTION...: release amd64 programs, in $CARGO_TARGET_DIR/$AMD64_TARGET/release.
+build_amd64() {
+    need_rust
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$(shipped_flags "$AMD64_TARGET")
+    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS
+    cargo build --quiet --locked --release --target "$AMD64_TARGET" --manifest-path "$TOP/Cargo.toml" "$@"
 }
 
 # build_arm64 CARGO_OPTION...: release arm64 programs, in ARM64_BINARIES.
