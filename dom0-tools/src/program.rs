@@ -116,9 +116,19 @@ fn user_in(line: &str, wanted: &str) -> Option<(u32, u32)> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Program {
     lock: PathBuf,
-    /// Whose it is, for its log lines.
-    label: String,
+    whose: Whose,
     spec: ProgramSpec,
+}
+
+/// Whose device a program is of, for log lines.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub(crate) struct Whose {
+    #[arg(long)]
+    pub(crate) guest: String,
+    #[arg(long)]
+    pub(crate) domid: u16,
+    #[arg(long)]
+    pub(crate) device: String,
 }
 
 /// What is kept running, which a keeper's lock says.
@@ -147,7 +157,11 @@ impl Program {
     ) -> Self {
         Self {
             lock: lock_path(guest, key),
-            label: format!("guest {name} ({}): {key}", guest.domid),
+            whose: Whose {
+                guest: name.to_owned(),
+                domid: guest.domid,
+                device: key.to_string(),
+            },
             spec: ProgramSpec {
                 socket: socket.to_owned(),
                 user: user.to_owned(),
@@ -157,8 +171,8 @@ impl Program {
     }
 
     /// Whose it is.
-    pub(crate) fn label(&self) -> &str {
-        &self.label
+    pub(crate) fn whose(&self) -> &Whose {
+        &self.whose
     }
 
     /// Has it run from here on, if it does not yet.
@@ -178,7 +192,13 @@ impl Program {
                 if ProgramSpec::of(&self.lock).as_ref() == Some(&self.spec) {
                     return Ok(());
                 }
-                tracing::info!("{}: its program is another one now", self.label);
+                let (domid, device) = (self.whose.domid, &self.whose.device);
+                tracing::info!(
+                    guest = self.whose.guest,
+                    domid,
+                    device,
+                    "its program is another one now"
+                );
             }
             end_keeper(&self.lock)?;
         }
@@ -192,7 +212,9 @@ impl Program {
             .arg0("xen-virtiod")
             .arg(keeper::ARGUMENT)
             .arg(&self.lock)
-            .args(["--label", &self.label])
+            .arg(format!("--guest={}", self.whose.guest))
+            .arg(format!("--domid={}", self.whose.domid))
+            .arg(format!("--device={}", self.whose.device))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             // An interrupt from the terminal is the service's.

@@ -369,9 +369,7 @@ impl Supervisor {
         {
             // So many at once leave room in the worker's socket for what it is told else.
             if !self.dialling.admits(domid, Instant::now()) {
-                tracing::debug!(
-                    "guest {domid}: {key}: more connections at once than are handed on"
-                );
+                tracing::debug!(domid, device = %key, "more connections at once than are handed on");
                 continue;
             }
             let guest = self.guests.get_mut(&domid);
@@ -400,7 +398,7 @@ impl Supervisor {
                 continue;
             }
             if let Err(error) = &brought {
-                tracing::debug!("{}: port {}: {error}", dialled.key, dialled.port);
+                tracing::debug!(device = %dialled.key, "port {}: {error}", dialled.port);
             }
             let change = vsock::dialled(dialled.number);
             match guest.connect(dialled.key, change, brought.ok().as_ref()) {

@@ -262,7 +262,7 @@ impl Worker {
                 },
                 ToWorker::Change { key, change } => {
                     if let Err(error) = self.change(key, &change, fds) {
-                        tracing::error!("{key} is not changed: {error:#}");
+                        tracing::error!(device = %key, "is not changed: {error:#}");
                     }
                     continue;
                 }

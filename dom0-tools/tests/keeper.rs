@@ -23,7 +23,7 @@ impl Keeper {
         let mut process = Command::new(env!("CARGO_BIN_EXE_xen-virtiod"))
             .arg("back-end")
             .arg(lock)
-            .args(["--label", "guest g (7): virtio_file/0"])
+            .args(["--guest=g", "--domid=7", "--device=virtio_file/0"])
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

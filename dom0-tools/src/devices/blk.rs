@@ -371,7 +371,7 @@ fn take_use(wanted: &Wanted<'_>, used: WantedDisk<'_>, disk: &Disk, uses: &mut U
         }
         // It has been so since before this version looked.
         let (name, domid, key) = (wanted.name, wanted.guest.domid, wanted.key);
-        tracing::warn!("guest {name} ({domid}): {key}: {in_use}");
+        tracing::warn!(guest = name, domid, device = %key, "{in_use}");
     }
     uses.add(used);
     Ok(())
@@ -453,7 +453,7 @@ impl Spec {
             && served
         {
             // What the guest has had it keeps: it may be that the other program came meanwhile.
-            tracing::warn!("{key}: {error}");
+            tracing::warn!(device = %key, "{error}");
             return Ok(());
         }
         taken

@@ -1,6 +1,6 @@
 //! The process that keeps a back-end's program running.
 
-use super::{ProgramSpec, lock, user_named};
+use super::{ProgramSpec, Whose, lock, user_named};
 use crate::connections::connect_to;
 use crate::text::{Lines, without_controls};
 use crate::worker::sandbox;
@@ -53,9 +53,8 @@ const MAX_PROCESSES: u64 = 512;
 pub struct Keeping {
     /// The file that says what is kept running, and whose lock says that it is.
     lock: PathBuf,
-    /// Whose the program is.
-    #[arg(long)]
-    label: String,
+    #[command(flatten)]
+    whose: Whose,
 }
 
 /// What a program is told before it is one.
@@ -99,7 +98,7 @@ pub fn run(keeping: &Keeping) -> Result<()> {
     prctl::set_child_subreaper(true)?;
     let keeper = Keeper {
         lock: &keeping.lock,
-        label: &keeping.label,
+        whose: &keeping.whose,
         spec: serde_json::from_slice(&spec).context("the lock does not say what to run")?,
         ending,
         printed: LogLimit::new(LINES),
@@ -141,7 +140,7 @@ pub fn become_program(becoming: &Becoming) -> Result<Infallible> {
 
 struct Keeper<'a> {
     lock: &'a Path,
-    label: &'a str,
+    whose: &'a Whose,
     spec: ProgramSpec,
     /// Readable when it is to end.
     ending: SignalFd,
@@ -296,14 +295,16 @@ impl Keeper<'_> {
     fn pass_on(&mut self, line: &[u8]) {
         if self.printed.allow() {
             let line = without_controls(String::from_utf8_lossy(line).chars());
-            tracing::info!("{}: {line}", self.label);
+            let (domid, device) = (self.whose.domid, &self.whose.device);
+            tracing::info!(guest = self.whose.guest, domid, device, "{line}");
         }
     }
 
     /// Logs what has become of it.
     fn tell(&mut self, what: &str) {
         if self.told.allow() {
-            tracing::warn!("{}: {what}", self.label);
+            let (domid, device) = (self.whose.domid, &self.whose.device);
+            tracing::warn!(guest = self.whose.guest, domid, device, "{what}");
         }
     }
 }

@@ -239,7 +239,9 @@ impl BackEnds {
                 && let Err(error) = program.keep_running()
                 && self.log_limit.allow()
             {
-                tracing::error!("{}: {error:#}", program.label());
+                let whose = program.whose();
+                let (domid, device) = (whose.domid, &whose.device);
+                tracing::error!(guest = whose.guest, domid, device, "{error:#}");
             }
             match link.connect() {
                 Ok((ours, theirs)) => {

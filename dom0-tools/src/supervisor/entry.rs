@@ -271,7 +271,7 @@ impl OpenedDevice {
         let inherited = match context.back_ends.inherited(device) {
             None if known.served && !context.back_ends.know(device) => {
                 let shared = context.files.shared(guest, key).unwrap_or_else(|error| {
-                    tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
+                    tracing::warn!(guest = name, domid = guest.domid, device = %key, "{error:#}");
                     None
                 });
                 shared.and_then(|shared| orphan_workers::shared_by(guest.domid, shared))
@@ -318,7 +318,7 @@ impl OpenedDevice {
                 context.uses.end(guest, key);
                 return Err(error);
             }
-            tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
+            tracing::warn!(guest = name, domid = guest.domid, device = %key, "{error:#}");
         }
         // Also nothing, of a device that is new: what another one has left by this name is not its.
         if (opened.kept.is_some() || !known.served)
@@ -328,7 +328,7 @@ impl OpenedDevice {
                 context.uses.end(guest, key);
                 return Err(error);
             }
-            tracing::warn!("guest {name} ({}): {key}: {error:#}", guest.domid);
+            tracing::warn!(guest = name, domid = guest.domid, device = %key, "{error:#}");
         }
         known.detail.clone_from(&opened.detail);
         known.backing = opened.backing;

@@ -191,9 +191,10 @@ impl Guest {
         );
         for key in held {
             tracing::warn!(
-                "guest {} ({}): {key} is not closed yet: transfers of its disk are under way",
-                self.name,
-                self.domid()
+                guest = self.name,
+                domid = self.domid(),
+                device = %key,
+                "is not closed yet: transfers of its disk are under way"
             );
         }
         closed
@@ -316,7 +317,7 @@ impl Guest {
         if self.lifecycle.take_served_earlier()
             && let Err(error) = orphan_workers::end_workers(self.domid())
         {
-            tracing::error!("guest {} ({}): {error:#}", self.name, self.domid());
+            tracing::error!(guest = self.name, domid = self.domid(), "{error:#}");
         }
     }
 
@@ -395,7 +396,8 @@ impl Guest {
         if let Err(error) = context.files.share(&self.identity, key, shared)
             && self.log_limit.allow()
         {
-            tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
+            let domid = self.domid();
+            tracing::error!(guest = self.name, domid, device = %key, "{error:#}");
         }
     }
 
@@ -406,11 +408,8 @@ impl Guest {
             if let Some(known) = self.lifecycle.entries.get_mut(key)
                 && let Some(hint) = known.reported(report)
             {
-                tracing::info!(
-                    "guest {} ({}): {key}: {hint}",
-                    self.name,
-                    self.identity.domid
-                );
+                let domid = self.identity.domid;
+                tracing::info!(guest = self.name, domid, device = %key, "{hint}");
             }
         }
     }
@@ -488,10 +487,14 @@ fn relay(limit: &mut LogLimit, name: &str, domid: u16, level: Level, line: &str)
     if level <= Level::INFO && !limit.allow() {
         return;
     }
+    // A worker's line begins with the device that it is about, if it is about one.
+    let about = line.split_once(": ");
+    let about = about.filter(|(device, _)| EntryKey::is_name(device));
+    let (device, line) = about.map_or((None, line), |(device, line)| (Some(device), line));
     match level {
-        Level::ERROR => tracing::error!("guest {name} ({domid}): {line}"),
-        Level::WARN => tracing::warn!("guest {name} ({domid}): {line}"),
-        Level::INFO => tracing::info!("guest {name} ({domid}): {line}"),
-        _ => tracing::debug!("guest {name} ({domid}): {line}"),
+        Level::ERROR => tracing::error!(guest = name, domid, device, "{line}"),
+        Level::WARN => tracing::warn!(guest = name, domid, device, "{line}"),
+        Level::INFO => tracing::info!(guest = name, domid, device, "{line}"),
+        _ => tracing::debug!(guest = name, domid, device, "{line}"),
     }
 }

@@ -101,10 +101,7 @@ pub(super) fn shared_by(domid: u16, shared: Shared) -> Option<Inherited> {
 pub(super) fn end_workers(domid: u16) -> Result<()> {
     for process in find_of(domid)? {
         process.end()?;
-        tracing::info!(
-            "guest {domid}: took over from its earlier worker {}",
-            process.pid()
-        );
+        tracing::info!(domid, "took over from its earlier worker {}", process.pid());
     }
     Ok(())
 }
@@ -124,7 +121,7 @@ where
             let pid = process.pid();
             tracing::info!("worker {pid} is ended: its guest {} is gone", process.domid);
             if let Err(error) = process.end() {
-                tracing::error!("guest {}: {error:#}", process.domid);
+                tracing::error!(domid = process.domid, "{error:#}");
             }
         }
     }

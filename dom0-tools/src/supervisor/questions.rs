@@ -50,7 +50,7 @@ impl Supervisor {
             self.with_guest(guest, |guest, _, context| guest.attach(slot, line, context))
         });
         match &result {
-            Ok(AttachedAt { key, .. }) => tracing::info!("guest {guest}: {key} is to be attached"),
+            Ok(AttachedAt { key, .. }) => tracing::info!(guest, device = %key, "is to be attached"),
             Err(error) => tracing::warn!("not attached: {error}"),
         }
         self.answer(client, &result);
@@ -60,7 +60,7 @@ impl Supervisor {
     pub(super) fn detach(&mut self, client: Token, guest: &str, device: &str) {
         let result = self.with_guest(guest, |guest, _, context| guest.detach(device, context));
         match &result {
-            Ok(key) => tracing::info!("guest {guest}: {key} is to be taken away"),
+            Ok(key) => tracing::info!(guest, device = %key, "is to be taken away"),
             Err(error) => tracing::warn!("not detached: {error}"),
         }
         self.answer(client, &result);

@@ -167,7 +167,7 @@ impl Supervisor {
             if let Err(error) = self.toolstack.guest_went(guest.identity()) {
                 tracing::warn!("{error}");
             }
-            tracing::info!("guest {} ({domid}) is gone", guest.name());
+            tracing::info!(guest = guest.name(), domid, "it is gone");
             self.back_ends.end_guest(domid, self.poll.registry());
             self.listeners.end_guest(domid, self.poll.registry());
             self.dialling.end_guest(domid);

@@ -59,6 +59,18 @@ impl EntryKey {
         };
         form << 32 | u64::from(self.devid)
     }
+
+    /// Whether `text` names an entry, as its `Display` does.
+    pub(crate) fn is_name(text: &str) -> bool {
+        text.split_once('/').is_some_and(|(directory, devid)| {
+            EntryForm::ALL
+                .map(EntryForm::directory)
+                .contains(&directory)
+                && devid
+                    .parse::<u32>()
+                    .is_ok_and(|number| number.to_string() == devid)
+        })
+    }
 }
 
 impl fmt::Display for EntryKey {
@@ -347,6 +359,25 @@ impl Nodes<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_display_says_is_a_name() {
+        for form in EntryForm::ALL {
+            let name = EntryKey { form, devid: 51712 }.to_string();
+            assert!(EntryKey::is_name(&name), "{name}");
+        }
+        for text in [
+            "virtio",
+            "virtio/",
+            "virtio/x",
+            "virtio/+1",
+            "virtio/01",
+            "vbd/0",
+            "virtio/4294967296",
+        ] {
+            assert!(!EntryKey::is_name(text), "{text}");
+        }
+    }
 
     #[test]
     fn a_path_names_its_entry_whatever_is_before_and_behind() {

@@ -116,8 +116,8 @@ impl Toolstack for XenToolstack {
                 if self.log_limit.allow() {
                     let error = format!("{:#}", anyhow::Error::from(error));
                     tracing::error!(
-                        "guest {} gets no device by its file: {}",
-                        guest.domid,
+                        domid = guest.domid,
+                        "it gets no device by its file: {}",
                         without_controls(error.chars())
                     );
                 }

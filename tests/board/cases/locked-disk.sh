@@ -17,7 +17,7 @@ locker=$!
 wait_for 10 "the disk to be locked" grep -q locked /tmp/locked
 xl create -q /tmp/g.cfg &
 creating=$!
-wait_for 10 "the log to say that the disk is locked" grep -q 'virtio_disk/51712 waits: somebody else has a lock' $DAEMON_LOG
+wait_for 10 "the log to say that the disk is locked" grep -q 'virtio_disk/51712: waits: somebody else has a lock' $DAEMON_LOG
 other_served() { xen-virtioctl list | grep ' virtio_disk/51728 ' | grep -q 'no driver'; }
 wait_for 2 "the other disk to be served" other_served
 xen-virtioctl list | grep ' virtio_disk/51712 ' | grep -q ' failed ' || fail "xen-virtioctl list does not show that it is locked"

@@ -36,7 +36,7 @@ else
     guest g rng "virtio = [ 'type=virtio,device4, transport=mmio, grant_usage=1' ]"
     sed -i 's/GUEST=rng/& BYTES=16384/' /tmp/g.cfg
     xl create -q -p /tmp/g.cfg
-    wait_for 10 "the device to be served" grep -q 'virtio/0 is entropy' $DAEMON_LOG
+    wait_for 10 "the device to be served" grep -q 'virtio/0: is entropy' $DAEMON_LOG
     xl unpause g
 fi
 judges g 16384

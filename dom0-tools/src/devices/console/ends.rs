@@ -152,10 +152,7 @@ impl Ends {
         let standing = &mut consoles.0[index];
         if let Err(error) = standing.open() {
             ensure!(served, error);
-            tracing::warn!(
-                "guest {name} ({}): {key} goes on without: {error:#}",
-                guest.domid
-            );
+            tracing::warn!(guest = name, domid = guest.domid, device = %key, "goes on without: {error:#}");
         }
         let mut descriptors = Vec::new();
         if let Some(pty) = &standing.pty {

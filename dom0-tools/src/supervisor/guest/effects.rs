@@ -96,7 +96,7 @@ impl Guest {
         match effect {
             Effect::LogServing => {
                 let pid = self.worker.as_ref().map_or(0, WorkerProcess::pid);
-                tracing::info!("guest {name} ({domid}): worker {pid} serves it");
+                tracing::info!(guest = name, domid, "worker {pid} serves it");
             }
             Effect::LogClaimed { key } => {
                 let known = self.lifecycle.entries.get(key);
@@ -104,22 +104,27 @@ impl Guest {
                     known.and_then(|known| Some((known, known.claimed_after()?)))
                 {
                     tracing::info!(
-                        "guest {name} ({domid}): {key} is {}, {} ms after it was found",
+                        guest = name,
+                        domid,
+                        device = %key,
+                        "is {}, {} ms after it was found",
                         known.detail,
                         after.as_millis()
                     );
                 }
             }
             Effect::LogLost { why, how } => tracing::warn!(
-                "guest {name} ({domid}): worker {} is lost ({why}, {how}); another one takes over",
+                guest = name,
+                domid,
+                "worker {} is lost ({why}, {how}); another one takes over",
                 self.lost
             ),
-            Effect::LogFailure { error } => tracing::error!("guest {name} ({domid}): {error}"),
+            Effect::LogFailure { error } => tracing::error!(guest = name, domid, "{error}"),
             Effect::LogWaiting { key, why } => {
-                tracing::warn!("guest {name} ({domid}): {key} waits: {why}");
+                tracing::warn!(guest = name, domid, device = %key, "waits: {why}");
             }
             Effect::LogDevice { key, error } => {
-                tracing::error!("guest {name} ({domid}): {key}: {error}");
+                tracing::error!(guest = name, domid, device = %key, "{error}");
             }
             _ => {}
         }
@@ -215,7 +220,8 @@ impl Guest {
             net::end_left(kept, self.domid(), key);
         }
         if let Err(error) = context.files.keep(&self.identity, key, None) {
-            tracing::error!("guest {} ({}): {key}: {error:#}", self.name, self.domid());
+            let domid = self.domid();
+            tracing::error!(guest = self.name, domid, device = %key, "{error:#}");
         }
     }
 }
