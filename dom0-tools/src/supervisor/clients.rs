@@ -110,6 +110,11 @@ impl Clients {
                 Some((question, client.descriptor.take()))
             }
             Ok(None) => None,
+            // It has looked whether somebody listens, as doctor does.
+            Err(_) if client.question.is_empty() => {
+                self.close(token, registry);
+                None
+            }
             Err(error) => {
                 tracing::warn!("a client of the control socket is turned away: {error}");
                 self.close(token, registry);
