@@ -90,6 +90,7 @@ pub fn create(
         "{}: {problems}\nno guest was created",
         file.display()
     );
+    check_options(options)?;
     let plan = Plan::read(&text).map_err(anyhow::Error::msg)?;
     let old = xl_config::xen_version().and_then(xl_config::of_xl);
     if let Some(old) = old.filter(|_| !plan.virtio.is_empty()) {
@@ -111,6 +112,21 @@ pub fn create(
     created.say(&uuid, name, &plan.devices)?;
     let made = start(file, options, &plan, &uuid, count, limit);
     made.inspect_err(|_| created.forget(&uuid))
+}
+
+/// What `create` says itself, or has to know beforehand, is not said by options of xl's.
+fn check_options(options: &[OsString]) -> Result<()> {
+    for option in options {
+        let option = option.to_string_lossy();
+        let key = option.split_once('=').map(|(key, _)| key.trim());
+        let stays = ["-F", "-n", "-p"].contains(&option.as_ref());
+        let stands_in_the_file = ["name", "uuid", "disk", "virtio", xl_config::OWN_LIST];
+        ensure!(
+            !stays && !key.is_some_and(|key| stands_in_the_file.contains(&key)),
+            "{option} is not for xen-virtioctl create, which says it to xl itself or has it from the file\nno guest was created"
+        );
+    }
+    Ok(())
 }
 
 /// Has xl create the guest, and lets it run once it has `count` devices.
@@ -231,6 +247,15 @@ mod tests {
         let indices: Vec<_> = plan.devices.iter().map(|device| device.index).collect();
         assert_eq!(indices, [1, 2]);
         assert_eq!(plan.devices[0].settings["tag"].as_str(), Some("share"));
+    }
+
+    #[test]
+    fn an_option_that_says_otherwise_than_the_file_is_refused() {
+        for option in ["-F", "-n", "-p", "name=\"x\"", "disk = []", "xen_virtio=[]"] {
+            let error = check_options(&[option.into()]).unwrap_err().to_string();
+            assert!(error.starts_with(option), "{error}");
+        }
+        check_options(&["-c".into(), "memory=256".into(), "extra=\"name=x\"".into()]).unwrap();
     }
 
     #[test]
