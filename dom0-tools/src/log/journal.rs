@@ -3,7 +3,7 @@
 use super::{MAX_LINE, Record};
 use rustix::fs::fstat;
 use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with,
 };
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,9 +14,12 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 /// Device and inode of the stream that systemd has given this process (systemd.exec(5)).
 const STREAM_VARIABLE: &str = "JOURNAL_STREAM";
 
-/// The socket of journald.
+/// A way to journald, also to one that is started again.
 #[derive(Debug)]
-pub(super) struct Journal(OwnedFd);
+pub(super) struct Journal {
+    socket: OwnedFd,
+    address: SocketAddrUnix,
+}
 
 impl Journal {
     /// The one behind `fd`; `None` if that is no stream to a journal, or the journal does not answer.
@@ -31,14 +34,14 @@ impl Journal {
     fn at(path: &Path) -> io::Result<Self> {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
-        connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok(Self(socket))
+        let address = SocketAddrUnix::new(path)?;
+        Ok(Self { socket, address })
     }
 
     /// True if it was taken.
     pub(super) fn send(&self, level: Level, record: &Record) -> bool {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        send(&self.0, &datagram(level, record), flags).is_ok()
+        sendto(&self.socket, &datagram(level, record), flags, &self.address).is_ok()
     }
 }
 
@@ -117,6 +120,19 @@ mod tests {
                 ("MESSAGE", "guest g\nPRIORITY=0 (7): virtio/0: is slow"),
             ]
         );
+    }
+
+    #[test]
+    fn a_journal_that_is_started_again_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let first = UnixDatagram::bind(&path).unwrap();
+        let journal = Journal::at(&path).unwrap();
+        drop(first);
+        std::fs::remove_file(&path).unwrap();
+        assert!(!journal.send(Level::INFO, &Record::default()));
+        let _second = UnixDatagram::bind(&path).unwrap();
+        assert!(journal.send(Level::INFO, &Record::default()));
     }
 
     #[test]
