@@ -4,7 +4,7 @@
 # Xen's default scheduler, credit2, stands still under QEMU now and then (docs/board.md).
 XEN_ARGS="sched=credit dom0_mem=768M dom0_max_vcpus=${DOM0_VCPUS:-1} console=dtuart dtuart=/pl011@9000000 loglvl=warning guest_loglvl=warning"
 DOM0_ARGS='root=/dev/vda rw init=/init console=hvc0 quiet loglevel=4'
-KERNEL_ADDRESS=0x50000000
+KERNEL_ADDRESS=0x50000000 INITRD_ADDRESS=0x58000000
 MACHINE=(-machine "virt,virtualization=on,gic-version=3" -cpu cortex-a57 -smp 2 -m 2048)
 # The longest silence, in seconds, of a console that is watched: until dom0 is up (as a rule that takes five seconds
 # in all), and from then on where BOARD_HEARTBEAT says that dom0's payload says BOARD-ALIVE now and then.
@@ -12,6 +12,8 @@ SILENCE=${BOARD_SILENCE:-90}
 
 # board_boot PAYLOAD_DIR [QEMU_OPTION...]: boots with the payload in dom0's /payload; dom0 runs /payload/main.
 # Disks among the options come after the board's own. The console goes to standard output. Returns main's exit
+# The board has the kernel BOARD_KERNEL, the initrd BOARD_INITRD and a disk of BOARD_ROOT's content where they are named, else its own
+# without an initrd; dom0 may reboot where BOARD_REBOOTS says so. Returns main's exit
 # status; 3 if the board ended without one, or not within BOARD_SECONDS; 4 if it stood still. A board that stands
 # still before dom0 is up is booted once more.
 board_boot() {
@@ -23,19 +25,21 @@ board_boot() {
 }
 
 boot_once() {
-    local payload=$1 work=$WORK/boot
+    local payload=$1 work=$WORK/boot kernel=${BOARD_KERNEL:-$(linux_dir)/Image} reboots=(-no-reboot) initrd=()
     shift
+    [ -z "${BOARD_REBOOTS:-}" ] || reboots=()
+    [ -z "${BOARD_INITRD:-}" ] || initrd=(-device "loader,file=$BOARD_INITRD,addr=$INITRD_ADDRESS,force-raw=on")
     rm -rf "$work" && mkdir "$work"
     tar -C "$payload" --mtime=@0 -cf "$work/payload.tar" .
-    device_tree "$(linux_dir)/Image" "$work/board.dtb"
+    device_tree "$kernel" "$work/board.dtb"
     # Where a person types, Ctrl-C is for the shell in dom0.
     timeout --foreground "${BOARD_SECONDS:-600}" \
-        qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi -nographic -no-reboot -nodefaults \
+        qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi -nographic "${reboots[@]}" -nodefaults \
         -chardev stdio,id=console,signal="${BOARD_SIGNALS:-on}" -serial chardev:console -pidfile "$work/qemu.pid" \
         -monitor unix:"$work/monitor",server=on,wait=off \
         -kernel "$XEN_FILE" -dtb "$work/board.dtb" \
-        -device loader,file="$(linux_dir)/Image",addr=$KERNEL_ADDRESS,force-raw=on \
-        -drive if=none,id=root,file="$(dom0_dir)/root.ext4",format=raw,snapshot=on \
+        -device loader,file="$kernel",addr=$KERNEL_ADDRESS,force-raw=on "${initrd[@]}" \
+        -drive if=none,id=root,file="${BOARD_ROOT:-$(dom0_dir)/root.ext4}",format=raw,snapshot=on \
         -drive if=none,id=payload,file="$work/payload.tar",format=raw,readonly=on \
         "$@" -device virtio-blk-device,drive=payload -device virtio-blk-device,drive=root |
         tee "$work/console" | watch_board "$work"
@@ -79,10 +83,9 @@ stalled() {
         "the host's load is $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) processors. The last line was: ${step:-none}"
 }
 
-# device_tree IMAGE OUT: QEMU's own device tree, with the node that tells Xen where dom0's kernel is.
+# device_tree IMAGE OUT: QEMU's own device tree, with the nodes that tell Xen where dom0's kernel is, and its initrd.
 device_tree() {
-    local image=$1 out=$2 size
-    size=$(printf '0x%x' "$(stat -L -c %s "$image")")
+    local image=$1 out=$2
     qemu-system-aarch64 "${MACHINE[@]}" -nodefaults -display none -machine dumpdtb="$out.qemu" >/dev/null 2>&1 ||
         die "QEMU did not write its device tree"
     {
@@ -95,11 +98,23 @@ device_tree() {
         xen,xen-bootargs = "$XEN_ARGS";
         module@50000000 {
             compatible = "multiboot,kernel", "multiboot,module";
-            reg = <0x0 $KERNEL_ADDRESS 0x0 $size>;
+            reg = <0x0 $KERNEL_ADDRESS 0x0 $(size_of "$image")>;
             bootargs = "$DOM0_ARGS";
+        };
+    };
+};
+DTS
+        [ -z "${BOARD_INITRD:-}" ] || cat <<DTS
+/ {
+    chosen {
+        module@58000000 {
+            compatible = "multiboot,ramdisk", "multiboot,module";
+            reg = <0x0 $INITRD_ADDRESS 0x0 $(size_of "$BOARD_INITRD")>;
         };
     };
 };
 DTS
     } | dtc -q -I dts -O dtb -o "$out"
 }
+
+size_of() { printf '0x%x' "$(stat -L -c %s "$1")"; }

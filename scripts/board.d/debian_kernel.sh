@@ -1,4 +1,4 @@
-# Debian's own kernel for arm64, which has virtio's drivers as modules and cannot grant.
+# Debian's own kernel for arm64, which has virtio's drivers as modules and cannot grant: for guests, and for a dom0.
 # shellcheck shell=bash
 
 KERNEL_SUITE=trixie
@@ -25,6 +25,11 @@ build_debian_kernel() {
         esac
     done
     printf '%s\n' "${DEBIAN_MODULES[@]}" >"$dir/modules/order"
+    # What a dom0 of Debian's has of them: no drivers of devices that the board lacks.
+    (cd "$dir"/root/usr/lib/modules/*/kernel &&
+        rm -rf sound drivers/{gpu,media,infiniband,iio,scsi,staging,usb,hwmon,mtd,mmc,platform,spi,clk,pinctrl,phy} \
+            drivers/net/{ethernet,wireless,phy,usb,can,dsa})
+    tar -C "$dir/root/usr" -cf "$dir/modules.tar" lib/modules
     cp "$dir"/root/boot/vmlinuz-* "$dir/vmlinuz"
     cp "$dir"/root/boot/config-* "$dir/config"
     rm -rf "$dir/deb" "$dir/root"

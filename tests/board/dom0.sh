@@ -295,6 +295,10 @@ run_case() {
     )
     local status=$?
     [ $status != 77 ] || return 77
+    if [ -d /run/systemd/system ]; then
+        [ $status != "$AGAIN" ] || return "$AGAIN"
+        journal >$DAEMON_LOG
+    fi
     if grep -q 'panicked' $DAEMON_LOG 2>/dev/null; then
         echo "FAIL: a process of xen-virtiod panicked"
         status=1
