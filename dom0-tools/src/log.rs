@@ -152,10 +152,10 @@ impl Output {
 
     /// True if it was taken.
     fn take(&self, level: Level, record: &Record) -> bool {
-        match &self.journal {
-            Some(journal) => journal.send(level, record),
-            None => self.write_now(format!("{level:>5} {}\n", record.text()).as_bytes()),
-        }
+        // What the journal's socket does not take, its stream may.
+        let is_sent = |journal: &Journal| journal.send(level, record);
+        self.journal.as_ref().is_some_and(is_sent)
+            || self.write_now(format!("{level:>5} {}\n", record.text()).as_bytes())
     }
 
     /// True if the line was taken.
@@ -248,6 +248,20 @@ mod tests {
             rest,
             format!(" WARN {lost} lines could not be logged\n INFO at last\n")
         );
+    }
+
+    #[test]
+    fn without_the_journals_socket_its_stream_has_the_line() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut output = Output::new(writer.as_fd());
+        drop(writer);
+        let folder = tempfile::tempdir().unwrap();
+        output.journal = Some(Journal::at(&folder.path().join("nobody")).unwrap());
+        output.log(Level::ERROR, &said("where to"));
+        drop(output);
+        let mut line = String::new();
+        reader.read_to_string(&mut line).unwrap();
+        assert_eq!(line, "ERROR where to\n");
     }
 
     #[test]

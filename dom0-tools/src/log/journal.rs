@@ -31,7 +31,7 @@ impl Journal {
             .flatten()
     }
 
-    fn at(path: &Path) -> io::Result<Self> {
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
         let address = SocketAddrUnix::new(path)?;
