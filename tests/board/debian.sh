@@ -32,7 +32,7 @@ run_across_boots() {
         77) outcome=skipped ;;
         *) outcome=FAILED ;;
     esac
-    echo "CASE-END $1 $outcome $((SECONDS))"
+    echo "CASE-END $1 $outcome $SECONDS"
     echo "BOARD-EXIT $((status != 0 && status != 77))"
     systemctl poweroff
 }
