@@ -226,9 +226,10 @@ impl Blk {
         let Self {
             queues, pipeline, ..
         } = self;
-        let delivered = pipeline.deliver(access, |index, completion| {
+        let delivered = pipeline.deliver(access, |index, request| {
             let queue = queues.get(index).expect("a request outlives not its queue");
-            queue.complete(completion)
+            let detail = queue.is_traced().then(|| request.detail());
+            queue.complete_with(request.into_completion(), detail)
         });
         let after = pipeline.counters();
         let bytes = |counters: &Counters| counters.read_bytes + counters.written_bytes;

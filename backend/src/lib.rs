@@ -41,5 +41,5 @@ pub use shortage::Shortage;
 pub use virtqueue::{
     ActiveQueue, Buffers, Completion, GuestBuffer, JournalError, LATENCY_BUCKETS, Latencies,
     MAX_QUEUE_SIZE, QueueError, QueueIndex, QueueJournal, QueueLayout, QueueSet, QueueStart,
-    Request, Unfinished, VirtQueue,
+    Request, RequestDetail, Trace, TraceSink, TracedRequest, Unfinished, VirtQueue,
 };

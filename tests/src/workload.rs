@@ -148,6 +148,7 @@ fn blk_batch() -> Operation {
         features: 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH,
         journal: journal(),
         latencies: Rc::default(),
+        trace: Rc::default(),
     };
     let index = QueueIndex::new(0, 1).expect("the first queue");
     blk.start_queue(index, start, &mut access)

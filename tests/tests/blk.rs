@@ -380,6 +380,7 @@ fn queues_have_their_turns() {
                 features,
                 journal: QueueJournal::private().unwrap(),
                 latencies: Rc::default(),
+                trace: Rc::default(),
             },
             &mut access,
         )

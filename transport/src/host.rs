@@ -8,7 +8,8 @@ use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
     Activity, Device, DeviceError, DeviceFailure, Identity, Interest, Latencies, LogLimit,
-    QueueError, QueueIndex, QueueJournal, QueueStart, Shortage, StateArea, Step, with_sources,
+    QueueError, QueueIndex, QueueJournal, QueueStart, Shortage, StateArea, Step, Trace, TraceSink,
+    with_sources,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
 
@@ -23,6 +24,7 @@ pub struct Host {
     /// What each queue has taken and not given back, for the next process.
     journals: Vec<StateArea>,
     latencies: Rc<Latencies>,
+    trace: Rc<Trace>,
     /// Queues that run as far as the driver knows, and that dom0 could not map yet.
     unstarted: Vec<Unstarted>,
     shortage: Shortage,
@@ -100,6 +102,7 @@ impl Host {
             access,
             journals,
             latencies: Rc::default(),
+            trace: Rc::default(),
             unstarted: Vec::new(),
             shortage: Shortage::default(),
             config_changed: false,
@@ -235,6 +238,7 @@ impl Host {
             features,
             journal: self.journal(index),
             latencies: Rc::clone(&self.latencies),
+            trace: Rc::clone(&self.trace),
         };
         self.device.start_queue(index, start, &mut *self.access)
     }
@@ -402,6 +406,11 @@ impl Host {
     /// How long the device's requests have taken.
     pub(crate) fn latencies(&self) -> &Latencies {
         &self.latencies
+    }
+
+    /// Tells `sink` of each request from now on, in place of whoever was told before.
+    pub(crate) fn trace(&self, sink: Box<dyn TraceSink>) {
+        self.trace.begin(sink);
     }
 
     /// The queues that run as far as the driver knows, with how many requests of each are with the device.

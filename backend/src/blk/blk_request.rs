@@ -8,7 +8,7 @@ use crate::device::DeviceFailure;
 use crate::engine::PageRun;
 use crate::engine::{Kind, Transfer};
 use crate::tuning::CHUNK;
-use crate::virtqueue::{Completion, Request};
+use crate::virtqueue::{Completion, Request, RequestDetail};
 use std::io;
 use std::ops::Range;
 use vm_memory::{Bytes, VolatileSlice};
@@ -242,6 +242,7 @@ impl BlkRequest {
                 offset,
                 bytes,
                 may_go,
+                ..
             } => (Kind::Erase { bytes, may_go }, offset),
             Command::Flush | Command::GetId | Command::Erase(_) => (Kind::Flush, 0),
         };
@@ -385,5 +386,29 @@ impl BlkRequest {
         };
         let status = usize::from(data == self.writable_data());
         self.request.finish(data + status)
+    }
+
+    /// What whoever looks on is told of it.
+    pub(super) fn detail(&self) -> RequestDetail {
+        let (what, offset, bytes) = match self.command {
+            Some(Command::Read { offset }) => ("read", offset, self.writable_data() as u64),
+            Some(Command::Write { offset }) => ("write", offset, self.readable_data() as u64),
+            Some(Command::Flush) => ("flush", 0, 0),
+            Some(Command::GetId) => ("get-id", 0, 0),
+            Some(Command::Erase(erase)) => (erase.name(), 0, 0),
+            Some(Command::Erased {
+                erase,
+                offset,
+                bytes,
+                ..
+            }) => (erase.name(), offset, bytes),
+            None => ("refused", 0, 0),
+        };
+        RequestDetail {
+            what,
+            offset,
+            bytes,
+            has_failed: self.status != Some(Status::Ok),
+        }
     }
 }

@@ -44,6 +44,7 @@ pub(super) enum Command {
     Erase(Erase),
     /// … and these they are.
     Erased {
+        erase: Erase,
         offset: u64,
         bytes: u64,
         may_go: bool,
@@ -62,6 +63,14 @@ pub(super) enum Erase {
 pub(super) const SEGMENT: usize = 16;
 
 impl Erase {
+    /// The specification's word for it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write-zeroes",
+        }
+    }
+
     /// Sectors of one request at most: what a reset or the next worker may have to wait for.
     pub(super) const fn most_sectors(self) -> u32 {
         match self {
@@ -89,6 +98,7 @@ impl Erase {
         let offset = offset.filter(|offset| disk.contains(*offset, bytes));
         match offset {
             Some(offset) if sectors <= self.most_sectors() => Ok(Command::Erased {
+                erase: self,
                 offset,
                 bytes,
                 may_go: self == Self::Discard || flags != 0 && disk.erases().discards,
@@ -212,17 +222,18 @@ mod tests {
             segment
         };
         let (discard, zeroes) = (Erase::Discard, Erase::WriteZeroes);
-        let erased = |may_go| {
+        let erased = |erase, may_go| {
             Ok(Command::Erased {
+                erase,
                 offset: 2 * SECTOR,
                 bytes: 6 * SECTOR,
                 may_go,
             })
         };
         for (erase, segment, expected) in [
-            (discard, segment(2, 6, 0), erased(true)),
-            (zeroes, segment(2, 6, 0), erased(false)),
-            (zeroes, segment(2, 6, 1), erased(true)),
+            (discard, segment(2, 6, 0), erased(discard, true)),
+            (zeroes, segment(2, 6, 0), erased(zeroes, false)),
+            (zeroes, segment(2, 6, 1), erased(zeroes, true)),
             // virtio 1.3, 5.2.6.2: flags that are reserved, and unmap of a discard.
             (discard, segment(2, 6, 1), Err(Status::Unsupported)),
             (zeroes, segment(2, 6, 2), Err(Status::Unsupported)),

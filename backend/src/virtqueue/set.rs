@@ -4,6 +4,7 @@ use super::journal::QueueJournal;
 use super::latency::{Latencies, Timer};
 use super::queue::{QueueError, QueueIndex, QueueLayout, Unfinished, VirtQueue};
 use super::request::{Completion, Request};
+use super::trace::{QueueTrace, RequestDetail, Trace};
 use crate::device::{DeviceError, DeviceFailure};
 use std::rc::Rc;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -18,6 +19,8 @@ pub struct QueueStart {
     pub journal: QueueJournal,
     /// Where it is said how long its requests take.
     pub latencies: Rc<Latencies>,
+    /// Who is told of them.
+    pub trace: Rc<Trace>,
 }
 
 /// A queue between start and stop.
@@ -26,6 +29,7 @@ pub struct ActiveQueue {
     queue: VirtQueue,
     features: u64,
     timer: Timer,
+    trace: QueueTrace,
     /// Nothing more is taken of it.
     is_closed: bool,
 }
@@ -65,6 +69,7 @@ impl QueueSet {
             features,
             journal,
             latencies,
+            trace,
         } = start;
         let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let queue = VirtQueue::map(layout, event_idx, journal, unfinished, access)?;
@@ -73,6 +78,7 @@ impl QueueSet {
             queue,
             features,
             timer: Timer::new(latencies),
+            trace: QueueTrace::new(index, trace),
             is_closed: false,
         });
         Ok(())
@@ -158,6 +164,11 @@ impl ActiveQueue {
         self.features & (1 << bit) != 0
     }
 
+    /// Whether somebody looks on at its requests.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.trace.is_on()
+    }
+
     /// See [`VirtQueue::completed`].
     pub fn completed(&self) -> u64 {
         self.queue.completed()
@@ -189,6 +200,7 @@ impl ActiveQueue {
         let popped = popped.map_err(|error| of(self.index, error))?;
         if let Some(request) = &popped {
             self.timer.begin(request);
+            self.trace.begin(request);
         }
         Ok(popped)
     }
@@ -199,7 +211,21 @@ impl ActiveQueue {
     ///
     /// As [`ActiveQueue::available`].
     pub fn complete(&mut self, completion: Completion) -> Result<(), DeviceError> {
+        self.complete_with(completion, None)
+    }
+
+    /// As [`ActiveQueue::complete`], of a request of which whoever looks on is told `detail`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ActiveQueue::available`].
+    pub(crate) fn complete_with(
+        &mut self,
+        completion: Completion,
+        detail: Option<RequestDetail>,
+    ) -> Result<(), DeviceError> {
         self.timer.end(&completion);
+        self.trace.end(&completion, detail);
         let completed = self.queue.complete(completion);
         completed.map_err(|error| of(self.index, error))
     }
@@ -211,6 +237,7 @@ impl ActiveQueue {
     /// As [`ActiveQueue::available`].
     pub fn publish(&mut self) -> Result<bool, DeviceError> {
         let published = self.queue.publish();
+        self.trace.publish();
         published.map_err(|error| of(self.index, error))
     }
 

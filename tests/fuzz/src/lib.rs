@@ -73,6 +73,7 @@ impl QueueGuest {
             features,
             journal: QueueJournal::private().expect("memory"),
             latencies: Rc::default(),
+            trace: Rc::default(),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::virtio_state::Effect;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
-use xen_virtio_backend::{Activity, Device, Interest, LogLimit};
+use xen_virtio_backend::{Activity, Device, Interest, LogLimit, TraceSink};
 use xen_virtio_guest_mapping::AddressMode;
 
 /// One virtio-mmio device of a guest.
@@ -184,6 +184,11 @@ impl MmioDevice {
     /// The guest's memory map changed.
     pub fn invalidate(&mut self) {
         self.host.invalidate();
+    }
+
+    /// Tells `sink` of each request from now on, in place of whoever was told before.
+    pub fn trace(&self, sink: Box<dyn TraceSink>) {
+        self.host.trace(sink);
     }
 
     pub fn report(&self) -> DeviceReport {

@@ -1,11 +1,11 @@
 //! The last stage: what has ended is copied to the guest, and given back.
 
 use super::Pipeline;
+use crate::blk::blk_request::BlkRequest;
 use crate::blk::header::Status;
 use crate::device::{DeviceError, DeviceFailure};
 use crate::engine::{Stopwatch, copy, first_fault};
 use crate::tuning::MAX_COPIES;
-use crate::virtqueue::Completion;
 use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
 
@@ -19,7 +19,7 @@ impl Pipeline {
     pub(in crate::blk) fn deliver(
         &mut self,
         access: &mut dyn GuestAccess,
-        mut complete: impl FnMut(usize, Completion) -> Result<(), DeviceError>,
+        mut complete: impl FnMut(usize, BlkRequest) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let mut stopwatch = Stopwatch::start(&mut self.counters.time.deliveries);
         let count = self.copy_out(access)?;
@@ -37,7 +37,7 @@ impl Pipeline {
                     .queue
                     .expect("what has ended of no queue is removed");
                 // Those of other queues are none the worse for one that is broken.
-                let completed = complete(queue, request.into_completion());
+                let completed = complete(queue, request);
                 result = result.and(completed);
             } else {
                 self.waiting.push_back(id);

@@ -111,8 +111,8 @@ fn a_stop_waits_for_nothing_and_what_it_leaves_holds_back_the_next_driver() {
     );
     gather(&mut pipeline, Pipeline::has_ended);
     let mut completed = Vec::new();
-    let delivered = pipeline.deliver(&mut access, |queue, completion| {
-        completed.push((queue, completion.written));
+    let delivered = pipeline.deliver(&mut access, |queue, request| {
+        completed.push((queue, request.into_completion().written));
         Ok(())
     });
     delivered.unwrap();
