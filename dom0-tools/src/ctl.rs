@@ -12,4 +12,5 @@ pub mod rates;
 pub mod report;
 pub mod slots;
 pub mod stats;
+pub mod trace;
 pub mod xl_config;

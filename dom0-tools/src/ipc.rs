@@ -65,6 +65,11 @@ pub enum ToWorker {
         key: EntryKey,
         change: Value,
     },
+    /// Each request of a device is told of from now on. Descriptor: a pipe that never blocks, for its
+    /// [`TraceLine`](crate::ctl::trace::TraceLine)s.
+    Trace {
+        key: EntryKey,
+    },
     /// Asks for [`FromWorker::Report`].
     Report,
     /// The guest is gone: give everything back and end.

@@ -251,6 +251,9 @@ impl Supervisor {
                     Some((Question::Detach { guest, device }, _)) => {
                         self.detach(token, &guest, &device);
                     }
+                    Some((Question::Trace { guest, device }, beside)) => {
+                        self.trace(token, &guest, &device, beside);
+                    }
                     None if !self.clients.has(token) => {
                         self.back_ends.ready(token, self.poll.registry());
                         tolerate(self.on_worker_readable(token))?;

@@ -4,12 +4,14 @@ mod budget;
 pub mod event_loop;
 pub mod polling;
 pub mod sandbox;
+mod trace_pipe;
 
 use crate::devices::{self, Arriving, Building, Built, Control, NewDevice, Resources};
 use crate::guest_state::{GuestState, Name};
 use crate::ipc::{Attachment, FromWorker, ToWorker, WorkerEnd, WorkerEnds};
 use crate::toolstack::libxl::{EntryKey, MAX_DEVICES};
 use crate::worker::event_loop::EventLoop;
+use crate::worker::trace_pipe::TracePipe;
 use anyhow::{Context, Result, anyhow, bail};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -263,6 +265,14 @@ impl Worker {
                 ToWorker::Change { key, change } => {
                     if let Err(error) = self.change(key, &change, fds) {
                         tracing::error!(device = %key, "is not changed: {error:#}");
+                    }
+                    continue;
+                }
+                ToWorker::Trace { key } => {
+                    if let (Some(slot), Some(pipe)) = (self.slots.get(&key), fds.into_iter().next())
+                    {
+                        let sink = Box::new(TracePipe::new(pipe));
+                        self.event_loop.trace(*slot, sink);
                     }
                     continue;
                 }

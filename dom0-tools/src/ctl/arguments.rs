@@ -56,6 +56,32 @@ pub enum Command {
         /// The device, as `list` names it, like virtio_disk/51712.
         device: String,
     },
+    /// Shows each request of a device as its driver gets it back, until Ctrl-C: how long it was with the device, its queue, what it
+    /// asked for. What comes faster than it is read is counted.
+    Trace {
+        /// The guest's name or domid.
+        guest: String,
+        /// The device, as `list` names it, like virtio_disk/51712.
+        device: String,
+        /// Those of this queue alone.
+        #[arg(long)]
+        queue: Option<usize>,
+        /// A disk's requests of this kind alone: read, write, flush, discard, write-zeroes, get-id, refused.
+        #[arg(long)]
+        what: Option<String>,
+        /// Those alone that took at least so many microseconds.
+        #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+        slower_than: u64,
+        /// Those alone whose driver was told of an error, of a disk's.
+        #[arg(long)]
+        failed: bool,
+        /// End after so many.
+        #[arg(long)]
+        count: Option<u64>,
+        /// A line of JSON each.
+        #[arg(long)]
+        json: bool,
+    },
     /// Checks the service's configuration, and the virtio devices of an xl file: to be run before `xl create`.
     /// Warnings alone leave its exit status 0.
     Check {

@@ -43,6 +43,9 @@ pub enum Question {
         slot: Option<String>,
         line: String,
     },
+    /// Has each request of a device told of by the pipe that comes beside. Answered by which device that is: a
+    /// `Result<String, String>`.
+    Trace { guest: String, device: String },
     /// Takes such a device away. Answered when that has begun: a `Result<EntryKey, String>`.
     Detach { guest: String, device: String },
 }
@@ -118,6 +121,25 @@ pub fn attach(
         order,
     };
     ask::<Result<String, String>>(path, &question, Some(socket))?.map_err(ControlError::Refused)
+}
+
+/// Has the supervisor that listens at `path` have the requests of the `device` of `guest` told of by `pipe`, in
+/// [`TraceLine`](crate::ctl::trace::TraceLine)s. Which device that is.
+///
+/// # Errors
+///
+/// [`ControlError`].
+pub fn trace(
+    path: &Path,
+    guest: &str,
+    device: &str,
+    pipe: BorrowedFd<'_>,
+) -> Result<String, ControlError> {
+    let question = Question::Trace {
+        guest: guest.to_owned(),
+        device: device.to_owned(),
+    };
+    ask::<Result<String, String>>(path, &question, Some(pipe))?.map_err(ControlError::Refused)
 }
 
 /// Has the supervisor that listens at `path` carry out `question`, which is answered by a `Result<Answer, String>`.

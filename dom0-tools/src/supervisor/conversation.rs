@@ -43,7 +43,10 @@ impl Question {
             ToWorker::Serve => Some(Self::Serve),
             ToWorker::Detach { key } => Some(Self::Detach(*key)),
             ToWorker::Report => Some(Self::Report),
-            ToWorker::Start { .. } | ToWorker::Change { .. } | ToWorker::Stop => None,
+            ToWorker::Start { .. }
+            | ToWorker::Change { .. }
+            | ToWorker::Trace { .. }
+            | ToWorker::Stop => None,
         }
     }
 

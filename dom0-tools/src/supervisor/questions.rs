@@ -66,6 +66,24 @@ impl Supervisor {
         self.answer(client, &result);
     }
 
+    /// Has the requests of a device told of by the pipe `descriptor`, and tells `client` which device that is.
+    pub(super) fn trace(
+        &mut self,
+        client: Token,
+        guest: &str,
+        device: &str,
+        descriptor: Option<OwnedFd>,
+    ) {
+        let result = self.with_guest(guest, |guest, named, context| {
+            let traced = guest.trace(device, descriptor, context)?;
+            Ok(format!("{named}, {traced}"))
+        });
+        if let Ok(traced) = &result {
+            tracing::info!("{traced}: its requests are traced");
+        }
+        self.answer(client, &result);
+    }
+
     /// What `ask` gets of the guest known as `guest`, of which it is told how it is called in messages.
     fn with_guest<T>(
         &mut self,

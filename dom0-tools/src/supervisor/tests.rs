@@ -4,11 +4,13 @@
 mod consoles;
 mod slots;
 mod sockets;
+mod traces;
 
 use super::Supervisor;
 use super::state_files::StateFiles;
 use super::worker_process::{Launched, Launcher};
 use crate::config::Config;
+use crate::ctl::control::ControlError;
 use crate::devices::Order;
 use crate::devices::blk::lock;
 use crate::ipc::{Attachment, FromWorker, SupervisorEnd, ToWorker, WorkerEnd, WorkerEnds};
@@ -22,9 +24,10 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use xen_virtio_backend::blk::SECTOR;
@@ -941,6 +944,17 @@ fn serving(file: &str) -> Dom0 {
         dom0.says(0, &FromWorker::Attached { key, known: None });
     }
     dom0
+}
+
+/// What comes of what `asks` asks of the service while it runs.
+fn ask(
+    dom0: &mut Dom0,
+    asks: impl FnOnce(&Path) -> Result<String, ControlError> + Send + 'static,
+) -> Result<String, String> {
+    let path = dom0.directory.path().join("control.sock");
+    let asking = thread::spawn(move || asks(&path).map_err(|error| error.to_string()));
+    dom0.until("an answer", |_| asking.is_finished().then_some(()));
+    asking.join().unwrap()
 }
 
 /// The descriptor that comes with `expected` for the first device's worker `index`.

@@ -15,7 +15,7 @@ use xen_virtio_backend::tuning::{
     BUSY_LIMIT, BUSY_STEPS, IDLE_LOOKS, LONGEST_THROTTLE, SHORTEST_SLEEP, STEPS_PER_CHECK,
     STEPS_PER_LOOK,
 };
-use xen_virtio_backend::{Activity, Device, Interest as SourceInterest};
+use xen_virtio_backend::{Activity, Device, Interest as SourceInterest, TraceSink};
 use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_transport::{
     DeviceReport, DeviceState, DevicesError, GuestDevices, Hypervisor, MmioDevice, MmioRange, Slot,
@@ -148,6 +148,13 @@ impl<H: Hypervisor> EventLoop<H> {
     pub fn update(&mut self, slot: Slot) -> bool {
         let device = self.devices.device_mut(slot);
         device.map(MmioDevice::update).is_some()
+    }
+
+    /// Tells `sink` of each request of a device, see [`MmioDevice::trace`], if it is there now.
+    pub fn trace(&self, slot: Slot, sink: Box<dyn TraceSink>) {
+        if let Some(device) = self.devices.device(slot) {
+            device.trace(sink);
+        }
     }
 
     /// Takes a device away, see [`GuestDevices::remove`]. It is to be asked with [`EventLoop::has_left`] until nothing of it is

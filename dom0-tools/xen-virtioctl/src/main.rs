@@ -7,6 +7,7 @@ mod metrics;
 mod pages;
 mod report;
 mod top;
+mod trace;
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
@@ -21,6 +22,7 @@ use xen_virtio_dom0_tools::ctl::control::Order;
 use xen_virtio_dom0_tools::ctl::inspect::Inspection;
 use xen_virtio_dom0_tools::ctl::metrics::Format;
 use xen_virtio_dom0_tools::ctl::stats::Stats;
+use xen_virtio_dom0_tools::ctl::trace::Filter;
 use xen_virtio_dom0_tools::ctl::xl_config::Findings;
 use xen_virtio_dom0_tools::ctl::{check, control, create, events, slots};
 use xen_virtio_dom0_tools::doctor::{self, About};
@@ -73,6 +75,32 @@ fn run(command: Command) -> Result<(String, ExitCode)> {
         Command::Inspect { guest, device } => {
             let report = control::list(control::SOCKET_PATH.as_ref())?;
             Ok(Inspection::of(&report, &guest, &device)?.to_string())
+        }
+        Command::Trace {
+            guest,
+            device,
+            queue,
+            what,
+            slower_than,
+            failed,
+            count,
+            json,
+        } => {
+            let filter = Filter {
+                queue,
+                what,
+                slower_than: Duration::from_micros(slower_than),
+                failed,
+            };
+            let wanted = trace::Wanted {
+                guest,
+                device,
+                filter,
+                count,
+                json,
+            };
+            trace::run(&wanted)?;
+            Ok(String::new())
         }
         Command::Check { config, file } => {
             let path = config.as_deref().unwrap_or(CONFIG_PATH.as_ref());

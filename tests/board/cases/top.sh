@@ -1,4 +1,4 @@
-# top in a real terminal (tmux), by its keys, over a death of the worker and one of the service; inspect; stats; report; golden screens.
+# top and trace in a real terminal (tmux), over a death of the worker and one of the service; inspect; stats; report; golden screens.
 mount_net_tools
 start_daemon
 fds=$(daemon_fds)
@@ -73,6 +73,38 @@ SCREEN
 xen-virtioctl inspect h virtio_disk/51712 | grep -vE '^  (features|requests|traps|by register|latency|its own)' | is_golden "inspect" /tmp/inspect.golden
 xen-virtioctl inspect h virtio_disk/51712 | grep -qE '^  features +0x[0-9a-f]+ .*FLUSH .*ACCESS_PLATFORM' || fail "inspect does not name features"
 xen-virtioctl inspect h virtio/9 2>&1 | grep -q 'has no device virtio/9, but virtio_disk/51712' || fail "inspect does not name the devices that there are"
+traced() { grep -c '"what":"read"' /tmp/traced; }
+# goes_on WHAT: ten more requests are traced.
+goes_on() { local before; before=$(traced); wait_for 20 "$1: $(tail -n3 /tmp/said)" eval "[ \$(traced) -ge $((before + 10)) ]"; }
+xen-virtioctl trace g virtio_disk/51712 --json >/tmp/traced 2>/tmp/said &
+tracer=$!
+goes_on "requests that are traced"
+worker=$(pids_of "$(domid g)")
+kill -KILL "$worker"
+wait_for 10 "trace to say that the worker is gone" grep -q 'its worker is gone' /tmp/said
+goes_on "requests of the next worker"
+worker=$(pids_of "$(domid g)")
+pipes() { ls -l "/proc/$worker/fd" | grep -c 'pipe:'; }
+with_trace=$(pipes)
+tmux new-session -d -x 118 -y 8 "/tmp/xen-virtioctl trace g virtio_disk/51712 --what read --count 3; echo left \$?; read"
+wait_for 20 "trace to end: $(screen)" shows '^left 0'
+cat >/tmp/trace.golden <<'SCREEN'
+guest g (N), virtio_disk/N: /tmp/a.img, read-write, through domN's page cache; Ctrl-C ends
+ seconds took µs queue head request
+ N N N N read N bytes at N
+ N N N N read N bytes at N
+ N N N N read N bytes at N
+left N
+SCREEN
+screen | is_golden "trace" /tmp/trace.golden
+tmux kill-server
+wait $tracer && fail "a trace that was replaced ends as if it were done"
+grep -q 'somebody else traces this device now' /tmp/said || fail "a trace does not say that it was replaced: $(cat /tmp/said)"
+# Whoever looked on is gone, as the worker has seen at the next request.
+without_trace() { [ "$(pipes)" -lt "$with_trace" ]; }
+wait_for 10 "the worker to give the pipe up" without_trace
+[ "$(xen-virtioctl trace g virtio_disk/51712 --slower-than 1 --queue 0 --count 2 2>/dev/null | grep -c .)" = 2 ] || fail "trace does not show two requests"
+xen-virtioctl trace g virtio/9 2>&1 | grep -q 'it has no device virtio/9, but virtio_disk/51712' || fail "trace does not name the devices that there are"
 xen-virtioctl stats | grep -q 'latency: half within' || fail "stats does not say how long requests take"
 xen-virtioctl report --seconds 3 --html /tmp/report.html || fail "report ends with an error"
 for part in '<td>g \([0-9]+\)</td>' 'xen-fixes|Nothing is wrong' '<polyline points=' '<rect ' 'requests, [0-9]+ KiB a second' '</html>'; do

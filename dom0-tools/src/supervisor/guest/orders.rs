@@ -3,9 +3,10 @@
 use super::{Guest, WorkerContext};
 use crate::devices::{Changed, Order};
 use crate::ipc::ToWorker;
-use crate::supervisor::entry::Status;
+use crate::supervisor::entry::{DeviceEntry, Status};
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FileType, OFlags, fcntl_setfl, fstat};
 use std::os::fd::{AsFd, OwnedFd};
 
 impl Guest {
@@ -26,10 +27,7 @@ impl Guest {
             Some(device) => self.find(device, context)?,
             None => self.only_with(order.part())?,
         };
-        let known = &self.lifecycle.entries[&key];
-        if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
-            bail!("{key} is not served now");
-        }
+        let known = self.served(key)?;
         ensure!(
             descriptor.is_some() || !matches!(order, Order::Attach { .. }),
             "no connection came to be attached"
@@ -46,6 +44,46 @@ impl Guest {
             self.handle(broken, context)?;
         }
         Ok((key, done))
+    }
+
+    /// Has the requests of `device` told of by the pipe `descriptor`. Which it is.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be.
+    pub(in crate::supervisor) fn trace(
+        &mut self,
+        device: &str,
+        descriptor: Option<OwnedFd>,
+        context: &mut WorkerContext<'_>,
+    ) -> Result<String> {
+        let key = self.find(device, context)?;
+        let known = self.served(key)?;
+        ensure!(
+            !known.is_slot(),
+            "{key} is an empty slot, which has no requests"
+        );
+        let detail = known.detail.clone();
+        let pipe = descriptor.context("no pipe came for what is told")?;
+        ensure!(
+            FileType::from_raw_mode(fstat(&pipe)?.st_mode) == FileType::Fifo,
+            "what came for what is told is no pipe"
+        );
+        // Its worker waits for nobody.
+        fcntl_setfl(&pipe, OFlags::WRONLY | OFlags::NONBLOCK)?;
+        if let Some(broken) = self.send_with(&ToWorker::Trace { key }, &[pipe.as_fd()]) {
+            self.handle(broken, context)?;
+        }
+        Ok(format!("{key}: {detail}"))
+    }
+
+    /// The device of entry `key`, which its worker has.
+    fn served(&self, key: EntryKey) -> Result<&DeviceEntry> {
+        let known = &self.lifecycle.entries[&key];
+        if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
+            bail!("{key} is not served now");
+        }
+        Ok(known)
     }
 
     pub(super) fn find(&self, device: &str, context: &mut WorkerContext<'_>) -> Result<EntryKey> {

@@ -1,24 +1,11 @@
 //! Who connects to a device is handed on to its worker.
 
 use super::*;
-use crate::ctl::control::{self, ControlError};
+use crate::ctl::control;
 use crate::devices::Order;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::thread;
-
-/// What comes of what `asks` asks of the service while it runs.
-fn ask(
-    dom0: &mut Dom0,
-    asks: impl FnOnce(&Path) -> Result<String, ControlError> + Send + 'static,
-) -> Result<String, String> {
-    let path = dom0.directory.path().join("control.sock");
-    let asking = thread::spawn(move || asks(&path).map_err(|error| error.to_string()));
-    dom0.until("an answer", |_| asking.is_finished().then_some(()));
-    asking.join().unwrap()
-}
 
 /// What comes of attaching the other end of the socket.
 fn attach(dom0: &mut Dom0, device: Option<&'static str>) -> (Result<String, String>, UnixStream) {

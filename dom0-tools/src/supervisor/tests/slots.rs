@@ -1,9 +1,10 @@
 //! Devices that come to a guest that runs, and go.
 
 use super::*;
-use crate::ctl::slots;
+use crate::ctl::{control, slots};
 use crate::worker::event_loop::EventLoopReport;
-use std::thread;
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::os::fd::AsFd;
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER};
 use xen_virtio_transport::DeviceReport;
 
@@ -43,7 +44,10 @@ impl Worker {
         };
         while let Ok(Some((message, _))) = worker.channel.receive() {
             let answer = match &message {
-                ToWorker::Start { .. } | ToWorker::Change { .. } | ToWorker::Stop => None,
+                ToWorker::Start { .. }
+                | ToWorker::Change { .. }
+                | ToWorker::Trace { .. }
+                | ToWorker::Stop => None,
                 ToWorker::Claim { key, .. } => Some(attached(*key)),
                 ToWorker::Attach(device) => {
                     self.devices.push(device.key);
@@ -212,6 +216,25 @@ fn a_device_comes_to_a_guest_that_runs_and_goes() {
     dom0.store.introduce(4, "web", "b");
     dom0.add_disk(4, XVDA, "a.img", 1);
     dom0.begins(1, 4, &[(XVDA, false)]);
+}
+
+#[test]
+fn an_empty_slot_has_no_requests_to_trace() {
+    let (mut dom0, mut worker) = with_slots();
+    let (_ours, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let traced = run(&mut dom0, &mut worker, move |path| {
+        Ok(control::trace(
+            &path,
+            "ivi",
+            "virtio_file/0",
+            theirs.as_fd(),
+        )?)
+    });
+    let error = traced.unwrap_err();
+    assert!(
+        error.contains("an empty slot, which has no requests"),
+        "{error}"
+    );
 }
 
 #[test]
