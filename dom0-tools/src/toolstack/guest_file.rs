@@ -390,12 +390,8 @@ fn device(index: usize, table: DeviceTable, others: &[FileDevice]) -> Result<Fil
     let number = u32::try_from(index).expect("few devices");
     let base = base.unwrap_or(FIRST_BASE + u64::from(number) * libxl::PAGE_LEN);
     let interrupt = interrupt.unwrap_or(FIRST_INTERRUPT + number);
-    let range = libxl::page(base).ok_or_else(|| {
-        format!(
-            "base = {base:#x} is no multiple of {:#x} from there on",
-            libxl::PAGE_LEN
-        )
-    })?;
+    let range = libxl::page(base)
+        .ok_or_else(|| format!("base = {base:#x} is no multiple of {:#x}", libxl::PAGE_LEN))?;
     if !(FIRST_SHARED..=LAST_SHARED).contains(&interrupt) {
         return Err(format!(
             "interrupt = {interrupt} is no shared one, from {FIRST_SHARED} to {LAST_SHARED}"
