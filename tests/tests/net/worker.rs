@@ -69,6 +69,34 @@ fn a_cable_that_was_unplugged_is_told_of_by_the_next_process_and_carries_nothing
     assert_eq!(died, 1);
 }
 
+#[test]
+fn a_cable_that_is_plugged_in_has_the_driver_announce_itself() {
+    const ACKNOWLEDGE: [u8; 2] = [3, 0];
+    let is_up = AtomicBool::new(false);
+    let make = move |records: &DeviceRecords<'_>| {
+        let flood = Flood::new(frame(MAC, 60, 7)).unwrap();
+        let kept = records.own(0, Net::kept_bytes(1)).unwrap();
+        let is_up = is_up.swap(true, Ordering::SeqCst);
+        network(vec![Box::new(flood)], NO_LIMITS, kept, is_up).unwrap()
+    };
+    let make: Arc<MakeDevice> = Arc::new(make);
+    let died = drive_over_deaths(&[4000], 0, &make, |guest| {
+        let driver = driver(guest, 0);
+        let [mut control] = start(&driver, 0, [2]);
+        assert_eq!(driver.raw_read(0x10a, Width::Two), 1500, "the MTU");
+        assert_eq!(status(&driver), 0);
+        // Commands bring the death on.
+        while status(&driver) == 0 {
+            command(&driver, &mut control, 2, &[0, 0, 0]);
+        }
+        let (up, announce) = (ids::VIRTIO_NET_S_LINK_UP, ids::VIRTIO_NET_S_ANNOUNCE);
+        assert_eq!(status(&driver), u64::from(up | announce));
+        assert_eq!(command(&driver, &mut control, 2, &ACKNOWLEDGE).0, 0);
+        assert_eq!(status(&driver), u64::from(up));
+    });
+    assert_eq!(died, 1);
+}
+
 /// A device of `pairs` pairs, of which the driver has started `queues`, with buffers in the first receiving one if that is
 /// among them.
 fn still<const N: usize>(
