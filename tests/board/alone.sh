@@ -84,9 +84,14 @@ streams() {
     wait $receiver || fail "what the guest has sent has not arrived"
     (sleep 1; timeout 60 guest-io send tcp:"$address":5000 $mib >/dev/null) &
     in_guest 'guest-io receive tcp-listen:5000' | grep -q "received $mib MiB as sent" || fail "the guest has not received what was sent"
+    timeout 60 guest-io receive unix-listen:/tmp/alone.vsock_5001 >/tmp/received &
+    receiver=$!
+    sleep 0.5
+    in_guest "guest-io send vsock:2:5001 $mib" >/dev/null
+    wait $receiver || fail "what the guest has sent over sockets has not arrived"
     out=$(iperf3 -c "$address" -t 1 -R -f m | awk '/receiver/ { print $7 / 8 }')
     in=$(iperf3 -c "$address" -t 1 -f m | awk '/receiver/ { print $7 / 8 }')
-    note "$1: $mib MiB each way as sent; iperf3 out ${out:?} MB/s, in ${in:?}"
+    note "$1: $mib MiB each way as sent, and out over sockets; iperf3 out ${out:?} MB/s, in ${in:?}"
 }
 
 # answers [BYTES]: whether the guest answers a ping within a second. The board's kernel has no timers for ping to give up by, or to send a second one by.

@@ -644,7 +644,7 @@ DEVICES
 
 # 1, 4 and 16 guests, the first of them busy: what each process takes.
 run_scale() {
-    local guests=() idle=() index count before after worker
+    local guests=() idle=() index count before after worker largest
     mount_net_tools
     start_daemon
     # What dom0 says of itself wakes everybody.
@@ -668,10 +668,12 @@ run_scale() {
         sleep 10
         for worker in "${guests[@]}"; do after=$((after + $(context_switches "$worker"))); done
         worker=$(pids_of "$(domid g1)")
-        note "guests: $count; supervisor $(resident $DAEMON) KiB, largest worker" \
-            "$(for worker in "$worker" "${guests[@]}"; do resident "$worker"; done | sort -n | tail -n1) KiB;" \
+        largest=$(for worker in "$worker" "${guests[@]}"; do resident "$worker"; done | sort -n | tail -n1)
+        note "guests: $count; supervisor $(resident $DAEMON) KiB, largest worker $largest KiB;" \
             "$((after - before)) wake-ups of ${#idle[@]} idle workers in 10 s; pages claimed after" \
             "$(xen-virtioctl list --json | awk '$1 == "\"claimed_after_ms\":" { print $2 + 0 }' | sort -n | tail -n1) ms at most"
+        [ "$largest" -le 6144 ] || fail "a worker takes more than 6 MiB"
+        [ "$after" = "$before" ] || fail "idle workers wake up"
     done
 }
 

@@ -1,5 +1,5 @@
 # Workers and the service are killed again and again while a guest verifies its disks.
-kills=${TIMES:-$(whole && echo 5 || echo 3)}
+kills=${TIMES:-$(whole && echo 30 || echo 3)}
 make_disk /tmp/a.img 32
 make_disk /tmp/b.img 32
 start_daemon

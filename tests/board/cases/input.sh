@@ -7,6 +7,12 @@ wait_for 5 "a keyboard" grep -q 'is there' /tmp/typed
 wheel=$(grep -l 'a wheel!' /sys/class/input/event*/device/name)
 wheel=/dev/input/$(basename "${wheel%/device/name}")
 type_line() { echo "$1" >&$typing; }
+# types: somebody types on and on, until he rests.
+types() {
+    while type_line ''; do sleep 0.05; done &
+    typist=$!
+}
+rests() { kill $typist && sleep 0.5; }
 fds=$(daemon_fds)
 # seen N EVENTS: what the guest has seen of a device, as the N-th.
 seen() {
@@ -67,6 +73,21 @@ for grants in true false; do
     waits 6
     type_line ''
     seen 6 '1:30:1 2:0:-3 1:30:0'
+    # Its worker dies while somebody types.
+    waits 7
+    types
+    for ((i = 0; i < ${TIMES:-$(whole && echo 30 || echo 2)}; i++)); do
+        sleep 0.3
+        kill_worker
+        wait_for 10 "the next worker" has_worker
+    done
+    rests
+    xen-virtioctl input $name --device virtio_file/1 KEY_A >/dev/null
+    seen 7 '1:30:1 1:30:0'
+    waits 8
+    type_line ''
+    seen 8 '1:30:1 2:0:-3 1:30:0'
+    note "the worker was killed $i times while somebody typed: no key is held"
     if [ $grants = true ]; then
         # Nobody else has it: no guest, and nothing in dom0.
         guest other input "$(by_file other <<<"[[device]]
@@ -80,7 +101,10 @@ evdev = '$wheel'")"
     xen-virtioctl input $name --device virtio_file/2 KEY_A 2>&1 | grep -q 'xen-virtio pointer has no KEY_A' || fail "a pointer's KEY_A is not refused"
     xen-virtioctl list
     is_well $name
+    types
+    sleep 0.5
     destroy $name
+    rests
 done
 exec {typing}>&-
 nothing_left "$fds"

@@ -9,6 +9,22 @@ judges() {
     said "$1" 'guest: reading on' >/dev/null
     is_well "$1"
 }
+# dies NAME TIMES: its worker is killed as often while it reads.
+dies() {
+    name=$1
+    local i before
+    for ((i = 0; i < $2; i++)); do
+        worker=$(pids_of "$(domid "$name")")
+        kill -KILL "$worker"
+        wait_for 10 "another worker" has_worker
+        sleep 0.4
+    done
+    sleep 1
+    before=$(report entropy_bytes)
+    sleep 1
+    [ "$(report entropy_bytes)" -gt "$before" ] || fail "nothing is read after its worker's death"
+    is_well "$name"
+}
 guest fast rng "$(by_file fast <<<$'[[device]]\ntype = "rng"\nbytes-per-second = 1000000')"
 bytes=$(whole && echo 1048576 || echo 262144)
 sed -i "s/GUEST=rng/& BYTES=$bytes/" /tmp/fast.cfg
@@ -23,6 +39,7 @@ if whole; then
     create_by_file frames
     judges frames 65536
     [ "$(report grants_mapped)" = 0 ] || fail "a device without grants has mapped some"
+    dies frames 30
     command xl destroy frames
     wait_for 20 "guest frames to be gone" is_gone frames
 fi
@@ -49,18 +66,7 @@ note "the guest reads $bytes bytes a second; its worker takes $share % of a proc
 [ "$bytes" -gt 8000 ] && [ "$bytes" -le 18000 ] || fail "16384 bytes a second were allowed"
 # One that does not sleep takes nearly all; how much a request takes varies by half with the machine that emulates.
 [ "$share" -lt 60 ] || fail "a guest that reads keeps its worker busy"
-name=g
-for ((i = 0; i < $(whole && echo 30 || echo 1); i++)); do
-    worker=$(pids_of "$(domid g)")
-    kill -KILL "$worker"
-    wait_for 10 "another worker" has_worker
-    sleep 0.4
-done
-sleep 1
-before=$(report entropy_bytes)
-sleep 1
-[ "$(report entropy_bytes)" -gt "$before" ] || fail "nothing is read after its worker's death"
-is_well g
+dies g "$(whole && echo 30 || echo 1)"
 command xl destroy g
 wait_for 20 "guest g to be gone" is_gone g
 nothing_left "$fds"

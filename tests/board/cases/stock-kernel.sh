@@ -5,9 +5,15 @@ alone_begin
 name=stock
 # As docs/performance.md says of guests that cannot grant.
 alone_guest $name false debian "memory = 320" "extra = 'console=hvc0 quiet swiotlb=4096,force GUEST=debian'" "kernel = '/payload/debian/vmlinuz'" "ramdisk = '/payload/debian/guest.cpio.gz'"
-note "modules: $(in_guest 'cut -d " " -f 1 /proc/modules' | sort | xargs)"
+modules=$(in_guest 'cut -d " " -f 1 /proc/modules' | sort | xargs)
+note "modules: $modules"
+for module in virtio_blk virtio_net virtio_rng vmw_vsock_virtio_transport; do
+    [[ " $modules " == *" $module "* ]] || fail "$module is no module"
+done
 pings
 streams "Debian's kernel"
+in_guest 'ethtool -K eth0 tx off rx off tso off gso off gro off rx-gro-hw off 2>&1' >/dev/null
+streams "Debian's kernel, offloads off"
 worker=$(pids_of "$(domid $name)")
 kill -KILL "$worker"
 wait_for 10 "the next worker" has_worker
