@@ -10,10 +10,13 @@ mod shadow_echo;
 mod workload;
 
 pub use echo::Echo;
-pub use mortal::{MakeDevice, allow_descriptors, drive_over_deaths, wait_for_all};
+pub use mortal::{
+    MakeDevice, allow_descriptors, drive_over_deaths, drive_over_deaths_by, wait_for_all,
+};
 pub use network::{Flood, MAC, Wire, frame, network};
 pub use platform::{
-    Staged, allocate, come_to_rest, disk_device, disk_of, drive, driver, numbered_disk, sleeps,
+    Staged, allocate, come_to_rest, disk_device, disk_of, drive, driver, driver_by, numbered_disk,
+    sleeps,
 };
 pub use reconnecting::{Look, Reconnecting, arrive};
 pub use shadow_echo::{Framing, SAYS_NOTHING, ShadowEcho};

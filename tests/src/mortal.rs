@@ -46,6 +46,7 @@ fn serve(
     hypervisor: SimHypervisor,
     guest: &SimGuest,
     file: Arc<MmapRegion<()>>,
+    mode: AddressMode,
     make: &MakeDevice,
     over: &AtomicBool,
 ) {
@@ -68,7 +69,6 @@ fn serve(
     let device = make(&records);
     let state = records.device_state(&device.identity().queue_sizes);
     let state = state.expect("room");
-    let mode = AddressMode::Grants;
     let device = MmioDevice::new(device, &hypervisor, mode, FIRST_IRQ, state);
     let mut device = device.expect("registers of such a device");
     // The driver may have been told otherwise by an earlier process.
@@ -95,13 +95,28 @@ pub fn drive_over_deaths(
     make: &Arc<MakeDevice>,
     drive: impl FnOnce(&SimGuest) + Send + 'static,
 ) -> usize {
+    drive_over_deaths_by(AddressMode::Grants, deaths, maps, make, drive)
+}
+
+/// As [`drive_over_deaths`], of a device whose driver names its memory as `mode` says.
+///
+/// # Panics
+///
+/// As there.
+pub fn drive_over_deaths_by(
+    mode: AddressMode,
+    deaths: &[u64],
+    maps: u32,
+    make: &Arc<MakeDevice>,
+    drive: impl FnOnce(&SimGuest) + Send + 'static,
+) -> usize {
     let (hypervisor, guest) = simulate(FRAMES).expect("memory");
     let state = Arc::new(MmapRegion::new(BYTES).expect("memory"));
     let over = Arc::new(AtomicBool::new(false));
     let process = |hypervisor: SimHypervisor| {
         let (guest, state) = (guest.clone(), Arc::clone(&state));
         let (make, over) = (Arc::clone(make), Arc::clone(&over));
-        thread::spawn(move || serve(hypervisor, &guest, state, &*make, &over))
+        thread::spawn(move || serve(hypervisor, &guest, state, mode, &*make, &over))
     };
     let driving = {
         let guest = guest.clone();

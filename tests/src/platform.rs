@@ -117,17 +117,24 @@ pub fn numbered_disk(sectors: u64) -> NamedTempFile {
     file
 }
 
-/// A driver of the guest's device number `index`.
+/// A driver of the guest's device number `index`, which names its memory by grants.
 pub fn driver(guest: &SimGuest, index: u64) -> Driver {
+    driver_by(AddressMode::Grants, guest, index)
+}
+
+/// … which names its memory as `mode` says.
+pub fn driver_by(mode: AddressMode, guest: &SimGuest, index: u64) -> Driver {
     Driver::new(SimDevice {
         guest: guest.clone(),
         base: FIRST_DEVICE.base + index * FIRST_DEVICE.len,
+        mode,
     })
 }
 
 struct SimDevice {
     guest: SimGuest,
     base: u64,
+    mode: AddressMode,
 }
 
 impl Platform for SimDevice {
@@ -140,12 +147,21 @@ impl Platform for SimDevice {
     }
 
     fn allocate(&self, len: usize, device_writes: bool) -> Box<dyn GrantedMemory> {
-        allocate(self.guest.memory(), len, device_writes)
+        allocate_by(self.mode, self.guest.memory(), len, device_writes)
     }
 }
 
 /// Memory of a simulated guest that its devices may use.
 pub fn allocate(memory: &SimMemory, len: usize, device_writes: bool) -> Box<dyn GrantedMemory> {
+    allocate_by(AddressMode::Grants, memory, len, device_writes)
+}
+
+fn allocate_by(
+    mode: AddressMode,
+    memory: &SimMemory,
+    len: usize,
+    device_writes: bool,
+) -> Box<dyn GrantedMemory> {
     let pages = len.div_ceil(PAGE_SIZE);
     let gfn = memory
         .allocate(pages)
@@ -155,6 +171,7 @@ pub fn allocate(memory: &SimMemory, len: usize, device_writes: bool) -> Box<dyn 
         memory: memory.clone(),
         gfn,
         pages,
+        mode,
     })
 }
 
@@ -163,6 +180,7 @@ struct SimBuffer {
     gfn: Gfn,
     grant: Gref,
     pages: usize,
+    mode: AddressMode,
 }
 
 fn address(page: Page) -> u64 {
@@ -172,7 +190,10 @@ fn address(page: Page) -> u64 {
 
 impl GrantedMemory for SimBuffer {
     fn address(&self) -> u64 {
-        address(Page::Grant(self.grant))
+        match self.mode {
+            AddressMode::Grants => address(Page::Grant(self.grant)),
+            AddressMode::Frames => self.frame_address(),
+        }
     }
 
     fn frame_address(&self) -> u64 {

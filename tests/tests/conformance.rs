@@ -18,11 +18,12 @@ use xen_virtio_backend::tap::HEADER;
 use xen_virtio_backend::vsock::{Dial, Vsock};
 use xen_virtio_backend::{Device, Limits, OneByOne, StateCell, Unfinished};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
+use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_sim::SimGuest;
 use xen_virtio_tests::{
     BlkRequest, Buffer, Driver, Echo, Flood, MAC, MakeDevice, NEXT, Negotiated, Random, RawQueue,
-    ShadowEcho, WRITE, allow_descriptors, drive_over_deaths, driver, frame, network, numbered_disk,
-    wait_for_all,
+    ShadowEcho, WRITE, allow_descriptors, drive_over_deaths_by, driver_by, frame, network,
+    numbered_disk, wait_for_all,
 };
 use xen_virtio_transport::{Register, Width};
 
@@ -127,6 +128,29 @@ fn console(records: &DeviceRecords<'_>) -> Box<dyn Device> {
     Box::new(device)
 }
 
+/// An interface with frames without end.
+fn net(records: &DeviceRecords<'_>) -> Box<dyn Device> {
+    let flood = Flood::new(frame(MAC, Received::FRAME, 7)).unwrap();
+    let kept = records.own(0, Net::kept_bytes(1)).unwrap();
+    network(vec![Box::new(flood)], [Limits::default(); 2], kept, true).unwrap()
+}
+
+struct Commanded {
+    command: Buffer,
+    answer: Buffer,
+}
+
+impl Piece for Commanded {
+    fn describe(&self, queue: &RawQueue, head: u16) {
+        queue.set_descriptor(head, self.command.address(), 3, NEXT, head + 1);
+        queue.set_descriptor(head + 1, self.answer.address(), 1, WRITE, 0);
+    }
+
+    fn check(&self, written: u32) {
+        assert_eq!((written, self.answer.read()), (1, vec![0]));
+    }
+}
+
 struct Echoed {
     sent: Buffer,
     answer: Buffer,
@@ -182,6 +206,14 @@ fn subjects() -> Vec<Subject> {
             request: |driver| Box::new(Typed(driver.buffer(64, true))),
         },
         Subject {
+            name: "console, what the guest writes",
+            make: Arc::new(console),
+            unfinished: Unfinished::Repeat,
+            selected: 0,
+            queue: 1,
+            request: |driver| Box::new(Sent(driver.buffer(64, false), [40, 24])),
+        },
+        Subject {
             name: "input",
             make: Arc::new(|records| {
                 let kept = StateCell::new(records.own(0, Input::KEPT).unwrap());
@@ -199,15 +231,38 @@ fn subjects() -> Vec<Subject> {
         },
         Subject {
             name: "net",
-            make: Arc::new(|records| {
-                let flood = Flood::new(frame(MAC, Received::FRAME, 7)).unwrap();
-                let kept = records.own(0, Net::kept_bytes(1)).unwrap();
-                network(vec![Box::new(flood)], [Limits::default(); 2], kept, true).unwrap()
-            }),
+            make: Arc::new(net),
             unfinished: Unfinished::Repeat,
             selected: 0,
             queue: 0,
             request: |driver| Box::new(Received(driver.buffer(2048, true))),
+        },
+        Subject {
+            name: "net, what it sends",
+            make: Arc::new(net),
+            unfinished: Unfinished::Repeat,
+            selected: 0,
+            queue: 1,
+            request: |driver| {
+                let sent = driver.buffer(HEADER + Received::FRAME, false);
+                sent.write(0, &frame(MAC, Received::FRAME, 7));
+                Box::new(Sent(sent, [20, 1000]))
+            },
+        },
+        Subject {
+            name: "net, its control queue",
+            make: Arc::new(net),
+            unfinished: Unfinished::Repeat,
+            selected: 0,
+            queue: 2,
+            request: |driver| {
+                let command = driver.buffer(3, false);
+                // Promiscuous (virtio 1.3, 5.1.6.5.1).
+                command.write(0, &[0, 0, 1]);
+                let answer = driver.buffer(1, true);
+                answer.write(0, &[0xee]);
+                Box::new(Commanded { command, answer })
+            },
         },
         Subject {
             name: "rng",
@@ -259,14 +314,20 @@ fn echo(name: &'static str, make: Arc<MakeDevice>) -> Subject {
     }
 }
 
+/// How a driver may name its memory.
+const MODES: [AddressMode; 2] = [AddressMode::Grants, AddressMode::Frames];
+
 /// Has `what` drive each device, which nobody kills.
-fn for_each(what: fn(&SimGuest, &Driver, &Subject)) {
-    for subject in subjects() {
-        let make = Arc::clone(&subject.make);
-        drive_over_deaths(&[], 0, &make, move |guest| {
-            println!("{}", subject.name);
-            what(guest, &driver(guest, 0), &subject);
-        });
+fn for_each(what: impl Fn(&SimGuest, &Driver, &Subject) + Clone + Send + 'static) {
+    for mode in MODES {
+        for subject in subjects() {
+            let make = Arc::clone(&subject.make);
+            let what = what.clone();
+            drive_over_deaths_by(mode, &[], 0, &make, move |guest| {
+                println!("{}, {mode:?}", subject.name);
+                what(guest, &driver_by(mode, guest, 0), &subject);
+            });
+        }
     }
 }
 
@@ -402,25 +463,21 @@ fn what_the_rings_must_not_say_stops_the_device_until_it_is_reset() {
             queue.offer(9);
         }),
     ];
-    for subject in subjects() {
-        let make = Arc::clone(&subject.make);
-        drive_over_deaths(&[], 0, &make, move |guest| {
-            let driver = driver(guest, 0);
-            for (name, mischief) in mischiefs {
-                let mut queue = driver.start_with(subject.queue, SIZE);
-                let piece = (subject.request)(&driver);
-                piece.describe(&queue, 0);
-                mischief(&mut queue);
-                driver.notify(subject.queue);
-                assert!(
-                    driver.wait(|| driver.needs_reset()),
-                    "{}: {name}",
-                    subject.name
-                );
-                works(guest, &driver, &subject);
-            }
-        });
-    }
+    for_each(move |guest, driver, subject| {
+        for (name, mischief) in mischiefs {
+            let mut queue = driver.start_with(subject.queue, SIZE);
+            let piece = (subject.request)(driver);
+            piece.describe(&queue, 0);
+            mischief(&mut queue);
+            driver.notify(subject.queue);
+            assert!(
+                driver.wait(|| driver.needs_reset()),
+                "{}: {name}",
+                subject.name
+            );
+            works(guest, driver, subject);
+        }
+    });
 }
 
 #[test]
@@ -462,7 +519,7 @@ fn a_death_at_any_step_costs_no_request_and_repeats_none_that_must_not_be() {
     let run = move |subject: Subject| {
         let mut random = Random(seed);
         let (mut died, mut given_back) = (0, 0);
-        for _ in 0..150 {
+        for mode in MODES.into_iter().cycle().take(150) {
             let step = 1 + random.below(700) as u64;
             let make = Arc::clone(&subject.make);
             let Subject {
@@ -475,8 +532,8 @@ fn a_death_at_any_step_costs_no_request_and_repeats_none_that_must_not_be() {
             } = subject;
             let empty = Arc::new(AtomicU32::new(0));
             let counted = Arc::clone(&empty);
-            died += drive_over_deaths(&[step], 0, &make, move |guest| {
-                let driver = driver(guest, 0);
+            died += drive_over_deaths_by(mode, &[step], 0, &make, move |guest| {
+                let driver = driver_by(mode, guest, 0);
                 let subject = Subject {
                     name,
                     make: Arc::new(|_| unreachable!("a driver makes no device")),
