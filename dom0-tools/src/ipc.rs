@@ -69,6 +69,8 @@ pub enum ToWorker {
     /// [`TraceLine`](crate::ctl::trace::TraceLine)s.
     Trace {
         key: EntryKey,
+        /// It was begun with an earlier worker: whoever has begun one since is not to lose it.
+        goes_on: bool,
     },
     /// Asks for [`FromWorker::Report`].
     Report,

@@ -251,9 +251,14 @@ impl Supervisor {
                     Some((Question::Detach { guest, device }, _)) => {
                         self.detach(token, &guest, &device);
                     }
-                    Some((Question::Trace { guest, device }, beside)) => {
-                        self.trace(token, &guest, &device, beside);
-                    }
+                    Some((
+                        Question::Trace {
+                            guest,
+                            device,
+                            goes_on,
+                        },
+                        beside,
+                    )) => self.trace(token, &guest, &device, goes_on, beside),
                     None if !self.clients.has(token) => {
                         self.back_ends.ready(token, self.poll.registry());
                         tolerate(self.on_worker_readable(token))?;

@@ -24,6 +24,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::Device;
 use xen_virtio_backend::RingStock;
+use xen_virtio_backend::TraceSink;
 use xen_virtio_guest_mapping::AddressMode;
 use xen_virtio_guest_mapping::xen::{Domid, Privcmd};
 use xen_virtio_transport::xen::{EventChannels, XenGuest};
@@ -268,11 +269,9 @@ impl Worker {
                     }
                     continue;
                 }
-                ToWorker::Trace { key } => {
-                    if let (Some(slot), Some(pipe)) = (self.slots.get(&key), fds.into_iter().next())
-                    {
-                        let sink = Box::new(TracePipe::new(pipe));
-                        self.event_loop.trace(*slot, sink);
+                ToWorker::Trace { key, goes_on } => {
+                    if let Some(pipe) = fds.into_iter().next() {
+                        self.trace(key, goes_on, TracePipe::new(pipe));
                     }
                     continue;
                 }
@@ -487,6 +486,18 @@ impl Worker {
             self.controls.insert(new.key, control);
         }
         Ok(slot)
+    }
+
+    /// Has `pipe` told of each request of a device. One that goes on after another worker takes nobody's place.
+    fn trace(&self, key: EntryKey, goes_on: bool, mut pipe: TracePipe) {
+        let slot = self.slots.get(&key);
+        let Some(trace) = slot.and_then(|slot| self.event_loop.trace(*slot)) else {
+            return;
+        };
+        match goes_on && trace.is_on() {
+            true => pipe.replaced(),
+            false => trace.begin(Box::new(pipe)),
+        }
     }
 
     fn change(&mut self, key: EntryKey, change: &Value, descriptors: Vec<OwnedFd>) -> Result<()> {

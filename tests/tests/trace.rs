@@ -33,25 +33,31 @@ fn a_disks_requests_are_told_of_with_what_they_ask_for() {
     let file = numbered_disk(SECTORS);
     let (hypervisor, guest) = simulate(64).unwrap();
     let mut machine = GuestDevices::new(hypervisor);
-    let disk = Disk::open(file.path(), false).unwrap();
+    let mut disk = Disk::open(file.path(), false).unwrap();
+    disk.set_erases(disk.can_erase());
     let device = disk_device(machine.hypervisor(), disk, DeviceState::private().unwrap());
     let kept = Kept::default();
-    device.trace(Box::new(kept.clone()));
+    device.trace().begin(Box::new(kept.clone()));
     machine.add(FIRST_DEVICE, device).unwrap();
     // What is asked for, from which sector on, with how much data, and whether that is for the guest.
     let requests = [
         (VIRTIO_BLK_T_IN, 3, 1024, true),
         (VIRTIO_BLK_T_OUT, 9, 512, false),
         (VIRTIO_BLK_T_FLUSH, 0, 0, false),
-        // Beyond the end, what the disk does not offer, and what nobody knows.
-        (VIRTIO_BLK_T_IN, SECTORS, 512, true),
         (VIRTIO_BLK_T_DISCARD, 0, 16, false),
+        // Beyond the end, and what nobody knows.
+        (VIRTIO_BLK_T_IN, SECTORS, 512, true),
         (99, 0, 512, false),
     ];
     drive(&mut machine, &guest, move |driver| {
         let mut queue = driver.start(8);
         for (kind, sector, len, reads) in requests {
-            BlkRequest::new(driver, kind, sector, len, reads).perform(driver, &mut queue);
+            let request = BlkRequest::new(driver, kind, sector, len, reads);
+            if kind == VIRTIO_BLK_T_DISCARD {
+                // Eight sectors from the 16th on (virtio 1.3, 5.2.6).
+                request.data.write(0, &[16, 0, 0, 0, 0, 0, 0, 0, 8]);
+            }
+            request.perform(driver, &mut queue);
         }
     });
     let told = kept.0.borrow();
@@ -68,7 +74,7 @@ fn a_disks_requests_are_told_of_with_what_they_ask_for() {
             ("read", 3 * 512, 1024, false),
             ("write", 9 * 512, 512, false),
             ("flush", 0, 0, false),
-            ("refused", 0, 0, true),
+            ("discard", 16 * 512, 8 * 512, false),
             ("refused", 0, 0, true),
             ("refused", 0, 0, true),
         ]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
 use xen_virtio_backend::{
     Activity, Device, DeviceError, DeviceFailure, Identity, Interest, Latencies, LogLimit,
-    QueueError, QueueIndex, QueueJournal, QueueStart, Shortage, StateArea, Step, Trace, TraceSink,
+    QueueError, QueueIndex, QueueJournal, QueueStart, Shortage, StateArea, Step, Trace,
     with_sources,
 };
 use xen_virtio_guest_mapping::{AddressMode, GuestAccess};
@@ -408,9 +408,9 @@ impl Host {
         &self.latencies
     }
 
-    /// Tells `sink` of each request from now on, in place of whoever was told before.
-    pub(crate) fn trace(&self, sink: Box<dyn TraceSink>) {
-        self.trace.begin(sink);
+    /// Who is told of each request.
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     /// The queues that run as far as the driver knows, with how many requests of each are with the device.

@@ -225,9 +225,13 @@ impl ActiveQueue {
         detail: Option<RequestDetail>,
     ) -> Result<(), DeviceError> {
         self.timer.end(&completion);
-        self.trace.end(&completion, detail);
+        let traced = self.trace.end(&completion, detail);
         let completed = self.queue.complete(completion);
-        completed.map_err(|error| of(self.index, error))
+        completed.map_err(|error| of(self.index, error))?;
+        if let Some(traced) = traced {
+            self.trace.ended(&traced);
+        }
+        Ok(())
     }
 
     /// See [`VirtQueue::publish`].
@@ -237,7 +241,6 @@ impl ActiveQueue {
     /// As [`ActiveQueue::available`].
     pub fn publish(&mut self) -> Result<bool, DeviceError> {
         let published = self.queue.publish();
-        self.trace.publish();
         published.map_err(|error| of(self.index, error))
     }
 

@@ -39,7 +39,7 @@ pub struct RequestDetail {
 pub trait TraceSink {
     fn request(&mut self, request: &TracedRequest);
 
-    /// No more comes for now. False once nobody looks on any more.
+    /// No more comes for now; the driver has been told of what has come. False once nobody looks on any more.
     fn flush(&mut self) -> bool;
 
     /// Somebody else looks on from now on.
@@ -50,6 +50,8 @@ pub trait TraceSink {
 #[derive(Default)]
 pub struct Trace {
     is_on: Cell<bool>,
+    /// The sink has been told something since it was flushed.
+    has_news: Cell<bool>,
     sink: RefCell<Option<Box<dyn TraceSink>>>,
 }
 
@@ -62,7 +64,23 @@ impl Trace {
         self.is_on.set(true);
     }
 
-    fn flush(&self) {
+    /// Whether somebody looks on.
+    pub fn is_on(&self) -> bool {
+        self.is_on.get()
+    }
+
+    fn tell(&self, request: &TracedRequest) {
+        if let Some(sink) = &mut *self.sink.borrow_mut() {
+            sink.request(request);
+            self.has_news.set(true);
+        }
+    }
+
+    /// Has whoever looks on hear of what has come, if something has.
+    pub fn flush(&self) {
+        if !self.has_news.take() {
+            return;
+        }
         let mut sink = self.sink.borrow_mut();
         if sink.as_mut().is_some_and(|sink| !sink.flush()) {
             *sink = None;
@@ -77,7 +95,6 @@ pub(super) struct QueueTrace {
     trace: Rc<Trace>,
     /// Since when the device has had the requests that it has, of those that somebody looks on at.
     taken: BTreeMap<u16, Instant>,
-    has_news: bool,
 }
 
 impl QueueTrace {
@@ -86,12 +103,11 @@ impl QueueTrace {
             queue,
             trace,
             taken: BTreeMap::new(),
-            has_news: false,
         }
     }
 
     pub(super) fn is_on(&self) -> bool {
-        self.trace.is_on.get()
+        self.trace.is_on()
     }
 
     /// The device takes `request`.
@@ -101,31 +117,28 @@ impl QueueTrace {
         }
     }
 
-    /// The device gives it back, and says this of it.
-    pub(super) fn end(&mut self, completion: &Completion, detail: Option<RequestDetail>) {
-        let Some(taken) = self.taken.remove(&completion.head) else {
-            return;
-        };
-        if let Some(sink) = &mut *self.trace.sink.borrow_mut() {
-            let request = &completion.spent;
-            sink.request(&TracedRequest {
-                queue: self.queue,
-                head: completion.head,
-                readable: request.readable.len(),
-                writable: request.writable.len(),
-                written: completion.written,
-                took: taken.elapsed(),
-                detail,
-            });
-            self.has_news = true;
-        }
+    /// The device gives it back, and says this of it. What is to be told of that, once it is so.
+    pub(super) fn end(
+        &mut self,
+        completion: &Completion,
+        detail: Option<RequestDetail>,
+    ) -> Option<TracedRequest> {
+        let taken = self.taken.remove(&completion.head)?;
+        let request = &completion.spent;
+        Some(TracedRequest {
+            queue: self.queue,
+            head: completion.head,
+            readable: request.readable.len(),
+            writable: request.writable.len(),
+            written: completion.written,
+            took: taken.elapsed(),
+            detail,
+        })
     }
 
-    /// The driver has been shown what was given back.
-    pub(super) fn publish(&mut self) {
-        if std::mem::take(&mut self.has_news) {
-            self.trace.flush();
-        }
+    /// It is on the used ring.
+    pub(super) fn ended(&self, request: &TracedRequest) {
+        self.trace.tell(request);
     }
 }
 
@@ -160,8 +173,14 @@ mod tests {
     fn serve(queue: &mut QueueTrace, head: u16) {
         let request = Request::new(head);
         queue.begin(&request);
-        queue.end(&request.finish(0), None);
-        queue.publish();
+        end(queue, &request.finish(0), None);
+        queue.trace.flush();
+    }
+
+    fn end(queue: &mut QueueTrace, completion: &Completion, detail: Option<RequestDetail>) {
+        if let Some(traced) = queue.end(completion, detail) {
+            queue.ended(&traced);
+        }
     }
 
     #[test]
@@ -172,7 +191,7 @@ mod tests {
         let kept = Kept::default();
         let told = &kept.0;
         trace.begin(Box::new(kept.clone()));
-        queue.end(&before.finish(0), None);
+        end(&mut queue, &before.finish(0), None);
         assert!(told.borrow().is_empty());
         let detail = RequestDetail {
             what: "read",
@@ -182,7 +201,7 @@ mod tests {
         };
         let request = Request::new(9);
         queue.begin(&request);
-        queue.end(&request.finish(0), Some(detail));
+        end(&mut queue, &request.finish(0), Some(detail));
         let [traced] = told.borrow()[..] else {
             panic!("{told:?}")
         };
@@ -199,7 +218,7 @@ mod tests {
             serve(&mut queue, head);
         }
         assert_eq!(told.borrow().len(), 3);
-        assert!(!trace.is_on.get());
+        assert!(!trace.is_on());
         queue.begin(&Request::new(5));
         assert!(queue.taken.is_empty());
         // The sink, and what it holds, is gone.

@@ -66,8 +66,8 @@ pub enum Command {
         /// Those of this queue alone.
         #[arg(long)]
         queue: Option<usize>,
-        /// A disk's requests of this kind alone: read, write, flush, discard, write-zeroes, get-id, refused.
-        #[arg(long)]
+        /// A disk's requests of this kind alone.
+        #[arg(long, value_parser = ["read", "write", "flush", "discard", "write-zeroes", "get-id", "refused"])]
         what: Option<String>,
         /// Those alone that took at least so many microseconds.
         #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]

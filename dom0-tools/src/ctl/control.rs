@@ -43,11 +43,15 @@ pub enum Question {
         slot: Option<String>,
         line: String,
     },
-    /// Has each request of a device told of by the pipe that comes beside. Answered by which device that is: a
-    /// `Result<String, String>`.
-    Trace { guest: String, device: String },
     /// Takes such a device away. Answered when that has begun: a `Result<EntryKey, String>`.
     Detach { guest: String, device: String },
+    /// Has each request of a device told of by the pipe that comes beside, in place of whoever is told now, unless it goes on that
+    /// was begun with an earlier worker. Answered by which device that is: a `Result<String, String>`.
+    Trace {
+        guest: String,
+        device: String,
+        goes_on: bool,
+    },
 }
 
 /// Where a guest has a device that was attached.
@@ -124,7 +128,7 @@ pub fn attach(
 }
 
 /// Has the supervisor that listens at `path` have the requests of the `device` of `guest` told of by `pipe`, in
-/// [`TraceLine`](crate::ctl::trace::TraceLine)s. Which device that is.
+/// [`TraceLine`](crate::ctl::trace::TraceLine)s, see [`Question::Trace`]. Which device that is.
 ///
 /// # Errors
 ///
@@ -133,11 +137,13 @@ pub fn trace(
     path: &Path,
     guest: &str,
     device: &str,
+    goes_on: bool,
     pipe: BorrowedFd<'_>,
 ) -> Result<String, ControlError> {
     let question = Question::Trace {
         guest: guest.to_owned(),
         device: device.to_owned(),
+        goes_on,
     };
     ask::<Result<String, String>>(path, &question, Some(pipe))?.map_err(ControlError::Refused)
 }

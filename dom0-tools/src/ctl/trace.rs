@@ -16,6 +16,11 @@ pub enum TraceLine {
     Replaced,
 }
 
+/// A worker has written what is no [`TraceLine`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the worker tells what is not understood: is it of another version?")]
+pub struct NoLine;
+
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestLine {
@@ -75,19 +80,18 @@ impl TraceLine {
     /// # Errors
     ///
     /// What it is not: a worker's line, whose words are fit for terminals.
-    pub fn parse(line: &str) -> Result<Self, String> {
-        let parsed: Self = serde_json::from_str(line).map_err(|error| error.to_string())?;
-        if let Self::Request(RequestLine {
-            detail: Some(RequestDetail { what, .. }),
-            ..
-        }) = &parsed
-        {
-            let is_usual = |c: char| c.is_ascii_lowercase() || c == '-';
-            if what.len() > MAX_WORD || !what.chars().all(is_usual) {
-                return Err("no device has such a request".to_owned());
-            }
+    pub fn parse(line: &str) -> Result<Self, NoLine> {
+        // What the parser says repeats what it was given.
+        let parsed = serde_json::from_str(line).map_err(|_| NoLine)?;
+        let is_usual = |c: char| c.is_ascii_lowercase() || c == '-';
+        match &parsed {
+            Self::Request(RequestLine {
+                detail: Some(RequestDetail { what, .. }),
+                ..
+            }) if what.len() > MAX_WORD || !what.chars().all(is_usual) => Err(NoLine),
+            Self::Missing(0) => Err(NoLine),
+            _ => Ok(parsed),
         }
-        Ok(parsed)
     }
 }
 
@@ -119,7 +123,10 @@ impl Display for RequestLine {
             failed,
         }) = detail
         else {
-            return write!(f, "{readable} bytes read, {written} of {writable} written");
+            return write!(
+                f,
+                "{readable} bytes from the guest, {written} of {writable} to it"
+            );
         };
         f.write_str(what)?;
         if *bytes > 0 {
@@ -155,6 +162,11 @@ impl Filter {
                 .is_none_or(|what| detail.is_some_and(|detail| detail.what == *what))
             && u128::from(request.took_us) >= self.slower_than.as_micros()
             && (!self.failed || detail.is_some_and(|detail| detail.failed))
+    }
+
+    /// Whether it asks for what nobody knows of such a request.
+    pub fn is_in_vain(&self, request: &RequestLine) -> bool {
+        request.detail.is_none() && (self.failed || self.what.is_some())
     }
 }
 
@@ -197,7 +209,7 @@ mod tests {
         let expected = "     seconds  took µs  queue  head  request
     2.001204      131      0    12  read 4096 bytes at 1048576
     2.001204      131      0    12  flush: failed
-    2.001204      131      0    12  16 bytes read, 4097 of 4097 written";
+    2.001204      131      0    12  16 bytes from the guest, 4097 of 4097 to it";
         assert_eq!(shown, expected);
     }
 
@@ -212,7 +224,16 @@ mod tests {
             let text = serde_json::to_string(&TraceLine::Request(other)).unwrap();
             assert!(TraceLine::parse(&text).is_err(), "{word}");
         }
-        assert!(TraceLine::parse("{").is_err());
+        for line in [
+            "{",
+            "{\"missing\":0}",
+            // A word that the parser would repeat.
+            "{\"\\u001b[2J\":1}",
+            "{\"request\":{\"took_us\":\"\\u001b[2J\"}}",
+        ] {
+            let error = TraceLine::parse(line).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control), "{line}");
+        }
     }
 
     #[test]

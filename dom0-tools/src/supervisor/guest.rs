@@ -251,13 +251,26 @@ impl Guest {
         change: Value,
         connection: Option<&OwnedFd>,
     ) -> Result<(), Untaken> {
+        self.send_about(key, &ToWorker::Change { key, change }, connection)
+    }
+
+    /// Hands the worker a message that may be lost, and a descriptor, about the device at `key`, if it has that.
+    ///
+    /// # Errors
+    ///
+    /// [`Untaken`].
+    fn send_about(
+        &mut self,
+        key: EntryKey,
+        message: &ToWorker,
+        descriptor: Option<&OwnedFd>,
+    ) -> Result<(), Untaken> {
         let is_handed = self.has_handed(key);
         let Some(worker) = self.worker.as_mut().filter(|_| is_handed) else {
             return Ok(());
         };
-        let message = ToWorker::Change { key, change };
-        let fds: Vec<_> = connection.iter().map(AsFd::as_fd).collect();
-        let sent = worker.conversation.send(&message, &fds);
+        let fds: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+        let sent = worker.conversation.send(message, &fds);
         sent.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => Untaken::Now,
             _ => Untaken::Ever(Event::Broken {
@@ -273,8 +286,7 @@ impl Guest {
         key: EntryKey,
         brought: &Brought,
     ) -> Option<Result<(), Event>> {
-        let known = self.lifecycle.entries.get(&key)?;
-        if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
+        if !self.has_handed(key) {
             return None;
         }
         let change = Value::Null;

@@ -15,7 +15,7 @@ use xen_virtio_backend::tuning::{
     BUSY_LIMIT, BUSY_STEPS, IDLE_LOOKS, LONGEST_THROTTLE, SHORTEST_SLEEP, STEPS_PER_CHECK,
     STEPS_PER_LOOK,
 };
-use xen_virtio_backend::{Activity, Device, Interest as SourceInterest, TraceSink};
+use xen_virtio_backend::{Activity, Device, Interest as SourceInterest, Trace};
 use xen_virtio_guest_mapping::syscalls;
 use xen_virtio_transport::{
     DeviceReport, DeviceState, DevicesError, GuestDevices, Hypervisor, MmioDevice, MmioRange, Slot,
@@ -150,11 +150,9 @@ impl<H: Hypervisor> EventLoop<H> {
         device.map(MmioDevice::update).is_some()
     }
 
-    /// Tells `sink` of each request of a device, see [`MmioDevice::trace`], if it is there now.
-    pub fn trace(&self, slot: Slot, sink: Box<dyn TraceSink>) {
-        if let Some(device) = self.devices.device(slot) {
-            device.trace(sink);
-        }
+    /// Who is told of each request of a device, if it is there now.
+    pub fn trace(&self, slot: Slot) -> Option<&Trace> {
+        self.devices.device(slot).map(MmioDevice::trace)
     }
 
     /// Takes a device away, see [`GuestDevices::remove`]. It is to be asked with [`EventLoop::has_left`] until nothing of it is

@@ -6,13 +6,24 @@ use rustix::pipe::PIPE_BUF;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 use xen_virtio_backend::{TraceSink, TracedRequest};
+use xen_virtio_guest_mapping::syscalls;
+
+/// As much as comes between two looks at the pipe.
+const MAX_PARCELS: usize = 16;
+
+/// Whole lines, which a pipe takes together or not at all.
+#[derive(Default)]
+struct Parcel {
+    lines: Vec<u8>,
+    /// The requests that they tell of.
+    count: u64,
+}
 
 pub(super) struct TracePipe {
     pipe: OwnedFd,
     began: Instant,
-    /// Whole lines, which a pipe takes together or not at all.
-    lines: Vec<u8>,
-    count: u64,
+    /// What is to be written when the driver has been told of what came.
+    parcels: Vec<Parcel>,
     /// Requests that nobody was told of, since the pipe was full.
     missing: u64,
     has_reader: bool,
@@ -24,44 +35,57 @@ impl TracePipe {
         Self {
             pipe,
             began: Instant::now(),
-            lines: Vec::new(),
-            count: 0,
+            parcels: Vec::new(),
             missing: 0,
             has_reader: true,
         }
     }
 
-    fn add(&mut self, line: &TraceLine) {
+    /// Adds a line, which tells of `count` requests. False if there is no room.
+    fn add(&mut self, line: &TraceLine, count: u64) -> bool {
         let mut line = serde_json::to_vec(line).expect("it has no map with odd keys");
         line.push(b'\n');
-        if self.lines.len() + line.len() > PIPE_BUF {
-            self.write();
+        let fits = |last: &Parcel| last.lines.len() + line.len() <= PIPE_BUF;
+        if !self.parcels.last().is_some_and(fits) {
+            if self.parcels.len() == MAX_PARCELS {
+                return false;
+            }
+            self.parcels.push(Parcel::default());
         }
-        self.lines.append(&mut line);
+        let parcel = self.parcels.last_mut().expect("it has room");
+        parcel.lines.append(&mut line);
+        parcel.count += count;
+        true
     }
 
     fn write(&mut self) {
-        match write(&self.pipe, &self.lines) {
-            Ok(_) => {}
-            Err(Errno::AGAIN | Errno::INTR | Errno::NOMEM) => self.missing += self.count,
-            Err(_) => self.has_reader = false,
+        let mut is_full = false;
+        for parcel in self.parcels.drain(..) {
+            if !is_full {
+                syscalls::count();
+                match write(&self.pipe, &parcel.lines) {
+                    Ok(_) => continue,
+                    Err(Errno::AGAIN | Errno::INTR | Errno::NOMEM) => is_full = true,
+                    Err(_) => self.has_reader = false,
+                }
+            }
+            // What follows is missing too, though there may be room again: a gap is in one place.
+            self.missing += parcel.count;
         }
-        self.lines.clear();
-        self.count = 0;
     }
 }
 
 impl TraceSink for TracePipe {
     fn request(&mut self, request: &TracedRequest) {
         let at = self.began.elapsed();
-        if self.missing > 0 && self.lines.is_empty() {
-            let missing = self.missing;
-            self.add(&TraceLine::Missing(missing));
-            self.missing = 0;
-            self.count = missing;
+        if self.missing > 0 && self.parcels.is_empty() {
+            let missing = std::mem::take(&mut self.missing);
+            self.add(&TraceLine::Missing(missing), missing);
         }
-        self.add(&TraceLine::Request(RequestLine::new(at, request)));
-        self.count += 1;
+        let line = TraceLine::Request(RequestLine::new(at, request));
+        if self.missing > 0 || !self.add(&line, 1) {
+            self.missing += 1;
+        }
     }
 
     fn flush(&mut self) -> bool {
@@ -70,8 +94,17 @@ impl TraceSink for TracePipe {
     }
 
     fn replaced(&mut self) {
-        self.add(&TraceLine::Replaced);
+        self.add(&TraceLine::Replaced, 0);
         self.write();
+    }
+}
+
+impl Drop for TracePipe {
+    fn drop(&mut self) {
+        if self.missing > 0 {
+            self.add(&TraceLine::Missing(self.missing), 0);
+            self.write();
+        }
     }
 }
 
@@ -151,6 +184,23 @@ mod tests {
         };
         shown += 1;
         assert_eq!((last.head, shown + missing), (told, u64::from(told) + 1));
+    }
+
+    #[test]
+    fn a_gap_is_told_of_where_it_is_and_at_the_end() {
+        let (mut ours, mut theirs) = pipe();
+        // More than is kept between two looks.
+        for head in 0..2000 {
+            theirs.request(&request(head));
+        }
+        assert!(theirs.flush());
+        let shown = heads(&read(&mut ours));
+        let kept = u16::try_from(shown.len()).unwrap();
+        assert_eq!(shown, (0..kept).collect::<Vec<_>>());
+        assert!((400..2000).contains(&kept), "{kept}");
+        drop(theirs);
+        let missing = u64::from(2000 - kept);
+        assert_eq!(read(&mut ours), [TraceLine::Missing(missing)]);
     }
 
     #[test]

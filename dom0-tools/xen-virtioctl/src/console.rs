@@ -1,5 +1,6 @@
 //! A terminal at a guest's console.
 
+use crate::patience::Patience;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -10,17 +11,11 @@ use rustix::stdio::{stdin, stdout};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 use xen_virtio_dom0_tools::ctl::control::{self, ControlError, Order};
 
 /// The key that ends it, as with `xl console`: Ctrl-].
 const ESCAPE: u8 = 0x1d;
 const BELL: &[u8] = b"\x07";
-
-/// How long another worker, or another service, may take.
-const RECONNECT_LIMIT: Duration = Duration::from_secs(30);
-const RECONNECT_WAIT: Duration = Duration::from_millis(100);
 
 /// How long the guest may be silent when nothing more is typed.
 const SILENCE: Timespec = Timespec {
@@ -135,14 +130,12 @@ impl Session<'_> {
 
     /// Connects once more, as soon as somebody serves the port. Nothing, if a signal ends it.
     fn reconnect(&mut self) -> Result<Option<OwnedFd>> {
-        let limit = Instant::now() + RECONNECT_LIMIT;
+        let patience = Patience::begin();
         loop {
-            // Whoever connects at once finds the worker that is going.
-            sleep(RECONNECT_WAIT);
+            patience.rest();
             match self.connect() {
                 Ok(socket) => return Ok(Some(socket)),
-                Err(error) if Instant::now() >= limit => return Err(error.into()),
-                Err(_) => {}
+                Err(error) => patience.bear(error)?,
             }
             while let Some(signal) = self.signals.read_signal()? {
                 if signal.ssi_signo.cast_signed() != Signal::SIGWINCH as i32 {

@@ -5,6 +5,7 @@ mod demo;
 mod metrics;
 #[cfg(test)]
 mod pages;
+mod patience;
 mod report;
 mod top;
 mod trace;

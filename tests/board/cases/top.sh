@@ -83,6 +83,10 @@ worker=$(pids_of "$(domid g)")
 kill -KILL "$worker"
 wait_for 10 "trace to say that the worker is gone" grep -q 'its worker is gone' /tmp/said
 goes_on "requests of the next worker"
+kill -KILL $DAEMON
+goes_on "requests while the service is away"
+restart_daemon
+goes_on "requests of the next service"
 worker=$(pids_of "$(domid g)")
 pipes() { ls -l "/proc/$worker/fd" | grep -c 'pipe:'; }
 with_trace=$(pipes)
@@ -104,6 +108,9 @@ grep -q 'somebody else traces this device now' /tmp/said || fail "a trace does n
 without_trace() { [ "$(pipes)" -lt "$with_trace" ]; }
 wait_for 10 "the worker to give the pipe up" without_trace
 [ "$(xen-virtioctl trace g virtio_disk/51712 --slower-than 1 --queue 0 --count 2 2>/dev/null | grep -c .)" = 2 ] || fail "trace does not show two requests"
+for filter in '--queue 9' '--slower-than 60000000' --failed; do
+    [ -z "$(timeout 2 xen-virtioctl trace g virtio_disk/51712 $filter 2>/dev/null)" ] || fail "trace $filter shows something"
+done
 xen-virtioctl trace g virtio/9 2>&1 | grep -q 'it has no device virtio/9, but virtio_disk/51712' || fail "trace does not name the devices that there are"
 xen-virtioctl stats | grep -q 'latency: half within' || fail "stats does not say how long requests take"
 xen-virtioctl report --seconds 3 --html /tmp/report.html || fail "report ends with an error"

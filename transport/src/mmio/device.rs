@@ -11,7 +11,7 @@ use crate::virtio_state::Effect;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
-use xen_virtio_backend::{Activity, Device, Interest, LogLimit, TraceSink};
+use xen_virtio_backend::{Activity, Device, Interest, LogLimit, Trace};
 use xen_virtio_guest_mapping::AddressMode;
 
 /// One virtio-mmio device of a guest.
@@ -145,6 +145,7 @@ impl MmioDevice {
         self.interrupt.retry();
         let (activity, outcome) = self.host.step();
         self.carry_out(outcome);
+        self.host.trace().flush();
         activity
     }
 
@@ -152,6 +153,7 @@ impl MmioDevice {
     pub fn prepare_sleep(&mut self) -> Activity {
         let (activity, outcome) = self.host.prepare_sleep();
         self.carry_out(outcome);
+        self.host.trace().flush();
         activity
     }
 
@@ -186,9 +188,9 @@ impl MmioDevice {
         self.host.invalidate();
     }
 
-    /// Tells `sink` of each request from now on, in place of whoever was told before.
-    pub fn trace(&self, sink: Box<dyn TraceSink>) {
-        self.host.trace(sink);
+    /// Who is told of each request.
+    pub fn trace(&self) -> &Trace {
+        self.host.trace()
     }
 
     pub fn report(&self) -> DeviceReport {

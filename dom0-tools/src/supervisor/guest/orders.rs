@@ -3,11 +3,12 @@
 use super::{Guest, WorkerContext};
 use crate::devices::{Changed, Order};
 use crate::ipc::ToWorker;
-use crate::supervisor::entry::{DeviceEntry, Status};
+use crate::supervisor::entry::DeviceEntry;
+use crate::supervisor::guest::Untaken;
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FileType, OFlags, fcntl_setfl, fstat};
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, open, readlinkat};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 impl Guest {
     /// Changes the device that is known as `device`, by its entry or its vdev, or the only one that can be changed so. What comes
@@ -54,6 +55,7 @@ impl Guest {
     pub(in crate::supervisor) fn trace(
         &mut self,
         device: &str,
+        goes_on: bool,
         descriptor: Option<OwnedFd>,
         context: &mut WorkerContext<'_>,
     ) -> Result<String> {
@@ -64,26 +66,21 @@ impl Guest {
             "{key} is an empty slot, which has no requests"
         );
         let detail = known.detail.clone();
-        let pipe = descriptor.context("no pipe came for what is told")?;
-        ensure!(
-            FileType::from_raw_mode(fstat(&pipe)?.st_mode) == FileType::Fifo,
-            "what came for what is told is no pipe"
-        );
-        // Its worker waits for nobody.
-        fcntl_setfl(&pipe, OFlags::WRONLY | OFlags::NONBLOCK)?;
-        if let Some(broken) = self.send_with(&ToWorker::Trace { key }, &[pipe.as_fd()]) {
-            self.handle(broken, context)?;
+        let pipe = pipe_for_worker(descriptor.context("no pipe came for what is told")?)?;
+        match self.send_about(key, &ToWorker::Trace { key, goes_on }, Some(&pipe)) {
+            Ok(()) => Ok(format!("{key}: {detail}")),
+            Err(Untaken::Now) => bail!("the worker of {key} is too busy to be told: try again"),
+            Err(Untaken::Ever(event)) => {
+                self.handle(event, context)?;
+                bail!("the worker of {key} has just ended: try again")
+            }
         }
-        Ok(format!("{key}: {detail}"))
     }
 
     /// The device of entry `key`, which its worker has.
     fn served(&self, key: EntryKey) -> Result<&DeviceEntry> {
-        let known = &self.lifecycle.entries[&key];
-        if self.worker.is_none() || !known.served || !matches!(known.status, Status::Handed) {
-            bail!("{key} is not served now");
-        }
-        Ok(known)
+        ensure!(self.has_handed(key), "{key} is not served now");
+        Ok(&self.lifecycle.entries[&key])
     }
 
     pub(super) fn find(&self, device: &str, context: &mut WorkerContext<'_>) -> Result<EntryKey> {
@@ -119,4 +116,17 @@ impl Guest {
         );
         Ok(*key)
     }
+}
+
+/// The writing end of a client's pipe, as a worker may have it: opened once more, so that nobody else can have it block.
+fn pipe_for_worker(descriptor: OwnedFd) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    // Whoever has a pipe in a file system could have us wait for that.
+    let name = readlinkat(CWD, &path, Vec::new())?;
+    ensure!(
+        name.as_bytes().starts_with(b"pipe:["),
+        "what came for what is told is no pipe"
+    );
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(open(path, flags, Mode::empty())?)
 }

@@ -227,6 +227,7 @@ fn an_empty_slot_has_no_requests_to_trace() {
             &path,
             "ivi",
             "virtio_file/0",
+            false,
             theirs.as_fd(),
         )?)
     });
