@@ -1,15 +1,48 @@
-//! The commands that the pages show are those that there are.
+//! The commands that the pages show are those that there are, and somebody runs each.
 
 use clap::{CommandFactory, Parser};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use xen_virtio_dom0_tools::ctl::arguments::Arguments;
 
 const NAME: &str = "xen-virtioctl ";
 
+/// What else the pages have people call; scripts of ours besides.
+const OTHERS: [&str; 24] = [
+    "xen-virtioctl",
+    "xen-virtiod",
+    "apt",
+    "bitbake",
+    "bitbake-layers",
+    "cargo",
+    "cp",
+    "echo",
+    "ethtool",
+    "install",
+    "ip",
+    "journalctl",
+    "mkdir",
+    "mount",
+    "passt",
+    "qemu-img",
+    "qemu-storage-daemon",
+    "qemu-system-aarch64",
+    "socat",
+    "systemctl",
+    "systemd-analyze",
+    "truncate",
+    "virtiofsd",
+    "xl",
+];
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 fn pages() -> Vec<PathBuf> {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut pages = vec![top.join("README.md")];
+    let top = top();
+    let mut pages = vec![top.join("README.md"), top.join("CONTRIBUTING.md")];
     for directory in ["docs", "docs/devices"] {
         let files = fs::read_dir(top.join(directory)).unwrap();
         let files = files.map(|file| file.unwrap().path());
@@ -18,18 +51,50 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The commands in `text`: in code spans, and in lines of code, of which one may be the second of two.
-fn commands(text: &str) -> Vec<String> {
+/// What may be a command in `text`, and whether it is a line of code: others are spans of code in a sentence. A line may have two.
+fn spans(text: &str) -> Vec<(&str, bool)> {
     let mut found = Vec::new();
     for line in text.lines() {
-        let is_code = line.starts_with("    ");
-        let spans: Vec<&str> = match is_code {
-            true => line.split(" && ").map(str::trim_start).collect(),
+        if line.starts_with("    ") {
+            let parts = line.split(" && ").map(str::trim_start);
+            found.extend(parts.map(|part| (part.strip_prefix("$ ").unwrap_or(part), true)));
+        } else {
             // Every other part is between backquotes.
-            false => line.split('`').skip(1).step_by(2).collect(),
+            found.extend(line.split('`').skip(1).step_by(2).map(|span| (span, false)));
+        }
+    }
+    found
+}
+
+/// Our commands in `text`, without our name.
+fn commands(text: &str) -> Vec<String> {
+    let starting = spans(text).into_iter();
+    let starting = starting.filter_map(|(span, _)| span.strip_prefix(NAME));
+    starting
+        .map(|command| before_others(command).to_owned())
+        .collect()
+}
+
+/// All commands in `text`, as somebody would type them. Of other programs, a word alone and one with what it does are spoken of.
+fn typed_commands(text: &str) -> BTreeSet<String> {
+    let whole = text.replace("\\\n", "");
+    let mut found = BTreeSet::new();
+    for (span, is_code) in spans(&whole) {
+        let command = span.split(" #").next().unwrap_or(span);
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let Some(program) = words.first() else {
+            continue;
         };
-        let starting = spans.iter().filter_map(|span| span.strip_prefix(NAME));
-        found.extend(starting.map(|command| before_others(command).to_owned()));
+        let is_script = program.starts_with("scripts/") && !program.contains(".d");
+        let is_known = OTHERS.contains(program);
+        let least = if is_code || *program == NAME.trim() {
+            2
+        } else {
+            3
+        };
+        if is_script || is_known && words.len() >= least && words[1] != "──" {
+            found.insert(words.join(" "));
+        }
     }
     found
 }
@@ -104,6 +169,85 @@ fn the_commands_of_the_pages_are_understood() {
         }
     }
     assert!(count > 50, "{count}");
+}
+
+/// A line of tests/board/commands.
+struct Runner<'a> {
+    who: &'a str,
+    command: &'a str,
+    /// What is run, or why nothing is.
+    as_run: &'a str,
+}
+
+fn runners(text: &str) -> impl Iterator<Item = Runner<'_>> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| {
+        let (who, rest) = line.split_once(": ").expect(line);
+        let (command, as_run) = rest.split_once(" => ").unwrap_or((rest, rest));
+        Runner {
+            who,
+            command,
+            as_run,
+        }
+    })
+}
+
+/// Whether `command` has the board run cases that there are.
+fn is_case(command: &str) -> bool {
+    let cases = top().join("tests/board/cases");
+    command
+        .strip_prefix("scripts/board test ")
+        .is_some_and(|names| {
+            let mut names = names.split(' ');
+            names.all(|name| cases.join(format!("{name}.sh")).exists())
+        })
+}
+
+#[test]
+fn somebody_runs_each_command_of_the_pages() {
+    let top = top();
+    let listed = fs::read_to_string(top.join("tests/board/commands")).unwrap();
+    let read = |page: &PathBuf| typed_commands(&fs::read_to_string(page).unwrap());
+    let shown: BTreeSet<String> = pages().iter().flat_map(read).collect();
+    let (mut run, mut wrong) = (BTreeSet::new(), Vec::new());
+    for Runner {
+        who,
+        command,
+        as_run,
+    } in runners(&listed)
+    {
+        let is_run = match who {
+            "pages" => true,
+            "not" => command != as_run,
+            file => fs::read_to_string(top.join(file)).is_ok_and(|text| text.contains(as_run)),
+        };
+        if !shown.contains(command) {
+            wrong.push(format!("no page has {command}"));
+        }
+        if !is_run {
+            wrong.push(format!("{who} has no {as_run}"));
+        }
+        if !run.insert(command.to_owned()) {
+            wrong.push(format!("{command} is there twice"));
+        }
+    }
+    let left = shown.difference(&run).filter(|command| !is_case(command));
+    wrong.extend(left.map(|command| format!("it lacks {command}")));
+    assert!(wrong.is_empty(), "tests/board/commands: {wrong:#?}");
+}
+
+#[test]
+fn commands_are_told_from_what_is_spoken_of() {
+    let text = "With `xl create`, `xl create -p g.cfg` or `scripts/test`; `xen-virtioctl list`.\n\n    $ systemctl stop && apt install x   # why\n    qemu-img check \\\n        -r leaks\n    xl ── xenstore ──> ours\n    path = \"/dev\"\n";
+    let expected = [
+        "apt install x",
+        "qemu-img check -r leaks",
+        "scripts/test",
+        "systemctl stop",
+        "xen-virtioctl list",
+        "xl create -p g.cfg",
+    ];
+    assert_eq!(Vec::from_iter(typed_commands(text)), expected);
 }
 
 #[test]
