@@ -214,6 +214,9 @@ mod tests {
     use super::*;
     use crate::ctl::rates::between;
     use crate::ctl::report::sample;
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
     use xen_virtio_transport::DeviceReport;
 
     fn report(requests: u64) -> Report {
@@ -269,6 +272,49 @@ mod tests {
             assert!(!page.contains(outside), "{outside}");
         }
         assert_eq!(page.matches("<rect").count(), 5);
+    }
+
+    /// Its words, as they stand when it is printed, and without a complaint.
+    #[test]
+    #[ignore = "it needs Chromium and pdftotext: scripts/browser"]
+    fn a_browser_shows_the_page() {
+        let folder = tempfile::tempdir().unwrap();
+        let [html, pdf, profile] =
+            ["page.html", "page.pdf", "profile"].map(|name| folder.path().join(name));
+        fs::write(&html, page(&story())).unwrap();
+        let browser = Command::new("chromium")
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+            ])
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .arg(format!("--print-to-pdf={}", pdf.display()))
+            .arg(&html)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&browser.stderr);
+        assert!(browser.status.success(), "{said}");
+        assert!(!said.contains("CONSOLE"), "{said}");
+        let read = Command::new("pdftotext")
+            .args([&pdf, Path::new("-")])
+            .output()
+            .unwrap();
+        let shown = String::from_utf8(read.stdout).unwrap();
+        let shown: Vec<_> = shown.split_whitespace().collect();
+        let shown = shown.join(" ");
+        for expected in [
+            "Nothing is wrong",
+            "Xen 4.20.4",
+            "virtio_disk/51712 blk",
+            "requests a second, over 2 s",
+            "200 requests, 0 KiB a second",
+            "<script>alert(1)</script>, virtio_disk/51712: half within 2 µs",
+            "more",
+        ] {
+            assert!(shown.contains(expected), "{expected}: {shown}");
+        }
     }
 
     #[test]
