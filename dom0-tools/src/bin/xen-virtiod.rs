@@ -2,6 +2,8 @@
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use nix::sys::prctl::set_name;
+use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use xen_virtio_dom0_tools::arguments::{Arguments, Role};
@@ -44,8 +46,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Role::ServeVhostUser { socket, device }) => {
             serve_vhost_user::run(socket, device, &config()?)
         }
-        // The argument is for whoever looks at the processes; the supervisor says which guest it is.
-        Some(Role::Worker { domid: _ }) => {
+        // For whoever looks at the processes; the supervisor says which guest it is.
+        Some(Role::Worker { domid }) => {
+            call_process(&format!("virtio-dom{domid}"))?;
             let ends = WorkerEnds {
                 commands: std::io::stdin().as_fd().try_clone_to_owned()?,
                 answers: std::io::stdout().as_fd().try_clone_to_owned()?,
@@ -54,9 +57,18 @@ fn run(arguments: &Arguments) -> Result<()> {
             rustix::stdio::dup2_stdout(std::io::stderr())?;
             worker::run(ends)
         }
-        Some(Role::BackEnd(keeping)) => keeper::run(keeping),
+        Some(Role::BackEnd(keeping)) => {
+            call_process("virtio-keeper")?;
+            keeper::run(keeping)
+        }
         Some(Role::BackEndProgram(becoming)) => {
             keeper::become_program(becoming).map(|never| match never {})
         }
     }
+}
+
+/// Has the kernel call this process so, in its messages and wherever it shows no arguments: by what it was started from, it would
+/// be "exe".
+fn call_process(name: &str) -> Result<()> {
+    Ok(set_name(&CString::new(name)?)?)
 }

@@ -18,6 +18,7 @@ create g
 said g 'guest: done' >/dev/null
 sleep 1
 worker=$(pids_of "$(domid g)")
+[ "$(cat "/proc/$worker/comm")" = "virtio-dom$(domid g)" ] || fail "the worker is called $(cat "/proc/$worker/comm")"
 worker_before=$(context_switches "$worker") daemon_before=$(context_switches "$DAEMON")
 seconds=$(whole && echo 10 || echo 4)
 sleep "$seconds"
