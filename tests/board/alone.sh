@@ -84,6 +84,7 @@ streams() {
     wait $receiver || fail "what the guest has sent has not arrived"
     (sleep 1; timeout 60 guest-io send tcp:"$address":5000 $mib >/dev/null) &
     in_guest 'guest-io receive tcp-listen:5000' | grep -q "received $mib MiB as sent" || fail "the guest has not received what was sent"
+    rm -f /tmp/alone.vsock_5001
     timeout 60 guest-io receive unix-listen:/tmp/alone.vsock_5001 >/tmp/received &
     receiver=$!
     sleep 0.5

@@ -15,8 +15,8 @@ types() {
 rests() { kill $typist && sleep 0.5; }
 fds=$(daemon_fds)
 # seen N EVENTS: what the guest has seen of a device, as the N-th.
+is_seen() { [ "$(count_said $name 'input: [0-9]* seen')" -ge "$1" ]; }
 seen() {
-    is_seen() { [ "$(count_said $name 'input: [0-9]* seen')" -ge "$1" ]; }
     wait_for 20 "the guest to see events ($1)" is_seen "$1"
     local what
     what=$(console $name | grep -a 'input: [0-9]* seen' | sed -n "$1p")
@@ -74,7 +74,7 @@ for grants in true false; do
     type_line ''
     seen 6 '1:30:1 2:0:-3 1:30:0'
     # Its worker dies while somebody types.
-    waits 7
+    said $name 'guest: reads on' >/dev/null
     types
     for ((i = 0; i < ${TIMES:-$(whole && echo 30 || echo 2)}; i++)); do
         sleep 0.3
@@ -82,7 +82,11 @@ for grants in true false; do
         wait_for 10 "the next worker" has_worker
     done
     rests
-    xen-virtioctl input $name --device virtio_file/1 KEY_A >/dev/null
+    # It looks for that again and again.
+    until is_seen 7; do
+        xen-virtioctl input $name --device virtio_file/1 KEY_A >/dev/null
+        sleep 0.5
+    done
     seen 7 '1:30:1 1:30:0'
     waits 8
     type_line ''
