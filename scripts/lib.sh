@@ -174,9 +174,10 @@ need_rust_arm64() {
 # build_amd64 CARGO_OPTION...: release amd64 programs, in $CARGO_TARGET_DIR/$AMD64_TARGET/release.
 build_amd64() {
     need_rust
-    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$(shipped_flags "$AMD64_TARGET")
-    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS
-    cargo build --quiet --locked --release --target "$AMD64_TARGET" --manifest-path "$TOP/Cargo.toml" "$@"
+    local flags
+    flags=$(shipped_flags "$AMD64_TARGET")
+    # For nothing else: where this is the machine's own target, macros are built for it too, which cannot be static.
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags cargo build --quiet --locked --release --target "$AMD64_TARGET" --manifest-path "$TOP/Cargo.toml" "$@"
 }
 
 # build_arm64 CARGO_OPTION...: release arm64 programs, in ARM64_BINARIES.
