@@ -73,7 +73,7 @@ SCREEN
 xen-virtioctl inspect h virtio_disk/51712 | grep -vE '^  (features|requests|traps|by register|latency|its own)' | is_golden "inspect" /tmp/inspect.golden
 xen-virtioctl inspect h virtio_disk/51712 | grep -qE '^  features +0x[0-9a-f]+ .*FLUSH .*ACCESS_PLATFORM' || fail "inspect does not name features"
 xen-virtioctl inspect h virtio/9 2>&1 | grep -q 'has no device virtio/9, but virtio_disk/51712' || fail "inspect does not name the devices that there are"
-traced() { grep -c '"what":"read"' /tmp/traced; }
+traced() { grep -c '"what":"read"' /tmp/traced || true; }
 # goes_on WHAT: ten more requests are traced.
 goes_on() { local before; before=$(traced); wait_for 20 "$1: $(tail -n3 /tmp/said)" eval "[ \$(traced) -ge $((before + 10)) ]"; }
 xen-virtioctl trace g virtio_disk/51712 --json >/tmp/traced 2>/tmp/said &
