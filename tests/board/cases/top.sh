@@ -81,7 +81,7 @@ tracer=$!
 goes_on "requests that are traced"
 worker=$(pids_of "$(domid g)")
 kill -KILL "$worker"
-wait_for 10 "trace to say that the worker is gone" grep -q 'its worker is gone' /tmp/said
+wait_for 10 "trace to say that the worker is gone" grep -q 'nothing more comes of its worker' /tmp/said
 goes_on "requests of the next worker"
 kill -KILL $DAEMON
 goes_on "requests while the service is away"
