@@ -101,7 +101,7 @@ sleep 0.1; echo virtio1 >unbind; echo virtio1 >bind; done'
     fi
     # Nobody reads; the worker dies meanwhile. The log has all of it.
     # In so many pieces, that it lasts as long as the deaths do.
-    pieces=$(whole && echo 30 || echo 10) lines=$(whole && echo 30000 || echo 2000)
+    pieces=$(whole && echo 20 || echo 10) lines=$(whole && echo 10000 || echo 2000)
     # What is typed while its worker dies is lost (docs/devices/console.md): the first one is not to die before the shell has begun.
     echo "echo begun \$((5000 + 1)); for i in \$(seq 0 $((pieces - 1))); do seq \$((i * $((lines / pieces)) + 1)) \$(((i + 1) * $((lines / pieces)))); sleep 0.4; done; echo all \$((4000 + 1))" | socat -u - UNIX-CONNECT:/run/console.sock
     has_begun() { whole_log | grep -q 'begun 5001'; }
