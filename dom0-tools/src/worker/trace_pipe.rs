@@ -58,6 +58,14 @@ impl TracePipe {
         true
     }
 
+    /// Tells of what is missing, if nothing is to be told of before that.
+    fn add_gap(&mut self) {
+        if self.missing > 0 && self.parcels.is_empty() {
+            let missing = std::mem::take(&mut self.missing);
+            self.add(&TraceLine::Missing(missing), missing);
+        }
+    }
+
     fn write(&mut self) {
         let mut is_full = false;
         for parcel in self.parcels.drain(..) {
@@ -78,10 +86,7 @@ impl TracePipe {
 impl TraceSink for TracePipe {
     fn request(&mut self, request: &TracedRequest) {
         let at = self.began.elapsed();
-        if self.missing > 0 && self.parcels.is_empty() {
-            let missing = std::mem::take(&mut self.missing);
-            self.add(&TraceLine::Missing(missing), missing);
-        }
+        self.add_gap();
         let line = TraceLine::Request(RequestLine::new(at, request));
         if self.missing > 0 || !self.add(&line, 1) {
             self.missing += 1;
@@ -94,6 +99,7 @@ impl TraceSink for TracePipe {
     }
 
     fn replaced(&mut self) {
+        self.add_gap();
         self.add(&TraceLine::Replaced, 0);
         self.write();
     }
@@ -101,10 +107,8 @@ impl TraceSink for TracePipe {
 
 impl Drop for TracePipe {
     fn drop(&mut self) {
-        if self.missing > 0 {
-            self.add(&TraceLine::Missing(self.missing), 0);
-            self.write();
-        }
+        self.add_gap();
+        self.write();
     }
 }
 
@@ -188,19 +192,25 @@ mod tests {
 
     #[test]
     fn a_gap_is_told_of_where_it_is_and_at_the_end() {
-        let (mut ours, mut theirs) = pipe();
-        // More than is kept between two looks.
-        for head in 0..2000 {
-            theirs.request(&request(head));
+        for is_replaced in [false, true] {
+            let (mut ours, mut theirs) = pipe();
+            // More than is kept between two looks.
+            for head in 0..2000 {
+                theirs.request(&request(head));
+            }
+            assert!(theirs.flush());
+            let shown = heads(&read(&mut ours));
+            let kept = u16::try_from(shown.len()).unwrap();
+            assert_eq!(shown, (0..kept).collect::<Vec<_>>());
+            assert!((400..2000).contains(&kept), "{kept}");
+            let mut expected = vec![TraceLine::Missing((2000 - kept).into())];
+            if is_replaced {
+                theirs.replaced();
+                expected.push(TraceLine::Replaced);
+            }
+            drop(theirs);
+            assert_eq!(read(&mut ours), expected);
         }
-        assert!(theirs.flush());
-        let shown = heads(&read(&mut ours));
-        let kept = u16::try_from(shown.len()).unwrap();
-        assert_eq!(shown, (0..kept).collect::<Vec<_>>());
-        assert!((400..2000).contains(&kept), "{kept}");
-        drop(theirs);
-        let missing = u64::from(2000 - kept);
-        assert_eq!(read(&mut ours), [TraceLine::Missing(missing)]);
     }
 
     #[test]
