@@ -89,9 +89,12 @@ DEVICES
     [ "$( (sleep 1; echo 'echo $((3000 + 3))'; sleep 2) | socat -t 3 - /run/console,raw,echo=0 | tr -d '\r' | grep -cxE '42|after 1000|3003')" = 3 ] || fail "the pty"
     # Its driver comes and goes while somebody types, and while the guest writes.
     if whole; then
-        script='for i in 1 2 3 4 5 6 7 8 9 10; do
-for port in /sys/class/virtio-ports/*; do [ "$(cat $port/name)" = echo ] && [ -c /dev/${port##*/} ] && seq 1 5000 >/dev/${port##*/} 2>/dev/null & done
-sleep 0.1; echo virtio1 >unbind; echo virtio1 >bind; done'
+        # Whoever writes to a device that has just gone would make a file in its place, and the next one could not come there.
+        script='mount -o remount,bind,ro /dev; for i in 1 2 3 4 5 6 7 8 9 10; do
+for port in /sys/class/virtio-ports/*; do [ "$(cat $port/name)" = echo ] && seq 1 5000 >/dev/${port##*/} 2>/dev/null & done
+sleep 0.1; echo virtio1 >unbind; echo virtio1 >bind; done
+# One that was late has the channel of the last binding, which nobody else can open then.
+kill $(jobs -p); killall seq; wait'
         socat -u UNIX-CONNECT:/run/echo.sock - >/tmp/written &
         (for i in 1 2 3 4 5 6 7 8 9 10; do echo; sleep 0.2; done) | timeout 20 xen-virtioctl console $name --device virtio_file/1 >/dev/null 2>&1 &
         rebinding=$!
@@ -115,7 +118,9 @@ sleep 0.1; echo virtio1 >unbind; echo virtio1 >bind; done'
     whole_log >/tmp/logged
     compared=$(python3 /tmp/compare.py "$lines" "$i" 2>&1) || fail "the log is not what the guest has written: $compared"
     note "$lines lines are in the log, $compared over $i deaths"
-    # A channel.
+    # A channel. What is typed before the shell reads again, it may throw away.
+    has_prompt() { tail -qc 20 /tmp/console.log | grep -aq '# '; }
+    wait_for 20 "the shell's prompt" has_prompt
     echo 'sh /guest/echo &' | socat -u - UNIX-CONNECT:/run/console.sock
     head -c $(whole && echo 200000 || echo 50000) /dev/urandom >/tmp/sent
     (cat /tmp/sent; sleep $(whole && echo 8 || echo 4)) | socat -t 1 - UNIX-CONNECT:/run/echo.sock >/tmp/echoed
