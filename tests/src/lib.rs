@@ -13,7 +13,7 @@ pub use echo::Echo;
 pub use mortal::{
     MakeDevice, allow_descriptors, drive_over_deaths, drive_over_deaths_by, wait_for_all,
 };
-pub use network::{Flood, MAC, Wire, frame, network};
+pub use network::{Flood, MAC, Wire, network};
 pub use platform::{
     Staged, allocate, come_to_rest, disk_device, disk_of, drive, driver, driver_by, numbered_disk,
     sleeps,

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::{Bytes, ReadVolatile, VolatileSlice, WriteVolatile};
 use xen_virtio_backend::StateCell;
 use xen_virtio_backend::net::{Interface, Net, Setup};
-use xen_virtio_backend::tap::HEADER;
 use xen_virtio_backend::{Device, Limits, StateArea};
 
 /// The address of the device that [`network`] makes.
@@ -162,14 +161,6 @@ impl Interface for Flood {
     fn set_used(&mut self, _is_used: bool) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// A frame of `len` bytes for `to`, behind a header of zeros. Each byte of its contents is `mark`.
-pub fn frame(to: [u8; 6], len: usize, mark: u8) -> Vec<u8> {
-    let mut frame = vec![mark; HEADER + len];
-    frame[..HEADER].fill(0);
-    frame[HEADER..HEADER + 6].copy_from_slice(&to);
-    frame
 }
 
 /// A network device on these queues of an interface, that keeps what its driver sets in `kept`, and whose cable is plugged in or

@@ -6,10 +6,12 @@ mod blk;
 #[allow(unsafe_code)]
 pub mod board;
 mod driver;
+pub mod framing;
 #[allow(unsafe_code)]
 pub mod gntalloc;
 pub mod malformed;
 pub mod missteps;
+pub mod net;
 mod platform;
 mod queue;
 mod random;

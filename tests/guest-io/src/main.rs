@@ -9,6 +9,7 @@ mod edges;
 mod endure;
 mod grants;
 mod hung;
+mod peer;
 // Makes a device of uinput.
 #[allow(unsafe_code)]
 mod input;
@@ -25,7 +26,7 @@ mod zero;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use xen_virtio_guest_io::board::BoardDevice;
-use xen_virtio_guest_io::{Driver, malformed, missteps};
+use xen_virtio_guest_io::{Driver, framing, malformed, missteps};
 
 const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io verify DEVICE SECONDS | guest-io grants \
                      | guest-io registers BASE COUNT SEED | guest-io malformed BASE | guest-io misstep BASE NAME | guest-io hung BASE \
@@ -33,6 +34,7 @@ const USAGE: &str = "usage: guest-io bench DEVICE PATTERN SECONDS | guest-io ver
                      | guest-io xattr FILE NAME [VALUE] | guest-io send ADDRESS MIB | guest-io receive ADDRESS \
                      | guest-io ask ADDRESS | guest-io answer PORT | guest-io edges CHIP LINE COUNT \
                      | guest-io echo PORT | guest-io trips ADDRESS SECONDS \
+                     | guest-io framing BASE | guest-io peer TAP \
                      | guest-io type | guest-io events DEVICE COUNT";
 
 fn main() -> Result<()> {
@@ -76,6 +78,14 @@ fn main() -> Result<()> {
         ),
         ["echo", port] => trips::echo(port.parse().context(USAGE)?),
         ["trips", address, seconds] => trips::count(address, seconds.parse().context(USAGE)?),
+        ["framing", base] => {
+            let driver = Driver::new(BoardDevice::open(address(base)?)?);
+            for line in framing::check_all(&driver)? {
+                println!("framing: {line}");
+            }
+            Ok(())
+        }
+        ["peer", tap] => peer::serve(tap),
         ["type"] => input::type_lines(),
         ["events", device, count] => {
             input::wait_for(Path::new(device), count.parse().context(USAGE)?)

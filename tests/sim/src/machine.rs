@@ -18,7 +18,8 @@ pub const FIRST_DEVICE: MmioRange = MmioRange {
 };
 pub const FIRST_IRQ: u32 = 33;
 
-const GUEST_FRAMES: usize = 4096;
+/// Of which only those that are used take memory: what a driver gives back is not used again.
+const GUEST_FRAMES: usize = 16384;
 /// The simulated guest is a thread, and answers soon.
 const POLL_LIMIT: Duration = Duration::from_micros(50);
 

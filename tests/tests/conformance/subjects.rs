@@ -15,9 +15,10 @@ use xen_virtio_backend::tap::HEADER;
 use xen_virtio_backend::vsock::{Dial, Vsock};
 use xen_virtio_backend::{Device, Limits, OneByOne, StateCell, Unfinished};
 use xen_virtio_dom0_tools::guest_state::DeviceRecords;
+use xen_virtio_tests::net::frame;
 use xen_virtio_tests::{
     BlkRequest, Buffer, Driver, Echo, Flood, MAC, MakeDevice, NEXT, RawQueue, ShadowEcho, WRITE,
-    frame, network, numbered_disk,
+    network, numbered_disk,
 };
 
 /// A request of a device, and how it is to end.

@@ -22,17 +22,10 @@ fn frames_go_both_ways_in_any_pieces() {
     wire.send(&received);
     // 5.1.6.4.1: one buffer, which is several descriptors.
     received[10] = 1;
-    let buffers = [5, HEADER, 700, 2000].map(|len| driver.buffer(len, true));
-    for (index, buffer) in (0..).zip(&buffers) {
-        let len = u32::try_from(buffer.len).unwrap();
-        let next = if index < 3 { NEXT } else { 0 };
-        receive.set_descriptor(index, buffer.address(), len, WRITE | next, index + 1);
-    }
-    receive.offer(0);
-    driver.notify(RECEIVE);
+    let pieces = [5, HEADER, 700, 2000];
+    let buffers = post_in_pieces(driver, &mut receive, RECEIVE, &pieces);
     assert!(driver.wait(|| receive.used_index() == 1));
-    let bytes: Vec<u8> = buffers.iter().flat_map(Buffer::read).collect();
-    assert_eq!(bytes[..received.len()], received);
+    assert_eq!(joined(&buffers, &pieces)[..received.len()], received);
     assert_eq!(receive.used(0), (0, u32::try_from(received.len()).unwrap()));
     let report = bench.end();
     let metric = |name: &str| report.metrics[name];
@@ -44,20 +37,6 @@ fn frames_go_both_ways_in_any_pieces() {
     assert_eq!((report.requests, report.request_errors), (6, 0));
 }
 
-/// Lengths of up to eight pieces of `total` bytes; `random` gives others each time.
-fn cut(total: usize, random: &mut u64) -> Vec<usize> {
-    let mut next = || {
-        *random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        usize::try_from(*random >> 33).unwrap()
-    };
-    let mut cuts: Vec<_> = (0..next() % 8).map(|_| next() % total).collect();
-    cuts.extend([0, total]);
-    cuts.sort_unstable();
-    cuts.windows(2).map(|pair| pair[1] - pair[0]).collect()
-}
-
 #[test]
 fn a_frame_and_its_header_may_be_cut_anywhere() {
     const LEN: usize = 100;
@@ -65,40 +44,18 @@ fn a_frame_and_its_header_may_be_cut_anywhere() {
         let bench = Bench::new(1, NO_LIMITS);
         let [mut receive, mut sending] = bench.start(without, [RECEIVE, SEND]);
         let (driver, wire) = (&bench.driver, &bench.wires[0]);
-        let total = HEADER + LEN;
-        let mut random = 7;
-        let in_two = (1..total).map(|first| vec![first, total - first]);
-        let in_many = (0..100).map(|_| cut(total, &mut random));
-        for (pieces, mark) in in_two.chain(in_many).zip((0..=u8::MAX).cycle()) {
+        for (pieces, mark) in cuts(HEADER + LEN).zip((0..=u8::MAX).cycle()) {
             let sent = frame(OTHER, LEN, mark);
             send(driver, &mut sending, &sent, &pieces);
             assert_eq!(wire.receive(), sent, "{pieces:?}");
             let mut received = frame(MAC, LEN, mark);
             let used = receive.used_index();
-            let buffers: Vec<_> = pieces
-                .iter()
-                .map(|len| driver.buffer((*len).max(1), true))
-                .collect();
-            for ((index, buffer), len) in (0u16..).zip(&buffers).zip(&pieces) {
-                let next = if usize::from(index) + 1 < pieces.len() {
-                    NEXT
-                } else {
-                    0
-                };
-                let len = u32::try_from(*len).unwrap();
-                receive.set_descriptor(index, buffer.address(), len, WRITE | next, index + 1);
-            }
-            receive.offer(0);
-            driver.notify(RECEIVE);
+            let buffers = post_in_pieces(driver, &mut receive, RECEIVE, &pieces);
             wire.send(&received);
             assert!(driver.wait(|| receive.used_index() != used), "{pieces:?}");
             // 5.1.6.4.1: one buffer, however many descriptors it has.
             received[10] = 1;
-            let parts = buffers.iter().zip(&pieces);
-            let bytes: Vec<u8> = parts
-                .flat_map(|(buffer, len)| buffer.read()[..*len].to_vec())
-                .collect();
-            assert_eq!(bytes, received, "{pieces:?}");
+            assert_eq!(joined(&buffers, &pieces), received, "{pieces:?}");
         }
         assert_eq!(bench.end().request_errors, 0);
     }
