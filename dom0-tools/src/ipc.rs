@@ -12,6 +12,7 @@ use rustix::net::{
     recvmsg, sendmsg, shutdown, socketpair,
 };
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::cell::RefCell;
@@ -205,20 +206,7 @@ impl SupervisorEnd {
     ///
     /// `BrokenPipe` if the worker is gone, `WouldBlock` if it does not read.
     pub fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "too many descriptors for a message",
-            ));
-        }
-        with_memory(|| {
-            let parts = [IoSlice::new(&bytes)];
-            sendmsg(&self.commands, &parts, &mut control, SendFlags::NOSIGNAL)
-        })?;
-        Ok(())
+        send(&self.commands, message, fds)
     }
 
     /// The next answer that has arrived. `None` when there is none now.
@@ -314,42 +302,7 @@ impl WorkerEnd {
     ///
     /// `UnexpectedEof` when the supervisor is gone, `InvalidData` for what is no message.
     pub fn receive(&self) -> io::Result<Option<(ToWorker, Vec<OwnedFd>)>> {
-        let mut bytes = vec![0; MAX_MESSAGE];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let received = match recvmsg(
-            &self.commands,
-            &mut parts,
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
-            Ok(received) => received,
-            Err(Errno::AGAIN) => return Ok(None),
-            Err(errno) => return Err(errno.into()),
-        };
-        let mut fds = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(received) = message {
-                fds.extend(received);
-            }
-        }
-        let len = received.bytes;
-        if len == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a message is too large",
-            ));
-        }
-        let message = serde_json::from_slice(&bytes[..len])
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(Some((message, fds)))
+        receive(&self.commands)
     }
 }
 
@@ -358,6 +311,71 @@ impl AsFd for WorkerEnd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.commands.as_fd()
     }
+}
+
+/// Sends `message` as one packet, with descriptors beside.
+///
+/// # Errors
+///
+/// The system's, and `InvalidInput` for too many descriptors.
+pub(crate) fn send(
+    socket: &OwnedFd,
+    message: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors for a message",
+        ));
+    }
+    with_memory(|| {
+        let parts = [IoSlice::new(&bytes)];
+        sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL)
+    })?;
+    Ok(())
+}
+
+/// The next packet, with its descriptors. `None` when there is none now.
+///
+/// # Errors
+///
+/// `UnexpectedEof` when the other end is gone, `InvalidData` for what is no message.
+pub(crate) fn receive<T: DeserializeOwned>(
+    socket: &OwnedFd,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let received = match recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        Ok(received) => received,
+        Err(Errno::AGAIN) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    let len = received.bytes;
+    if len == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+    if received.flags.intersects(cut) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message is too large",
+        ));
+    }
+    let message = serde_json::from_slice(&bytes[..len])
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(Some((message, fds)))
 }
 
 /// Makes `call` until dom0 has the memory for it, or it looks as if it never had: a message that was not sent would be taken for
