@@ -11,6 +11,9 @@ pub struct Arguments {
     /// A configuration other than /etc/xen-virtiod/config.toml, which is read if it is there.
     #[arg(long)]
     pub config: Option<PathBuf>,
+    /// Leaves network interfaces to the process that listens at this socket.
+    #[arg(long, value_name = "SOCKET")]
+    pub network: Option<PathBuf>,
     #[command(subcommand)]
     pub role: Option<Role>,
 }
@@ -31,6 +34,9 @@ pub enum Role {
     /// Keeps a back-end's program running; only xen-virtiod itself starts this.
     #[command(hide = true)]
     BackEnd(Keeping),
+    /// Opens and makes network interfaces for the service; only systemd starts this, with a socket.
+    #[command(hide = true)]
+    Network,
     /// Becomes that program.
     #[command(hide = true)]
     BackEndProgram(Becoming),

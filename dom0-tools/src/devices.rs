@@ -373,10 +373,10 @@ fn ioctl_number(request: impl Into<u64>) -> u64 {
     request.into()
 }
 
-/// Why `what` could not be taken for a device.
-fn in_use(wanted: &Wanted<'_>, error: io::Error, what: &str) -> anyhow::Error {
+/// Why `what` could not be taken for a device, which the guest has had from an earlier worker if it was `served`.
+fn in_use(served: bool, error: io::Error, what: &str) -> anyhow::Error {
     match error.kind() {
-        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy if wanted.served => {
+        io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy if served => {
             Held(format!("its earlier worker has {what} still")).into()
         }
         io::ErrorKind::AddrInUse | io::ErrorKind::ResourceBusy => {

@@ -13,6 +13,11 @@ pub mod log;
 pub mod program;
 pub mod serve_vhost_user;
 pub mod supervisor;
+// Takes over what systemd has opened.
+#[allow(unsafe_code)]
+mod systemd;
 mod text;
 pub mod toolstack;
 pub mod worker;
+
+pub use devices::net::helper as network_helper;

@@ -11,7 +11,7 @@ use xen_virtio_dom0_tools::config::Config;
 use xen_virtio_dom0_tools::ctl::control;
 use xen_virtio_dom0_tools::ipc::WorkerEnds;
 use xen_virtio_dom0_tools::program::keeper;
-use xen_virtio_dom0_tools::{log, serve_vhost_user, supervisor, worker};
+use xen_virtio_dom0_tools::{log, network_helper, serve_vhost_user, supervisor, worker};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -42,7 +42,16 @@ fn run(arguments: &Arguments) -> Result<()> {
         None => Config::load_default(),
     };
     match &arguments.role {
-        None => supervisor::run(config()?, control::SOCKET_PATH.as_ref()),
+        None => {
+            if let Some(socket) = &arguments.network {
+                network_helper::leave_to(socket.clone());
+            }
+            supervisor::run(config()?, control::SOCKET_PATH.as_ref())
+        }
+        Some(Role::Network) => {
+            call_process("virtio-network")?;
+            network_helper::run()
+        }
         Some(Role::ServeVhostUser { socket, device }) => {
             serve_vhost_user::run(socket, device, &config()?)
         }

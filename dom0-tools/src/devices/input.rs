@@ -268,7 +268,7 @@ impl Inputs {
             );
         }
         let grabbed = device.grab();
-        grabbed.map_err(|error| in_use(wanted, error, &shown.to_string()))?;
+        grabbed.map_err(|error| in_use(wanted.served, error, &shown.to_string()))?;
         self.0.push(Taken {
             guest: wanted.guest.clone(),
             key: wanted.key,

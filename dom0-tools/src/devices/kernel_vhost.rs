@@ -6,8 +6,9 @@ use super::{
     ioctl_number, net, open_device, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
+use crate::devices::net::{Opening, Request};
 use crate::guest_state;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +19,6 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
 };
 use xen_virtio_backend::DeviceType;
-use xen_virtio_backend::tap::{self, Queues};
 use xen_virtio_backend::vhost_kernel::{Kernel, abi, set_guest_cid};
 use xen_virtio_backend::vhost_user::{Class, Frontend, Setup};
 
@@ -130,7 +130,7 @@ impl DeviceKind for VsockKind {
             OFlags::empty(),
         )?;
         let set = set_guest_cid(device.as_fd(), cid);
-        set.map_err(|error| in_use(wanted, error, &format!("cid = {cid}")))?;
+        set.map_err(|error| in_use(wanted.served, error, &format!("cid = {cid}")))?;
         let detail = format!("vsock by dom0's kernel, cid {cid}");
         Ok(opened(detail, &settings, vec![device]))
     }
@@ -182,19 +182,25 @@ impl DeviceKind for NetKind {
     fn open(&self, wanted: &Wanted<'_>, _uses: &mut Uses) -> Result<Opened> {
         let settings = settings(wanted, NetSettings::check)?;
         let name = &settings.tap;
-        if let Some(missing) = net::missing(name, false) {
-            bail!(missing);
-        }
         let device = open_device(
             "/dev/vhost-net".as_ref(),
             "CONFIG_VHOST_NET",
             OFlags::empty(),
         )?;
-        let tap = open_device("/dev/net/tun".as_ref(), "CONFIG_TUN", OFlags::empty())?;
-        let attached = tap::attach(tap.as_fd(), name, Queues::One);
-        attached.map_err(|error| in_use(wanted, error, &format!("tap = {name}")))?;
+        let opening = Opening {
+            interface: name.clone(),
+            mac: parse_mac(&settings.mac)?,
+            // The driver's affair, as ever.
+            mtu: None,
+            queues: 1,
+            made: None,
+            is_new: wanted.kept.is_none(),
+            served: wanted.served,
+        };
+        let tap = net::ask(&Request::Open(opening))?.descriptors;
         let detail = format!("net by dom0's kernel, {name}");
-        Ok(opened(detail, &settings, vec![device, tap]))
+        let descriptors = std::iter::once(device).chain(tap);
+        Ok(opened(detail, &settings, descriptors.collect()))
     }
 
     fn build(&self, new: NewDevice<'_>, _resources: &Resources<'_>) -> Result<Building> {

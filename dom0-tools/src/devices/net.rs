@@ -1,8 +1,12 @@
 //! A network interface: a tap or a macvtap of dom0's, whose frames a worker moves.
 
+pub mod helper;
+mod interfaces;
 mod made;
 mod settings;
 
+use interfaces::Failure;
+pub(super) use interfaces::{Opening, Request, ask};
 pub(crate) use made::{MadeInterface, sweep};
 pub(super) use settings::{TAP, check_mtu, check_name, warnings};
 
@@ -11,26 +15,27 @@ use super::rate::Rate;
 use super::vhost_user::parse_mac;
 use super::{
     Building, Built, Busy, Changed, Control, DeviceKind, NewDevice, Opened, Order, Resources,
-    SyscallRule, Wanted, in_use, ioctl_number, open_device, parse_settings, spec,
+    SyscallRule, Wanted, ioctl_number, parse_settings, spec,
 };
 use crate::devices::blk::Uses;
 use crate::guest_state::{self, Backing};
 use crate::toolstack::libxl::EntryKey;
 use anyhow::{Context, Result, bail, ensure};
 use made::{DEFAULT_SCRIPT, Made};
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use settings::{BRIDGE, NEEDS, SCRIPT, Settings, missing_bridge};
-use std::fs;
+use settings::{BRIDGE, NEEDS, SCRIPT, Settings};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use xen_virtio_backend::net::{Interface, Link, MAX_PAIRS, Net, Setup, Tap};
 use xen_virtio_backend::tap::{self, Queues, TUN_F_USO4, TUN_F_USO6};
 use xen_virtio_backend::{DeviceType, StateCell};
 
-const INTERFACES: &str = "/sys/class/net";
+/// How often it is tried to have an interface taken away that nobody answers for, and the wait between: for an hour.
+const TRIES: usize = 120;
+const TRY: Duration = Duration::from_secs(30);
 
 pub(super) struct NetKind;
 
@@ -53,29 +58,47 @@ struct Spec {
     made: Option<Made>,
 }
 
-/// Says how interface `name` is made, with several queues or one, if it is not there. The kernel would make one by that name
-/// itself, which nobody has put anywhere.
-pub(super) fn missing(name: &str, several: bool) -> Option<String> {
-    let queues = if several { " multi_queue" } else { "" };
-    let is_there = Path::new(INTERFACES).join(name).exists();
-    (!is_there)
-        .then(|| format!("there is no interface {name}: ip tuntap add dev {name} mode tap{queues}"))
-}
-
 /// Takes away the interface of a device that is no more, of which this was kept, if one was made for it and nobody has begun to take
 /// it away: an earlier service may have ended before it did.
 pub(crate) fn end_left(kept: Value, domid: u16, key: EntryKey) {
     let Ok(Spec {
-        made: Some(made),
-        interface,
-        ..
+        made: Some(made), ..
     }) = serde_json::from_value(kept)
     else {
         return;
     };
-    if Path::new(INTERFACES).join(&interface).exists() && !made::is_ending(&interface) {
-        MadeInterface::new(&made, domid, key).end();
+    take_away(Request::EndLeft(MadeInterface::new(&made, domid, key)));
+}
+
+/// Takes away the interface of a device that is no more.
+pub(crate) fn end(made: MadeInterface) {
+    take_away(Request::End(made));
+}
+
+/// Whether there is nothing to take away of an interface that was not opened: an earlier worker may have one that it was `served`, and
+/// whoever has not answered may have made it.
+fn leaves_nothing(failure: &Failure, served: bool) -> bool {
+    !served && matches!(failure, Failure::Refused(_))
+}
+
+fn take_away(request: Request) {
+    let Err(failure) = ask(&request) else { return };
+    let again = matches!(failure, Failure::Unanswered(_));
+    let error = anyhow::Error::from(failure);
+    tracing::warn!("an interface is not taken away: {error:#}");
+    if !again {
+        return;
     }
+    // Whoever it is left to is busy, or starts anew.
+    let thread = thread::Builder::new().name("interface".to_owned());
+    let _ = thread.spawn(move || {
+        for _ in 0..TRIES {
+            thread::sleep(TRY);
+            if !matches!(ask(&request), Err(Failure::Unanswered(_))) {
+                return;
+            }
+        }
+    });
 }
 
 impl Spec {
@@ -115,73 +138,6 @@ impl Spec {
 
     fn kind_of_queues(&self) -> Queues {
         made::queues(self.queues > 1)
-    }
-
-    /// Whether the interface takes no larger packets than the guest is told of, which it would have to drop.
-    fn check_mtu(&self) -> Result<()> {
-        let Some(mtu) = self.mtu else { return Ok(()) };
-        // One that is made gets that of its bridge.
-        let name = match &self.made {
-            Some(Made { bridge: None, .. }) => return Ok(()),
-            Some(Made {
-                bridge: Some(bridge),
-                ..
-            }) => bridge,
-            None => &self.interface,
-        };
-        let of_interface = fs::read_to_string(Path::new(INTERFACES).join(name).join("mtu"))
-            .with_context(|| format!("asking {name} for its mtu"))?;
-        ensure!(
-            of_interface.trim() == mtu.to_string(),
-            "mtu = {mtu}, and {name} has {}: ip link set {name} mtu {mtu}",
-            of_interface.trim()
-        );
-        Ok(())
-    }
-
-    /// The file whose descriptors are queues of the interface.
-    fn file(&self) -> Result<PathBuf> {
-        let name = &self.interface;
-        let interface = Path::new(INTERFACES).join(name);
-        if !interface.join("macvtap").exists() {
-            return Ok("/dev/net/tun".into());
-        }
-        // It receives what is for its own address, and nothing else.
-        let address = fs::read_to_string(interface.join("address"))?;
-        let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
-        ensure!(
-            address.trim() == mac,
-            "the macvtap {name} has the address {}, and the guest is to have {mac}: ip link set {name} address {mac}",
-            address.trim()
-        );
-        let index = fs::read_to_string(interface.join("ifindex"))?;
-        Ok(format!("/dev/tap{}", index.trim()).into())
-    }
-
-    fn open(&self, wanted: &Wanted<'_>) -> Result<Vec<OwnedFd>> {
-        let name = &self.interface;
-        let file = self.file()?;
-        let open = |_| {
-            let queue = open_device(
-                &file,
-                "CONFIG_TUN, or for a macvtap CONFIG_MACVTAP",
-                OFlags::NONBLOCK,
-            )?;
-            let attached = tap::attach(queue.as_fd(), name, self.kind_of_queues());
-            match attached {
-                Ok(()) => Ok(queue),
-                Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => bail!(
-                    "{name} is no tap with {} (queues = {})",
-                    match self.queues {
-                        1 => "one queue, as `ip tuntap add` makes it without multi_queue",
-                        _ => "several queues, as `ip tuntap add … multi_queue` makes it",
-                    },
-                    self.queues
-                ),
-                Err(error) => Err(in_use(wanted, error, &format!("tap = {name}"))),
-            }
-        };
-        (0..self.queues).map(open).collect()
     }
 }
 
@@ -239,32 +195,26 @@ impl DeviceKind for NetKind {
             }
         };
         let name = &built_by.interface;
-        let missing = missing(name, built_by.queues > 1);
-        if let (Some(missing), None) = (&missing, &built_by.made) {
-            bail!(missing.clone());
-        }
-        if wanted.kept.is_none() {
-            built_by.check_mtu()?;
-        }
-        if let (None, Some(made)) = (&wanted.kept, &built_by.made)
-            && made.script == Path::new(DEFAULT_SCRIPT)
-            && let Some(missing) = made.bridge.as_deref().and_then(missing_bridge)
-        {
-            bail!(missing);
-        }
-        if made::is_ending(name) {
-            return Err(Busy(format!("{name} is being taken from its bridge")).into());
-        }
         let made = built_by.made.as_ref();
         let made = made.map(|made| MadeInterface::new(made, wanted.guest.domid, wanted.key));
         let taken = uses.take_interface(name, wanted.guest, wanted.name, wanted.key, made.clone());
-        taken.map_err(|user| Busy(format!("tap = {name} is in use: {user}")))?;
-        let queues = built_by.open(wanted)?;
-        if let Some(made) = made
-            && (wanted.kept.is_none() || missing.is_some())
-        {
-            made.begin(queues.first().expect("at least one"))?;
-        }
+        let is_new_use = taken.map_err(|user| Busy(format!("tap = {name} is in use: {user}")))?;
+        let opening = Opening {
+            interface: name.clone(),
+            mac: built_by.mac,
+            mtu: built_by.mtu,
+            queues: built_by.queues,
+            made,
+            is_new: wanted.kept.is_none(),
+            served: wanted.served,
+        };
+        let queues = ask(&Request::Open(opening)).map_err(|failure| {
+            if is_new_use && leaves_nothing(&failure, wanted.served) {
+                uses.give_up_interface(wanted.guest, wanted.key);
+            }
+            anyhow::Error::from(failure)
+        });
+        let queues = queues?.descriptors;
         if wanted.kept.is_none() {
             let of_udp = libc::TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6;
             let queue = queues.first().expect("at least one");
@@ -360,7 +310,17 @@ impl Control for NetControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::Held;
     use crate::toolstack::libxl::EntryForm;
+
+    #[test]
+    fn an_interface_that_may_be_there_is_taken_away_some_time() {
+        let unanswered = Failure::Unanswered(String::new());
+        let refused = Failure::Refused(anyhow::anyhow!("no such bridge"));
+        let held = Failure::Refused(Held("its earlier worker has it".to_owned()).into());
+        assert!(leaves_nothing(&refused, false));
+        assert!(!leaves_nothing(&held, true) && !leaves_nothing(&unanswered, false));
+    }
 
     #[test]
     fn a_cable_is_plugged_and_nothing_else_is_changed() {

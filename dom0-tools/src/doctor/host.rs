@@ -97,6 +97,8 @@ pub(super) struct Service {
     /// The process that listens at the control socket, or why there is none.
     pub(super) listener: Result<u32, String>,
     pub(super) unit: Option<Unit>,
+    /// What starts the process that opens network interfaces for the unit.
+    pub(super) network: Option<Unit>,
 }
 
 /// What systemd says of the service: properties of systemctl(1)'s show.
@@ -311,19 +313,20 @@ impl Service {
             listener: listener
                 .map(|peer| peer.pid.as_raw_nonzero().get().unsigned_abs())
                 .map_err(|error| error.to_string()),
-            unit: Unit::ask(),
+            unit: Unit::ask("xen-virtiod.service"),
+            network: Unit::ask("xen-virtio-network.socket"),
         }
     }
 }
 
 impl Unit {
     /// None where systemd does not run.
-    fn ask() -> Option<Self> {
+    fn ask(name: &str) -> Option<Self> {
         if !Path::new("/run/systemd/system").exists() {
             return None;
         }
         let mut systemctl = Command::new("systemctl");
-        systemctl.args(["show", "xen-virtiod.service"]);
+        systemctl.args(["show", name]);
         systemctl.arg("--property=LoadState,ActiveState,SubState,UnitFileState,MainPID");
         let output = systemctl.output().ok()?;
         Some(Self::read(&String::from_utf8_lossy(&output.stdout)))

@@ -410,6 +410,15 @@ fn judge_service(service: &Service, to: &mut Diagnosis) {
                 )),
                 _ => to.fine("service", format_args!("xen-virtiod runs as process {pid}")),
             }
+            let network = service.network.as_ref();
+            if loaded.is_some() && network.is_some_and(|socket| socket.active_state != "active") {
+                to.find(Finding::warning(
+                    "service",
+                    "xen-virtio-network.socket, which has network interfaces opened for the unit, is not started",
+                    "no network device gets its interface, unless the service was started without --network",
+                    "systemctl enable --now xen-virtio-network.socket",
+                ));
+            }
         }
     }
 }

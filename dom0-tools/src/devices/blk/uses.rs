@@ -6,7 +6,7 @@
 use super::lock::Locks;
 use crate::devices::console::Consoles;
 use crate::devices::input::Inputs;
-use crate::devices::net::MadeInterface;
+use crate::devices::net::{self, MadeInterface};
 use crate::toolstack::Identity;
 use crate::toolstack::libxl::EntryKey;
 use std::cell::LazyCell;
@@ -277,7 +277,7 @@ impl Uses {
         });
     }
 
-    /// Has a device of a guest use an interface.
+    /// Has a device of a guest use an interface. False if it does so already.
     ///
     /// # Errors
     ///
@@ -289,7 +289,7 @@ impl Uses {
         name: &str,
         key: EntryKey,
         made: Option<MadeInterface>,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let is_itself = |other: &InterfaceUse| other.guest == *guest && other.key == key;
         let mut others = self.interfaces.iter().filter(|other| !is_itself(other));
         if let Some(other) = others.find(|other| other.interface == interface) {
@@ -298,7 +298,9 @@ impl Uses {
             } = other;
             return Err(format!("guest {name} ({}) has it: {key}", guest.domid));
         }
+        let before = self.interfaces.len();
         self.interfaces.retain(|other| !is_itself(other));
+        let is_new = self.interfaces.len() == before;
         self.interfaces.push(InterfaceUse {
             interface: interface.to_owned(),
             guest: guest.clone(),
@@ -306,13 +308,19 @@ impl Uses {
             key,
             made,
         });
-        Ok(())
+        Ok(is_new)
+    }
+
+    /// The device has not got the interface after all.
+    pub(crate) fn give_up_interface(&mut self, guest: &Identity, key: EntryKey) {
+        let is_its = |other: &InterfaceUse| other.guest == *guest && other.key == key;
+        self.interfaces.retain(|other| !is_its(other));
     }
 
     fn end_interfaces(&mut self, is_over: impl Fn(&InterfaceUse) -> bool) {
         let over = self.interfaces.extract_if(.., |other| is_over(other));
         for made in over.filter_map(|other| other.made) {
-            made.end();
+            net::end(made);
         }
     }
 

@@ -1,5 +1,7 @@
 //! An interface that is made for a guest's device, and given to a bridge by a script of xl's.
 
+use super::interfaces::{self, Request, ask};
+use crate::devices::open_device;
 use crate::toolstack::libxl::{EntryForm, EntryKey, entry_path};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::OFlags;
@@ -9,7 +11,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use xen_virtio_backend::tap::{self, Queues};
@@ -40,6 +42,39 @@ pub(super) struct Made {
     pub(super) several_queues: bool,
 }
 
+/// Scripts that run, and what is to follow them.
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+struct Running;
+
+impl Running {
+    fn begin() -> Self {
+        *running() += 1;
+        Self
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        *running() -= 1;
+        RUNNING.1.notify_all();
+    }
+}
+
+fn running() -> MutexGuard<'static, usize> {
+    RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until no script runs, and what is to follow them is done. None is begun until what this gives is dropped.
+pub(super) fn finish() -> impl Drop {
+    let mut running = running();
+    while *running > 0 {
+        let waited = RUNNING.1.wait(running);
+        running = waited.unwrap_or_else(PoisonError::into_inner);
+    }
+    running
+}
+
 /// Interfaces that are being taken away: their devices may have one once more when that is over.
 static ENDING: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
@@ -53,7 +88,7 @@ pub(super) fn is_ending(interface: &str) -> bool {
 }
 
 /// One that was made, until it is taken away.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct MadeInterface {
     pub(super) made: Made,
     pub(super) interface: String,
@@ -95,6 +130,12 @@ impl MadeInterface {
         }
     }
 
+    /// The bridge that xl's own script is to find: another script may know what to do without.
+    pub(super) fn own_bridge(&self) -> Option<&str> {
+        let is_default = self.made.script == Path::new(DEFAULT_SCRIPT);
+        self.made.bridge.as_deref().filter(|_| is_default)
+    }
+
     /// Has the interface outlive its descriptors, of which `queue` is one, and gives it to its bridge.
     ///
     /// # Errors
@@ -107,7 +148,7 @@ impl MadeInterface {
     }
 
     /// Takes it from its bridge, and away.
-    pub(crate) fn end(&self) {
+    pub(super) fn end(&self) {
         let (interface, queues) = (self.interface.clone(), queues(self.made.several_queues));
         ending().insert(interface.clone());
         self.run(Event::Offline, move || {
@@ -127,6 +168,7 @@ impl MadeInterface {
     /// Runs its script, and `then`, where nobody waits for that.
     fn run(&self, event: Event, then: impl FnOnce() + Send + 'static) {
         let this = self.clone();
+        let running = Running::begin();
         let thread = thread::Builder::new().name("vif script".to_owned());
         let started = thread.spawn(move || {
             if let Err(error) = this.run_script(event) {
@@ -138,6 +180,7 @@ impl MadeInterface {
                 );
             }
             then();
+            drop(running);
         });
         if let Err(error) = started {
             tracing::error!("{}: its script is not run: {error}", self.interface);
@@ -223,12 +266,12 @@ pub(super) fn queues(several: bool) -> Queues {
 
 /// Removes an interface that has one of these kinds of queues, of which nobody has one.
 fn remove(interface: &str, kinds: &[Queues]) -> Result<()> {
-    if !Path::new(super::INTERFACES).join(interface).exists() {
+    if !interfaces::exists(interface) {
         return Ok(());
     }
     let mut result = Ok(());
     for queues in kinds {
-        let tun = super::open_device("/dev/net/tun".as_ref(), "CONFIG_TUN", OFlags::NONBLOCK)?;
+        let tun = open_device("/dev/net/tun".as_ref(), "CONFIG_TUN", OFlags::NONBLOCK)?;
         result = tap::attach(tun.as_fd(), interface, *queues)
             .and_then(|()| tap::set_persistent(tun.as_fd(), false))
             .context("taking it");
@@ -239,6 +282,31 @@ fn remove(interface: &str, kinds: &[Queues]) -> Result<()> {
     result
 }
 
+/// The names of the interfaces that were made.
+pub(super) fn names() -> Vec<String> {
+    let there = fs::read_dir(interfaces::INTERFACES)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let taps = there.filter(|interface| interface.path().join("tun_flags").exists());
+    let names = taps.filter_map(|interface| interface.file_name().into_string().ok());
+    // One whose script runs still is taken away already.
+    let ours = names.filter(|name| device_of(name).is_some() && !is_ending(name));
+    ours.collect()
+}
+
+/// Removes an interface that was made, whose device is gone.
+pub(super) fn remove_left(name: &str) -> Result<()> {
+    ensure!(
+        device_of(name).is_some(),
+        "{name} was made by somebody else"
+    );
+    if is_ending(name) {
+        return Ok(());
+    }
+    remove(name, &[Queues::One, Queues::Several])
+}
+
 /// Removes what was made for devices that are gone: `is_there` tells of those that are not.
 ///
 /// # Errors
@@ -247,19 +315,19 @@ fn remove(interface: &str, kinds: &[Queues]) -> Result<()> {
 pub(crate) fn sweep<E>(
     mut is_there: impl FnMut(u16, EntryKey) -> Result<bool, E>,
 ) -> Result<(), E> {
-    let interfaces = fs::read_dir(super::INTERFACES)
-        .into_iter()
-        .flatten()
-        .flatten();
-    for interface in interfaces {
-        let name = interface.file_name().to_string_lossy().into_owned();
-        let is_tap = interface.path().join("tun_flags").exists();
-        let Some((domid, key)) = device_of(&name).filter(|_| is_tap) else {
+    let names = ask(&Request::Names).map(|answer| answer.names);
+    let names = names.unwrap_or_else(|failure| {
+        let error = anyhow::Error::from(failure);
+        tracing::warn!("interfaces of devices that are gone are not removed: {error:#}");
+        Vec::new()
+    });
+    for name in names {
+        let Some((domid, key)) = device_of(&name) else {
             continue;
         };
         if !is_there(domid, key)? {
-            match remove(&name, &[Queues::One, Queues::Several]) {
-                Ok(()) => tracing::info!("{name} is removed: its device is gone"),
+            match ask(&Request::Remove(name.clone())).map_err(anyhow::Error::from) {
+                Ok(_) => tracing::info!("{name} is removed: its device is gone"),
                 Err(error) => tracing::warn!("{name} is not removed: {error:#}"),
             }
         }
@@ -268,9 +336,23 @@ pub(crate) fn sweep<E>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    /// An interface is being taken away until this is dropped.
+    pub(in crate::devices::net) struct Ending(&'static str);
+
+    pub(in crate::devices::net) fn ending(interface: &'static str) -> Ending {
+        super::ending().insert(interface.to_owned());
+        Ending(interface)
+    }
+
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            super::ending().remove(self.0);
+        }
+    }
 
     fn key(form: EntryForm) -> EntryKey {
         EntryKey { form, devid: 12 }
@@ -320,11 +402,8 @@ mod tests {
         // Until its script has ended, and it is gone, no device has it again.
         interface.end();
         assert!(is_ending("vio3.12"));
-        let limit = Instant::now() + SCRIPT_LIMIT;
-        while is_ending("vio3.12") {
-            assert!(Instant::now() < limit);
-            thread::sleep(SCRIPT_LOOK);
-        }
+        drop(finish());
+        assert!(!is_ending("vio3.12"));
         assert!(
             fs::read_to_string(&told)
                 .unwrap()

@@ -1,11 +1,11 @@
 //! What is said of a network interface by whoever configures it.
 
-use super::{INTERFACES, missing};
+use super::interfaces::{exists, missing};
 use crate::devices::vhost_user::parse_mac;
 use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use xen_virtio_backend::net::MAX_PAIRS;
 
 /// The setting that names the interface.
@@ -113,8 +113,7 @@ pub(in crate::devices) fn warnings(settings: &toml::Table) -> Vec<String> {
 
 /// Says how the bridge `name` is made, if it is not there.
 pub(super) fn missing_bridge(name: &str) -> Option<String> {
-    let is_there = Path::new(INTERFACES).join(name).exists();
-    (!is_there).then(|| format!("there is no bridge {name}: ip link add {name} type bridge"))
+    (!exists(name)).then(|| format!("there is no bridge {name}: ip link add {name} type bridge"))
 }
 
 #[cfg(test)]

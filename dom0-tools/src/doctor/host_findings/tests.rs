@@ -22,6 +22,7 @@ fn healthy() -> Host {
         service: Service {
             listener: Ok(7),
             unit: Some(unit("loaded", "active", 7)),
+            network: Some(unit("loaded", "active", 0)),
         },
         configuration: Vec::new(),
         strangers: Vec::new(),
@@ -61,7 +62,7 @@ fn a_healthy_host_has_no_finding() {
 #[test]
 fn each_fault_is_found_alone_with_its_remedy() {
     type Break = fn(&mut Host);
-    let cases: [(Break, Severity, &str, &str); 30] = [
+    let cases: [(Break, Severity, &str, &str); 31] = [
         (
             |host| host.xen = None,
             Warning,
@@ -192,6 +193,12 @@ fn each_fault_is_found_alone_with_its_remedy() {
             "systemctl enable",
         ),
         (
+            |host| host.service.network = Some(unit("not-found", "inactive", 0)),
+            Warning,
+            "service",
+            "xen-virtio-network.socket",
+        ),
+        (
             |host| stop(host, Some(unit("masked", "inactive", 0))),
             Fault,
             "service",
@@ -259,6 +266,7 @@ fn each_fault_is_found_alone_with_its_remedy() {
         host.service = Service {
             listener: Err("x".into()),
             unit,
+            network: None,
         };
     }
     for (change, severity, subject, remedy) in cases {
