@@ -6,6 +6,7 @@ mod back_ends;
 mod clients;
 mod closing;
 mod conversation;
+mod descriptor_store;
 mod device_action;
 mod dialling;
 mod entry;
@@ -38,6 +39,7 @@ use crate::worker::sandbox;
 use anyhow::{Context, Result};
 use back_ends::BackEnds;
 use clients::Clients;
+use descriptor_store::DescriptorStore;
 use dialling::Dialling;
 use guest::{Guest, Untaken, WorkerContext};
 use known_devices::KnownDevices;
@@ -84,7 +86,10 @@ pub fn run(config: Config, control_socket: &Path) -> Result<()> {
     let guest_files = GuestFiles::new(Path::new(guest_file::DIRECTORY));
     let toolstack = Box::new(XenToolstack::new(store, guest_files));
     let launcher = Box::new(XenLauncher);
+    let descriptors =
+        DescriptorStore::of_systemd().context("what systemd has kept for this service")?;
     let mut supervisor = Supervisor::new(config, control_socket, toolstack, files, launcher)?;
+    supervisor.descriptors = descriptors;
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -114,6 +119,8 @@ struct Supervisor {
     /// The disks that guests have.
     uses: Uses,
     back_ends: BackEnds,
+    /// What the next service has of their connections.
+    descriptors: DescriptorStore,
     listeners: Listeners,
     dialling: Dialling,
     known: KnownDevices,
@@ -152,6 +159,7 @@ impl Supervisor {
             .with_context(|| format!("listening at {}", control_socket.display()))?;
         Ok(Self {
             back_ends: BackEnds::new(poll.registry(), FOLDERS)?,
+            descriptors: DescriptorStore::default(),
             listeners: Listeners::default(),
             dialling: Dialling::default(),
             known: KnownDevices::default(),
@@ -182,6 +190,9 @@ impl Supervisor {
         self.toolstack.start()?;
         let toolstack = &mut *self.toolstack;
         let served = self.files.sweep(|domid| toolstack.living(domid))?;
+        if let Err(error) = self.descriptors.sweep(&self.files.sharing()) {
+            tracing::warn!("systemd keeps connections of devices that are gone: {error}");
+        }
         orphan_workers::end_orphans(|domid| toolstack.lives(domid))?;
         program::sweep(|domid| toolstack.living(domid))?;
         net::sweep(|domid, key| {
@@ -194,9 +205,12 @@ impl Supervisor {
             tolerate(self.take_over(domid))?;
         }
         self.follow_toolstack()?;
-        // Programs of devices that were taken from their guest meanwhile.
-        for guest in self.guests.values() {
+        // Programs of devices that were taken from their guest meanwhile, and connections to back-ends.
+        for (domid, guest) in &self.guests {
             program::end_others(guest.identity(), guest.keys());
+            if let Err(error) = self.descriptors.end_others(*domid, guest.keys()) {
+                tracing::warn!("systemd keeps connections of devices that are gone: {error}");
+            }
         }
         Ok(())
     }
@@ -436,6 +450,7 @@ impl Supervisor {
             files: &self.files,
             uses: &mut self.uses,
             back_ends: &mut self.back_ends,
+            descriptors: &mut self.descriptors,
             listeners: &mut self.listeners,
             dialling: &mut self.dialling,
             known: &mut self.known,

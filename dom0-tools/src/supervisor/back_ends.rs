@@ -146,13 +146,17 @@ impl BackEnds {
     }
 
     /// The device's worker shares its memory with the back-end by the connection of this name, if that is still its own. What the
-    /// next supervisor knows both by.
-    pub(super) fn share(&mut self, device: Device, connection: u64) -> Option<Shared> {
+    /// next supervisor knows both by, and both.
+    pub(super) fn share(&mut self, device: Device, connection: u64) -> Option<(Shared, Inherited)> {
         match &mut self.links.get_mut(&device)?.state {
             State::There { brought, left, .. } if name_of(&brought.socket) == Some(connection) => {
                 let memory = fstat(&brought.memory).ok()?.st_ino;
                 *left = Some(brought.memory.try_clone().ok()?);
-                Some(Shared { connection, memory })
+                let Brought {
+                    socket,
+                    memory: left,
+                } = brought.try_clone().ok()?;
+                Some((Shared { connection, memory }, Inherited { socket, left }))
             }
             State::There { .. } | State::Away { .. } => None,
         }

@@ -274,7 +274,9 @@ impl OpenedDevice {
                     tracing::warn!(guest = name, domid = guest.domid, device = %key, "{error:#}");
                     None
                 });
-                shared.and_then(|shared| orphan_workers::shared_by(guest.domid, shared))
+                let left = |shared| context.descriptors.left(device, shared);
+                let by_worker = |shared| orphan_workers::shared_by(guest.domid, shared);
+                shared.and_then(|shared| left(shared).or_else(|| by_worker(shared)))
             }
             inherited => inherited,
         };

@@ -5,6 +5,7 @@ mod orders;
 mod slots;
 
 use super::back_ends::BackEnds;
+use super::descriptor_store::DescriptorStore;
 use super::dialling::{Dialled, Dialling};
 use super::entry::{DeviceEntry, OpenedDevice, Status};
 use super::known_devices::KnownDevices;
@@ -16,6 +17,7 @@ use super::worker_process::{Launcher, WorkerProcess};
 use crate::config::Config;
 use crate::created::Created;
 use crate::ctl::report::{GuestReport, Refusal};
+use crate::devices::Inherited;
 use crate::devices::blk::Uses;
 use crate::devices::blk::lock::{self, Locks};
 use crate::ipc::{FromWorker, ToWorker};
@@ -23,7 +25,7 @@ use crate::text::without_controls;
 use crate::toolstack::libxl::{EntryForm, EntryKey};
 use crate::toolstack::{Identity, Toolstack, ToolstackError};
 use crate::worker::event_loop::EventLoopReport;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mio::{Registry, Token};
 use serde_json::Value;
 use std::cell::LazyCell;
@@ -70,6 +72,7 @@ pub(super) struct WorkerContext<'a> {
     pub(super) files: &'a StateFiles,
     pub(super) uses: &'a mut Uses,
     pub(super) back_ends: &'a mut BackEnds,
+    pub(super) descriptors: &'a mut DescriptorStore,
     pub(super) listeners: &'a mut Listeners,
     pub(super) dialling: &'a mut Dialling,
     pub(super) known: &'a mut KnownDevices,
@@ -373,7 +376,7 @@ impl Guest {
                 FromWorker::Shares { key, connection } => {
                     let device = (self.domid(), key);
                     let shared = context.back_ends.share(device, connection);
-                    self.note_shared(key, shared, context);
+                    self.note_shared(key, shared.as_ref(), context);
                     continue;
                 }
                 FromWorker::Dials { key, number, port } => {
@@ -402,10 +405,18 @@ impl Guest {
     fn note_shared(
         &mut self,
         key: EntryKey,
-        shared: Option<Shared>,
+        shared: Option<&(Shared, Inherited)>,
         context: &mut WorkerContext<'_>,
     ) {
-        if let Err(error) = context.files.share(&self.identity, key, shared)
+        let (known, descriptors) = shared
+            .map(|(known, descriptors)| (*known, descriptors))
+            .unzip();
+        let noted = context.files.share(&self.identity, key, known);
+        let device = (self.domid(), key);
+        let kept = context.descriptors.keep(device, descriptors);
+        let kept = kept
+            .context("systemd does not keep its connection to its back-end for the next service");
+        if let Err(error) = noted.and(kept)
             && self.log_limit.allow()
         {
             let domid = self.domid();

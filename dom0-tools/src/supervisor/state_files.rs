@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -84,6 +85,19 @@ impl StateFiles {
     /// If it cannot be read.
     pub(super) fn shared(&self, guest: &Identity, key: EntryKey) -> Result<Option<Shared>> {
         Ok(read(&self.shared.join(guest.file_name()))?.remove(&key))
+    }
+
+    /// The devices of all guests' whose worker shares something with a back-end, as far as that can be read.
+    pub(super) fn sharing(&self) -> Vec<(u16, EntryKey)> {
+        let files = fs::read_dir(&self.shared).into_iter().flatten().flatten();
+        let mut sharing = Vec::new();
+        for file in files {
+            let shared = read::<Shared>(&file.path()).unwrap_or_default();
+            if let Some(domid) = domid_of(&file.file_name()) {
+                sharing.extend(shared.into_keys().map(|key| (domid, key)));
+            }
+        }
+        sharing
     }
 
     /// The guest's worker shares this with the back-end of the device `key`, or nothing that may be handed on.
@@ -172,10 +186,7 @@ impl StateFiles {
         for directory in [&self.state, &self.disks, &self.shared] {
             for file in fs::read_dir(directory)?.flatten() {
                 let name = file.file_name();
-                let domid = name
-                    .to_str()
-                    .and_then(|name| name.split_once('-')?.0.parse().ok());
-                let lives = match domid.map(&mut identify) {
+                let lives = match domid_of(&name).map(&mut identify) {
                     Some(Ok(lives)) => lives,
                     Some(Err(error)) => {
                         tracing::error!("{} is left as it is: {error}", file.path().display());
@@ -196,6 +207,11 @@ impl StateFiles {
         }
         Ok(served)
     }
+}
+
+/// The guest that a file is of ([`Identity::file_name`]).
+fn domid_of(name: &OsStr) -> Option<u16> {
+    name.to_str()?.split_once('-')?.0.parse().ok()
 }
 
 /// What the file at `path` has of each device that this version knows.

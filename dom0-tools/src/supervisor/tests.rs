@@ -1,6 +1,7 @@
 //! The supervisor's decisions, on a simulated toolstack: what libxl writes, what workers are told and answer, and what
 //! follows from it. No Xen and no worker is needed; the processes that stand for workers sleep.
 
+mod back_ends;
 mod consoles;
 mod slots;
 mod sockets;

@@ -171,6 +171,14 @@ impl Supervisor {
             self.back_ends.end_guest(domid, self.poll.registry());
             self.listeners.end_guest(domid, self.poll.registry());
             self.dialling.end_guest(domid);
+            if let Err(error) = self.descriptors.end_guest(domid) {
+                let guest = guest.name();
+                tracing::warn!(
+                    guest,
+                    domid,
+                    "systemd keeps its back-ends' connections: {error}"
+                );
+            }
             // Also those that no connection was made to yet.
             program::end_of(guest.identity());
             guest.end_earlier_workers();

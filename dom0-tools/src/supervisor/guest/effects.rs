@@ -66,6 +66,7 @@ impl Guest {
                 context.back_ends.end((domid, key), context.registry);
                 context.listeners.end((domid, key), context.registry);
                 context.dialling.end((domid, key));
+                self.note_shared(key, None, context);
                 // Also one that no connection was made to yet.
                 program::end_of_device(&self.identity, key);
                 None
