@@ -15,15 +15,15 @@ require xen-virtio-crates.inc
 COMPATIBLE_HOST = "(aarch64|x86_64).*-linux"
 CARGO_BUILD_FLAGS:append = " --package xen-virtio-dom0-tools --package xen-virtioctl --bins"
 
-SYSTEMD_SERVICE:${PN} = "xen-virtiod.service"
+SYSTEMD_SERVICE:${PN} = "xen-virtiod.service xen-virtio-network.socket"
 
 do_install() {
     install -d ${D}${sbindir} ${D}${systemd_system_unitdir}
     install -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/xen-virtiod ${B}/target/${CARGO_TARGET_SUBDIR}/xen-virtioctl ${D}${sbindir}
-    install -m 0644 ${S}/dom0-tools/systemd/*.service ${D}${systemd_system_unitdir}
+    install -m 0644 ${S}/dom0-tools/systemd/*.service ${S}/dom0-tools/systemd/*.socket ${D}${systemd_system_unitdir}
 }
 
-FILES:${PN} += "${systemd_system_unitdir}/xen-virtio-guest@.service"
+FILES:${PN} += "${systemd_system_unitdir}/xen-virtio-guest@.service ${systemd_system_unitdir}/xen-virtio-network.service"
 
 # xl, and what a kernel that has them as modules has of Xen's devices.
 RRECOMMENDS:${PN} = "xen-tools-xl kernel-module-xen-gntdev kernel-module-xen-evtchn kernel-module-xen-privcmd"
