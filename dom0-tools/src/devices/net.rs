@@ -67,12 +67,12 @@ pub(crate) fn end_left(kept: Value, domid: u16, key: EntryKey) {
     else {
         return;
     };
-    take_away(Request::EndLeft(MadeInterface::new(&made, domid, key)));
+    take_away(MadeInterface::new(&made, domid, key), Request::EndLeft);
 }
 
 /// Takes away the interface of a device that is no more.
 pub(crate) fn end(made: MadeInterface) {
-    take_away(Request::End(made));
+    take_away(made, Request::End);
 }
 
 /// Whether there is nothing to take away of an interface that was not opened: an earlier worker may have one that it was `served`, and
@@ -81,7 +81,8 @@ fn leaves_nothing(failure: &Failure, served: bool) -> bool {
     !served && matches!(failure, Failure::Refused(_))
 }
 
-fn take_away(request: Request) {
+fn take_away(made: MadeInterface, request: fn(MadeInterface) -> Request) {
+    let request = request(made.clone());
     let Err(failure) = ask(&request) else { return };
     let again = matches!(failure, Failure::Unanswered(_));
     let error = anyhow::Error::from(failure);
@@ -89,15 +90,21 @@ fn take_away(request: Request) {
     if !again {
         return;
     }
-    // Whoever it is left to is busy, or starts anew.
+    // Whoever it is left to is busy, or starts anew. The next device by that name is not to lose its own.
+    let waits = made.is_to_end();
     let thread = thread::Builder::new().name("interface".to_owned());
     let _ = thread.spawn(move || {
-        for _ in 0..TRIES {
+        let is_answered = |_| {
             thread::sleep(TRY);
-            if !matches!(ask(&request), Err(Failure::Unanswered(_))) {
-                return;
-            }
+            !matches!(ask(&request), Err(Failure::Unanswered(_)))
+        };
+        if !(0..TRIES).any(is_answered) {
+            let interface = &made.interface;
+            tracing::error!(
+                "{interface} stays until the next start of the service: nobody takes it away"
+            );
         }
+        drop(waits);
     });
 }
 
@@ -195,6 +202,7 @@ impl DeviceKind for NetKind {
             }
         };
         let name = &built_by.interface;
+        made::check_ending(name)?;
         let made = built_by.made.as_ref();
         let made = made.map(|made| MadeInterface::new(made, wanted.guest.domid, wanted.key));
         let taken = uses.take_interface(name, wanted.guest, wanted.name, wanted.key, made.clone());

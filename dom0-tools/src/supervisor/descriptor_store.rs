@@ -11,7 +11,6 @@ use crate::systemd;
 use crate::toolstack::libxl::EntryKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
-use rustix::net::{Shutdown, shutdown};
 use sd_notify::NotifyState;
 use std::collections::BTreeSet;
 use std::io;
@@ -105,7 +104,7 @@ impl DescriptorStore {
         shared: Option<&Inherited>,
     ) -> io::Result<()> {
         let name = name(device);
-        self.forget(&name, Then::Lives)?;
+        self.forget(&name)?;
         let Some(Inherited { socket, left }) = shared else {
             return Ok(());
         };
@@ -139,8 +138,7 @@ impl DescriptorStore {
     pub(super) fn sweep(&mut self, devices: &[(u16, EntryKey)]) -> io::Result<()> {
         let known: BTreeSet<_> = devices.iter().map(|device| name(*device)).collect();
         let over: Vec<_> = self.kept.difference(&known).cloned().collect();
-        over.iter()
-            .try_for_each(|name| self.forget(name, Then::Gone))
+        over.iter().try_for_each(|name| self.forget(name))
     }
 
     /// The guest is gone.
@@ -167,37 +165,21 @@ impl DescriptorStore {
         let its = self.kept.difference(&there);
         let its = its.filter(|name| name.starts_with(&prefix));
         let its: Vec<_> = its.cloned().collect();
-        its.iter()
-            .try_for_each(|name| self.forget(name, Then::Gone))
+        its.iter().try_for_each(|name| self.forget(name))
     }
 
-    fn forget(&mut self, name: &str, then: Then) -> io::Result<()> {
-        if !self.kept.remove(name) {
+    fn forget(&mut self, name: &str) -> io::Result<()> {
+        if !self.kept.contains(name) {
             return Ok(());
         }
-        let told = self.keeper.forget(name);
+        self.keeper.forget(name)?;
+        self.kept.remove(name);
         let of_name = |left: &mut (String, OwnedFd)| left.0 == name;
         let closed = self.left.extract_if(.., of_name).map(|(_, left)| left);
-        let closed: Vec<_> = closed.collect();
-        if then == Then::Gone {
-            for connection in &closed {
-                // An error means that it is none, or that the back-end is gone.
-                let _ = shutdown(connection, Shutdown::Both);
-            }
-        }
         // After the keeper, who is not to wait for what a back-end may have sent.
-        close_later(Path::new(name), closed);
-        told
+        close_later(Path::new(name), closed.collect());
+        Ok(())
     }
-}
-
-/// What becomes of a connection that is not kept any more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Then {
-    /// Somebody has it.
-    Lives,
-    /// Its device is gone.
-    Gone,
 }
 
 /// What systemd knows a device's by. All names of its together have room in one variable of the environment: 128 KiB.
@@ -240,7 +222,7 @@ mod tests {
     use super::*;
     use crate::toolstack::libxl::EntryForm;
     use rustix::fs::{MemfdFlags, memfd_create};
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::rc::Rc;
@@ -248,6 +230,39 @@ mod tests {
     /// What a keeper has: the descriptors' names and inodes.
     #[derive(Clone, Default)]
     struct Kept(Rc<RefCell<Vec<(String, u64)>>>);
+
+    /// A keeper that is told nothing for now.
+    #[derive(Clone, Default)]
+    struct Deaf {
+        kept: Kept,
+        is_deaf: Rc<Cell<bool>>,
+    }
+
+    impl Keeper for Deaf {
+        fn keep(&mut self, name: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+            self.kept.keep(name, descriptors)
+        }
+
+        fn forget(&mut self, name: &str) -> io::Result<()> {
+            match self.is_deaf.get() {
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => self.kept.forget(name),
+            }
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_forgotten_is_forgotten_the_next_time() {
+        let keeper = Deaf::default();
+        let mut store = DescriptorStore::new(Box::new(keeper.clone()), Vec::new());
+        let (shared, ..) = pair();
+        store.keep(device(3, 0), Some(&shared)).unwrap();
+        keeper.is_deaf.set(true);
+        assert!(store.end_guest(3).is_err());
+        keeper.is_deaf.set(false);
+        store.end_guest(3).unwrap();
+        assert!(keeper.kept.inodes(device(3, 0)).is_empty());
+    }
 
     impl Keeper for Kept {
         fn keep(&mut self, name: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -378,7 +393,7 @@ mod tests {
         assert!(store.left(device(4, 1), known).is_none());
         drop(back_end);
         assert!(store.left(device(3, 0), known).is_none(), "nobody is there");
-        // A guest that is gone before its device was handed on leaves no connection.
+        // A guest that is gone before its device was handed on leaves no connection, a little later.
         store.end_guest(4).unwrap();
         let read = third.read(&mut [0]);
         assert_eq!(read.unwrap(), 0);

@@ -123,9 +123,7 @@ impl Opening {
                 bail!(missing);
             }
         }
-        if made::is_ending(name) {
-            return Err(Busy(format!("{name} is being taken from its bridge")).into());
-        }
+        made::check_ending(name)?;
         let queues = self.open()?;
         if let Some(made) = &self.made
             && (self.is_new || missing.is_some())

@@ -1,7 +1,7 @@
 //! An interface that is made for a guest's device, and given to a bridge by a script of xl's.
 
 use super::interfaces::{self, Request, ask};
-use crate::devices::open_device;
+use crate::devices::{Busy, open_device};
 use crate::toolstack::libxl::{EntryForm, EntryKey, entry_path};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::OFlags;
@@ -87,6 +87,32 @@ pub(super) fn is_ending(interface: &str) -> bool {
     ending().contains(interface)
 }
 
+/// # Errors
+///
+/// [`Busy`] while the interface of this name is being taken away, or is to be.
+pub(super) fn check_ending(interface: &str) -> Result<()> {
+    if is_ending(interface) {
+        return Err(Busy(format!("{interface} is being taken from its bridge")).into());
+    }
+    Ok(())
+}
+
+/// An interface is being taken away, until this is dropped.
+pub(super) struct Ending(String);
+
+impl Ending {
+    fn begin(interface: &str) -> Self {
+        ending().insert(interface.to_owned());
+        Self(interface.to_owned())
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        ending().remove(&self.0);
+    }
+}
+
 /// One that was made, until it is taken away.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct MadeInterface {
@@ -150,7 +176,7 @@ impl MadeInterface {
     /// Takes it from its bridge, and away.
     pub(super) fn end(&self) {
         let (interface, queues) = (self.interface.clone(), queues(self.made.several_queues));
-        ending().insert(interface.clone());
+        let ending = Ending::begin(&interface);
         self.run(Event::Offline, move || {
             // Its worker may have it for a moment still.
             let limit = Instant::now() + REMOVAL_LIMIT;
@@ -161,8 +187,13 @@ impl MadeInterface {
                 }
                 thread::sleep(SCRIPT_LOOK);
             }
-            ending().remove(&interface);
+            drop(ending);
         });
+    }
+
+    /// It is to be taken away, by whoever has not answered yet: no device has it until what this gives is dropped.
+    pub(super) fn is_to_end(&self) -> Ending {
+        Ending::begin(&self.interface)
     }
 
     /// Runs its script, and `then`, where nobody waits for that.
@@ -184,7 +215,6 @@ impl MadeInterface {
         });
         if let Err(error) = started {
             tracing::error!("{}: its script is not run: {error}", self.interface);
-            ending().remove(&self.interface);
         }
     }
 
@@ -340,18 +370,8 @@ pub(super) mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// An interface is being taken away until this is dropped.
-    pub(in crate::devices::net) struct Ending(&'static str);
-
-    pub(in crate::devices::net) fn ending(interface: &'static str) -> Ending {
-        super::ending().insert(interface.to_owned());
-        Ending(interface)
-    }
-
-    impl Drop for Ending {
-        fn drop(&mut self) {
-            super::ending().remove(self.0);
-        }
+    pub(in crate::devices::net) fn ending(interface: &str) -> Ending {
+        Ending::begin(interface)
     }
 
     fn key(form: EntryForm) -> EntryKey {
@@ -376,6 +396,22 @@ pub(super) mod tests {
         ] {
             assert_eq!(device_of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn no_device_has_an_interface_that_is_still_to_be_taken_away() {
+        let made = Made {
+            script: DEFAULT_SCRIPT.into(),
+            bridge: None,
+            ip: None,
+            several_queues: false,
+        };
+        let interface = MadeInterface::new(&made, 9, key(EntryForm::Attached));
+        let waits = interface.is_to_end();
+        let busy = check_ending("vioa9.12").unwrap_err();
+        assert!(busy.is::<Busy>(), "{busy:#}");
+        drop(waits);
+        check_ending("vioa9.12").unwrap();
     }
 
     #[test]
