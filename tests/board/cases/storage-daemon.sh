@@ -89,7 +89,10 @@ xen-virtioctl list
 [ "$(report request_errors)" = 0 ] || fail "$(report request_errors) failed requests"
 destroy g
 end_storage_daemon
-chroot /back-ends qemu-img check -q /tmp/over.qcow2 || fail "qemu-img check finds the qcow2 file damaged"
+# What it had allocated and not put to use when it was killed is lost room, and no damage: qemu-img's status 3.
+chroot /back-ends qemu-img check /tmp/over.qcow2 >/tmp/check 2>&1 && status=0 || status=$?
+[ $status = 0 ] || [ $status = 3 ] || fail "qemu-img check finds the qcow2 file damaged (status $status): $(tail -n 5 /tmp/check)"
+note "qemu-img check: $(grep -E 'errors|leaked' /tmp/check | tail -n 1)"
 
 if whole; then
     # A guest copies a disk of ours to a new qcow2 file over the same raw one: both then have the same data.
