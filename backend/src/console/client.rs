@@ -63,6 +63,14 @@ impl Line {
         if !self.is_visitors() {
             return read(self.fd(), to);
         }
+        match self.receive(to) {
+            // Linux says once that the other end has closed with something unread, and may say so before what that has sent.
+            Err(Errno::CONNRESET) => self.receive(to),
+            received => received,
+        }
+    }
+
+    fn receive(&self, to: &mut [u8]) -> Result<usize, Errno> {
         // Whoever has the other end may have it block. Descriptors that come beside are nobody's.
         let mut parts = [IoSliceMut::new(to)];
         let mut beside = RecvAncillaryBuffer::default();
@@ -319,6 +327,12 @@ impl Client {
             (Err(Errno::NOMEM | Errno::NOBUFS), _) => Ok(Output::Lacking),
             (Ok(0) | Err(Errno::AGAIN), _) | (Err(_), Line::Pty { .. }) => {
                 self.can_write = false;
+                Ok(Output::Full)
+            }
+            // What it has said before it went is read first.
+            (Err(Errno::PIPE | Errno::CONNRESET), Line::Stream(_) | Line::Messages { .. }) => {
+                self.has_ended = true;
+                self.can_read = true;
                 Ok(Output::Full)
             }
             (Err(_), _) => Err(self.leave()),

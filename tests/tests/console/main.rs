@@ -22,7 +22,9 @@ use xen_virtio_tests::{
     Buffer, Driver, MakeDevice, NEXT, Negotiated, RawQueue, WRITE, come_to_rest, drive,
     drive_over_deaths, driver, sleeps,
 };
-use xen_virtio_transport::{DeviceReport, DeviceState, GuestDevices, MmioDevice, Register, Width};
+use xen_virtio_transport::{
+    DeviceReport, DeviceState, GuestDevices, MmioDevice, Register, Slot, Width,
+};
 
 const SIZE: u16 = 16;
 /// The queues of the first port.
@@ -102,13 +104,18 @@ fn by_hand(
     names: &[Option<&str>],
     lines: Vec<(usize, Line)>,
 ) -> (GuestDevices<SimHypervisor>, SimGuest) {
+    let (machine, guest, _) = served(attached(console(owned(names)), lines));
+    (machine, guest)
+}
+
+/// … and where in the machine it is.
+fn served(device: Box<dyn Device>) -> (GuestDevices<SimHypervisor>, SimGuest, Slot) {
     let (hypervisor, guest) = simulate(1024).unwrap();
-    let device = attached(console(owned(names)), lines);
     let state = DeviceState::private().unwrap();
     let device = MmioDevice::new(device, &hypervisor, AddressMode::Grants, FIRST_IRQ, state);
     let mut machine = GuestDevices::new(hypervisor);
-    machine.add(FIRST_DEVICE, device.unwrap()).unwrap();
-    (machine, guest)
+    let slot = machine.add(FIRST_DEVICE, device.unwrap()).unwrap();
+    (machine, guest, slot)
 }
 
 /// A running device, and a queue for each of `queues`.

@@ -291,6 +291,52 @@ fn what_a_client_has_said_before_it_went_reaches_the_guest() {
 }
 
 #[test]
+fn what_a_client_has_said_reaches_the_guest_though_it_never_read() {
+    type Visit = fn() -> (Box<dyn FnOnce()>, Line);
+    let visits: [Visit; 2] = [
+        || {
+            let (mut client, line) = stream();
+            (Box::new(move || client.write_all(b"said").unwrap()), line)
+        },
+        || {
+            let (client, line) = messages(None);
+            (Box::new(move || say(&client, b"\0said")), line)
+        },
+    ];
+    // One is gone before it is attached, and one has left unread what the console has written.
+    for (visit, leaves_first) in visits
+        .into_iter()
+        .flat_map(|one| [(one, true), (one, false)])
+    {
+        let mut device = console(vec![None]);
+        device.write_config(8, b"x");
+        let attaching = device.attaching();
+        let (mut machine, guest, slot) = served(Box::new(device));
+        let (reads, buffer) = drive(&mut machine, &guest, |driver| {
+            let [mut reads] = start(driver, [READS]);
+            let buffer = post(driver, &mut reads, READS, &[16]).remove(0);
+            (reads, buffer)
+        });
+        let (say_and_leave, line) = visit();
+        let take_up = |device: &mut GuestDevices<SimHypervisor>| {
+            device.device_mut(slot).unwrap().update();
+        };
+        attaching.attach(0, line);
+        if leaves_first {
+            say_and_leave();
+            take_up(&mut machine);
+        } else {
+            take_up(&mut machine);
+            say_and_leave();
+        }
+        come_to_rest(&mut machine);
+        assert_eq!(reads.used_index(), 1, "leaves first: {leaves_first}");
+        assert_eq!(buffer.read()[..4], *b"said");
+        sleeps(&mut machine);
+    }
+}
+
+#[test]
 fn a_client_of_messages_that_is_too_slow_begins_anew() {
     let (client, line) = messages(None);
     let bench = Bench::new(&[None], vec![(0, line)]);
@@ -316,14 +362,9 @@ fn a_client_of_messages_that_is_too_slow_begins_anew() {
 
 #[test]
 fn who_is_gone_and_has_not_been_read_keeps_nobody_out() {
-    let (hypervisor, guest) = simulate(1024).unwrap();
     let device = console(vec![None]);
     let attaching = device.attaching();
-    let state = DeviceState::private().unwrap();
-    let device: Box<dyn Device> = Box::new(device);
-    let device = MmioDevice::new(device, &hypervisor, AddressMode::Grants, FIRST_IRQ, state);
-    let mut machine = GuestDevices::new(hypervisor);
-    let slot = machine.add(FIRST_DEVICE, device.unwrap()).unwrap();
+    let (mut machine, guest, slot) = served(Box::new(device));
     let _queues = drive(&mut machine, &guest, |driver| {
         start(driver, [READS, WRITES])
     });
