@@ -220,12 +220,15 @@ impl Console {
     }
 
     fn attach(&mut self, port: usize, line: Line) {
-        let is_visitor = line.is_visitors();
-        let Some(to) = self.ports.get_mut(port) else {
+        let Some(to) = self.ports.get(port) else {
             return;
         };
+        let has_room = !line.is_visitors() || to.has_room();
+        if has_room && let Some(id) = to.outstayed() {
+            self.detach(port, &[id]);
+        }
+        let to = &mut self.ports[port];
         let client = Client::new(line, &to.history, to.is_channel());
-        let has_room = !is_visitor || to.has_room();
         let key = key(port, self.next_client);
         let mut fds = client.fds();
         if !has_room || fds.any(|fd| self.readiness.add(fd, key).is_err()) {

@@ -5,7 +5,8 @@ use super::state::Size;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread, read, write};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recvmsg, sendmsg,
+    shutdown,
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -127,6 +128,8 @@ pub(super) struct Client {
     is_present: bool,
     /// Its other end is closed: what it has said is read still.
     has_ended: bool,
+    /// It takes nothing any more, and may have more to say.
+    is_deaf: bool,
     can_read: bool,
     can_write: bool,
 }
@@ -150,6 +153,7 @@ impl Client {
             is_greeted: !matches!(line, Line::Messages { .. }),
             is_present,
             has_ended: false,
+            is_deaf: false,
             can_read: true,
             can_write: true,
             line,
@@ -184,7 +188,19 @@ impl Client {
     }
 
     pub(super) fn listens(&self) -> bool {
-        self.is_present && !self.has_ended
+        self.is_present && !self.has_ended && !self.is_deaf
+    }
+
+    /// Its other end is closed.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// It gets nothing more, which it sees. What it says is read still.
+    pub(super) fn end_writing(&mut self) {
+        self.is_deaf = true;
+        // Whoever is gone does not see it.
+        let _ = shutdown(self.line.fd(), Shutdown::Write);
     }
 
     pub(super) fn can_write(&self) -> bool {
@@ -269,6 +285,7 @@ impl Client {
         };
         let len = match (self.line.read(&mut to[..most]), &self.line) {
             (Ok(0), Line::Messages { .. }) => return Err(Gone),
+            (Ok(0), Line::Stream(_)) if self.is_deaf => return Err(Gone),
             (Ok(0) | Err(Errno::AGAIN), Line::Stream(_) | Line::Messages { .. })
                 if self.has_ended =>
             {
@@ -331,7 +348,7 @@ impl Client {
             }
             // What it has said before it went is read first.
             (Err(Errno::PIPE | Errno::CONNRESET), Line::Stream(_) | Line::Messages { .. }) => {
-                self.has_ended = true;
+                self.is_deaf = true;
                 self.can_read = true;
                 Ok(Output::Full)
             }

@@ -10,7 +10,7 @@ use crate::virtqueue::{ActiveQueue, Request};
 use std::time::Instant;
 use xen_virtio_guest_mapping::{CopyFault, GuestAccess};
 
-/// Clients that come and go, at once. As many again may have gone, and have something for the guest still.
+/// Clients that come and go, at once. As many again may listen no more, and have something for the guest still.
 const MAX_VISITORS: usize = 8;
 
 /// Bytes for one client at once: the guest's other devices wait meanwhile.
@@ -56,12 +56,25 @@ impl Port {
         !self.is_channel() || self.attended().next().is_some()
     }
 
+    fn visitors(&self) -> impl Iterator<Item = &(u32, Client)> {
+        self.clients
+            .iter()
+            .filter(|(_, client)| client.is_visitor())
+    }
+
     /// Whether one more may come.
     pub(super) fn has_room(&self) -> bool {
-        let clients = self.clients.iter().map(|(_, client)| client);
-        let visitors: Vec<_> = clients.filter(|client| client.is_visitor()).collect();
-        let listening = visitors.iter().filter(|client| client.listens());
-        listening.count() < MAX_VISITORS && visitors.len() < 2 * MAX_VISITORS
+        self.visitors()
+            .filter(|(_, client)| client.listens())
+            .count()
+            < MAX_VISITORS
+    }
+
+    /// Who is to leave before one more comes, whatever it has said: of those who listen no more, the one that came first.
+    pub(super) fn outstayed(&self) -> Option<u32> {
+        let others = || self.visitors().filter(|(_, client)| !client.listens());
+        let first = others().map(|(id, _)| *id).min();
+        first.filter(|_| others().count() >= MAX_VISITORS)
     }
 
     pub(super) fn add(&mut self, id: u32, client: Client) {
@@ -78,9 +91,8 @@ impl Port {
 
     /// Visitors whose other ends are closed.
     pub(super) fn ended(&self) -> Vec<u32> {
-        let ended = |client: &Client| client.is_visitor() && !client.listens();
-        let clients = self.clients.iter().filter(|(_, client)| ended(client));
-        clients.map(|(id, _)| *id).collect()
+        let ended = self.visitors().filter(|(_, client)| client.has_ended());
+        ended.map(|(id, _)| *id).collect()
     }
 
     /// Something has happened to the client `id`, see [`Client::ready`].
@@ -248,11 +260,13 @@ impl Port {
     /// Reads what clients have for the guest, if nothing is on its way. Those who are gone, and what size a terminal has now.
     pub(super) fn read_input(&mut self) -> (Vec<u32>, Option<Size>) {
         let (mut gone, mut size) = (Vec::new(), None);
-        for (id, client) in &mut self.clients {
+        let mut last = None;
+        for (place, (id, client)) in self.clients.iter_mut().enumerate() {
             for _ in 0..MESSAGES {
                 if !self.input.is_empty() || !client.can_read() {
                     break;
                 }
+                last = Some(place);
                 let mut bytes = [0; MAX_MESSAGE];
                 match client.read(&mut bytes) {
                     Ok(Input::Bytes(len)) => self.input.extend(&bytes[..len]),
@@ -264,6 +278,10 @@ impl Port {
                     }
                 }
             }
+        }
+        // Who has had its turn is the last to have the next one.
+        if let Some(place) = last {
+            self.clients.rotate_left(place + 1);
         }
         (gone, size)
     }
@@ -345,7 +363,8 @@ fn give(
             if client.position < begin {
                 counters.missed(client.is_log(), begin - client.position);
                 if client.counts() {
-                    return Err(Gone);
+                    client.end_writing();
+                    return Ok(Given::Waits);
                 }
                 client.position = begin;
             }

@@ -337,6 +337,44 @@ fn what_a_client_has_said_reaches_the_guest_though_it_never_read() {
 }
 
 #[test]
+fn each_that_says_something_has_its_turn() {
+    let (mut loud, line) = stream();
+    let (mut quiet, quiet_line) = stream();
+    let bench = Bench::new(&[None], vec![(0, line), (0, quiet_line)]);
+    let driver = &bench.driver;
+    let [mut reads] = bench.start([READS]);
+    loud.set_nonblocking(true).unwrap();
+    while loud.write(&[b'x'; 4096]).is_ok() {}
+    quiet.write_all(b"me too").unwrap();
+    let buffers = post(driver, &mut reads, READS, &[4096; 3]);
+    assert!(driver.wait(|| reads.used_index() == 3), "nothing came");
+    let came = |buffer: &Buffer| buffer.read()[..6] == *b"me too";
+    assert_eq!(buffers.iter().filter(|buffer| came(buffer)).count(), 1);
+    bench.end();
+}
+
+#[test]
+fn who_listens_no_more_may_go_on_talking() {
+    let (mut client, line) = stream();
+    let bench = Bench::new(&[None], vec![(0, line)]);
+    let driver = &bench.driver;
+    let [mut reads, mut writes] = bench.start([READS, WRITES]);
+    client.shutdown(std::net::Shutdown::Read).unwrap();
+    for (index, said) in [b"first", b"later"].into_iter().enumerate() {
+        write(driver, &mut writes, WRITES, b"# ", &[2]);
+        driver.settle();
+        client.write_all(said).unwrap();
+        let buffer = driver.buffer(8, true);
+        let index = u16::try_from(index).unwrap();
+        reads.set_descriptor(index, buffer.address(), 8, WRITE, 0);
+        reads.offer(index);
+        driver.notify(READS);
+        expect(driver, &reads, index, &buffer, said);
+    }
+    bench.end();
+}
+
+#[test]
 fn a_client_of_messages_that_is_too_slow_begins_anew() {
     let (client, line) = messages(None);
     let bench = Bench::new(&[None], vec![(0, line)]);
@@ -373,7 +411,7 @@ fn who_is_gone_and_has_not_been_read_keeps_nobody_out() {
         machine.device_mut(slot).unwrap().update();
         come_to_rest(&mut machine);
     };
-    for _ in 0..8 {
+    for _ in 0..20 {
         let (mut client, line) = stream();
         client.write_all(&[b'x'; 8000]).unwrap();
         attach(line);
