@@ -67,6 +67,10 @@ impl EventChannels {
                     // Writing a port back unmasks it.
                     syscalls::count();
                     (&self.file).write_all(&ports[..len])?;
+                    // What comes now is an event of its own.
+                    if len < ports.len() {
+                        return Ok(());
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -79,5 +83,29 @@ impl EventChannels {
 impl AsFd for EventChannels {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn every_port_that_has_fired_may_fire_again() {
+        let (mut xen, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        xen.set_nonblocking(true).unwrap();
+        let channels = EventChannels::new(File::from(OwnedFd::from(ours)), Domid(1));
+        for count in [0, 1, BATCH, BATCH + 1, 3 * BATCH] {
+            let ports = (0..).take(count).flat_map(evtchn_port_t::to_ne_bytes);
+            let ports: Vec<u8> = ports.collect();
+            xen.write_all(&ports).unwrap();
+            channels.clear().unwrap();
+            let mut unmasked = vec![0; ports.len() + 1];
+            let len = xen.read(&mut unmasked).unwrap_or(0);
+            assert_eq!(unmasked[..len], ports);
+        }
     }
 }
