@@ -6,7 +6,7 @@ LINUX_SOURCE=linux-source-6.12
 
 linux_dir() { cached linux "$(key_of "$BOARD/kernel.fragment" "$TOP/scripts/board.d/linux.sh")" build_linux Image; }
 build_linux() {
-    say "Building Linux with XEN_VIRTIO (ten to fifteen minutes on two cores)"
+    say "Building Linux with XEN_VIRTIO (about ten minutes on two cores)"
     local dir=$1 work
     work=$(scratch)
     fetch_package $LINUX_SUITE $LINUX_SOURCE "$work" || return 1
