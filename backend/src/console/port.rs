@@ -64,10 +64,8 @@ impl Port {
 
     /// Whether one more may come.
     pub(super) fn has_room(&self) -> bool {
-        self.visitors()
-            .filter(|(_, client)| client.listens())
-            .count()
-            < MAX_VISITORS
+        let listening = self.visitors().filter(|(_, client)| client.listens());
+        listening.count() < MAX_VISITORS
     }
 
     /// Who is to leave before one more comes, whatever it has said: of those who listen no more, the one that came first.

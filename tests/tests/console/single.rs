@@ -379,7 +379,7 @@ fn a_client_of_messages_that_is_too_slow_begins_anew() {
     let (client, line) = messages(None);
     let bench = Bench::new(&[None], vec![(0, line)]);
     let driver = &bench.driver;
-    let [mut writes] = bench.start([WRITES]);
+    let [mut reads, mut writes] = bench.start([READS, WRITES]);
     let written = numbered(2 << 20);
     for piece in written.chunks(60_000) {
         write(driver, &mut writes, WRITES, piece, &[piece.len()]);
@@ -395,6 +395,10 @@ fn a_client_of_messages_that_is_too_slow_begins_anew() {
         read.extend(message);
     }
     assert!(read.len() < written.len() && read == written[..read.len()]);
+    // What it says as it does not know of that is the guest's still.
+    say(&client, b"\0said");
+    let buffer = post(driver, &mut reads, READS, &[16]).remove(0);
+    expect(driver, &reads, 0, &buffer, b"said");
     bench.end();
 }
 
