@@ -1,8 +1,8 @@
 """Makes a table, a JSON file and a picture of what the board's bench printed.
 
-Reads the console from standard input: lines `bench LIMIT DISK PATTERN IOPS MB/s` and
+Reads the console from standard input: lines `bench LIMIT DISK PATTERN IOPS MB/s [P99]` and
 `counts LIMIT PATTERN NAME VALUE...`, where LIMIT is the polling limit in microseconds; and, of a guest with our own disk and
-one that qemu-storage-daemon serves, `back-end DISK PATTERN IOPS MB/s` and `back-end memory NAME KIB...`.
+one that qemu-storage-daemon serves, `back-end DISK PATTERN IOPS MB/s [P99]` and `back-end memory NAME KIB...`.
 """
 
 import json
@@ -17,16 +17,16 @@ OWN_AND_FOREIGN = {"vda": "own", "vdb": "qemu-storage-daemon"}
 def read(lines):
     runs, counts, back_end = {}, [], {"runs": {}, "memory_kib": {}}
     for words in map(str.split, lines):
-        if words[:1] == ["bench"] and len(words) == 6:
-            _, limit, disk, pattern, iops, _ = words
+        if words[:1] == ["bench"] and len(words) >= 6:
+            _, limit, disk, pattern, iops, *_ = words
             runs.setdefault((int(limit), pattern), {}).setdefault(DISKS[disk], []).append(int(iops))
         elif words[:1] == ["counts"]:
             values = {name: int(value) for name, value in zip(words[3::2], words[4::2])}
             counts.append({"limit_us": int(words[1]), "pattern": words[2], **values})
         elif words[:2] == ["back-end", "memory"]:
             back_end["memory_kib"] = {name: int(value) for name, value in zip(words[2::2], words[3::2])}
-        elif words[:1] == ["back-end"] and len(words) == 5:
-            _, disk, pattern, iops, _ = words
+        elif words[:1] == ["back-end"] and len(words) >= 5:
+            _, disk, pattern, iops, *_ = words
             back_end["runs"].setdefault(pattern, {}).setdefault(OWN_AND_FOREIGN[disk], []).append(int(iops))
     return runs, counts, back_end
 

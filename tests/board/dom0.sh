@@ -422,16 +422,18 @@ write_pv_hotplug() {
 #!/bin/bash
 export PATH=/usr/sbin:/usr/bin
 [ "$1" = add ] || exit 0
-xenstore-write "$XENBUS_PATH/physical-device" 7:0 "$XENBUS_PATH/physical-device-path" /dev/loop0 \
+disk=$(xenstore-read "$XENBUS_PATH/params")
+# Its major and minor numbers, in hexadecimal.
+xenstore-write "$XENBUS_PATH/physical-device" "$(stat -c %t:%T "$disk")" "$XENBUS_PATH/physical-device-path" "$disk" \
     "$XENBUS_PATH/hotplug-status" connected
 HOTPLUG
     chmod +x /tmp/pv-hotplug
 }
 
-# three_disks [DISK]: the xl line for /dev/loop0 three times, as a PV disk, with grants and with frames; and DISK.
+# three_disks PATH [DISK]: the xl line for a block device three times, as a PV disk, with grants and with frames; and DISK.
 three_disks() {
-    echo "disk = [ 'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=/dev/loop0'," \
-        "$(disk /dev/loop0 1 xvdb), $(disk /dev/loop0 0 xvdc)${1:+, $1} ]"
+    echo "disk = [ 'script=/tmp/pv-hotplug, vdev=xvda, access=rw, target=$1'," \
+        "$(disk "$1" 1 xvdb), $(disk "$1" 0 xvdc)${2:+, $2} ]"
 }
 
 # stop_daemon and its workers, so that the next one reads another configuration.
@@ -480,7 +482,7 @@ run_bench() {
     make_disk /tmp/disk.img 128
     losetup /dev/loop0 /tmp/disk.img
     write_pv_hotplug
-    three=$(three_disks)
+    three=$(three_disks /dev/loop0)
     for limit in 1000 0; do
         { shared /dev/loop0; printf '[polling]\nlimit-us = %s\n' $limit; } | configure
         start_daemon
@@ -534,7 +536,7 @@ run_fio() {
     shared /dev/loop0 | configure
     start_daemon
     mount_fio
-    guest fio fio "memory = 384" "$(three_disks "$(disk "$FIO" 1 xvdd)")"
+    guest fio fio "memory = 384" "$(three_disks /dev/loop0 "$(disk "$FIO" 1 xvdd)")"
     sed -i "s/GUEST=fio/& TOOLS=vdc PATTERNS=$patterns RUNS=${BENCH_RUNS:-3} SECS=2 DISKS=xvda,vda,vdb/" /tmp/fio.cfg
     say "one guest with three disks on one loop device, polling for at most 1000 us"
     create fio

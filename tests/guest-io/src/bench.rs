@@ -2,6 +2,7 @@
 
 use crate::ring::{Ring, Transfer};
 use anyhow::{Context, Result, bail};
+use std::cell::Cell;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -48,24 +49,39 @@ impl FromStr for Pattern {
     }
 }
 
-/// Prints IOPS and MB/s.
+/// Prints IOPS and MB/s; at depth 1 also the microseconds within which 99 of 100 transfers ended.
 pub(crate) fn run(device: &Path, pattern: &str, seconds: f64) -> Result<()> {
     let pattern: Pattern = pattern.parse()?;
     let mut ring = Ring::open(device, pattern.block, pattern.depth)?;
     // The first transfers set things up, on both sides.
     transfer(&mut ring, pattern, Duration::from_millis(200))?;
-    let (count, took) = transfer(&mut ring, pattern, Duration::from_secs_f64(seconds))?;
-    let iops = f64::from(count) / took.as_secs_f64();
-    println!("{iops:.0} {:.1}", iops * pattern.block as f64 / 1e6);
+    let mut measured = transfer(&mut ring, pattern, Duration::from_secs_f64(seconds))?;
+    let iops = f64::from(measured.count) / measured.took.as_secs_f64();
+    print!("{iops:.0} {:.1}", iops * pattern.block as f64 / 1e6);
+    measured.latencies.sort_unstable();
+    let last = measured.latencies.len().saturating_sub(1);
+    if let Some(latency) = measured.latencies.get(last * 99 / 100) {
+        print!(" {}", latency.as_micros());
+    }
+    println!();
     Ok(())
 }
 
-fn transfer(ring: &mut Ring, pattern: Pattern, limit: Duration) -> Result<(u32, Duration)> {
+struct Measured {
+    count: u32,
+    took: Duration,
+    /// Of each transfer, at depth 1: at others nobody asks, and clocks are slow to read.
+    latencies: Vec<Duration>,
+}
+
+fn transfer(ring: &mut Ring, pattern: Pattern, limit: Duration) -> Result<Measured> {
     let mut random = Random(1);
     let blocks = usize::try_from(ring.bytes)? / pattern.block;
     let began = Instant::now();
     let mut next = 0;
     let mut count = 0;
+    let last_start = Cell::new(Duration::ZERO);
+    let mut latencies = Vec::new();
     ring.run(
         |_, _| {
             let block = if pattern.random {
@@ -80,14 +96,22 @@ fn transfer(ring: &mut Ring, pattern: Pattern, limit: Duration) -> Result<(u32, 
             } else {
                 Transfer::Read(offset)
             };
-            (began.elapsed() < limit).then_some(transfer)
+            last_start.set(began.elapsed());
+            (last_start.get() < limit).then_some(transfer)
         },
         |_, _, _| {
             count += 1;
+            if pattern.depth == 1 {
+                latencies.push(began.elapsed() - last_start.get());
+            }
             Ok(())
         },
     )?;
-    Ok((count, began.elapsed()))
+    Ok(Measured {
+        count,
+        took: began.elapsed(),
+        latencies,
+    })
 }
 
 #[cfg(test)]
