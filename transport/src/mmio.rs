@@ -3,6 +3,7 @@
 mod device;
 mod device_state;
 mod guest_devices;
+mod handler_wait;
 mod interrupt;
 mod register_file;
 mod registers;

@@ -2,6 +2,7 @@
 
 use super::device::MmioDevice;
 use super::device_state::DeviceState;
+use super::handler_wait::{Access, HandlerWait};
 use super::register_file::{MAGIC, VERSION};
 use super::registers::{Location, Register};
 use crate::hypervisor::{Hypervisor, MmioRange, TrapRequest, Width};
@@ -100,9 +101,7 @@ fn is_at(register: Register, offset: u64, width: Width) -> bool {
 pub struct GuestDevices<H> {
     hypervisor: H,
     slots: Vec<(MmioRange, RangeOwner)>,
-    /// A handler is to be waited for: its interrupt was raised, or it has begun.
-    handler_expected: bool,
-    waited: Duration,
+    handler: HandlerWait,
 }
 
 impl<H: Hypervisor> GuestDevices<H> {
@@ -110,8 +109,7 @@ impl<H: Hypervisor> GuestDevices<H> {
         Self {
             hypervisor,
             slots: Vec::new(),
-            handler_expected: false,
-            waited: Duration::ZERO,
+            handler: HandlerWait::default(),
         }
     }
 
@@ -207,35 +205,33 @@ impl<H: Hypervisor> GuestDevices<H> {
         for device in devices(&mut self.slots) {
             activity = activity.max(device.step());
         }
-        self.handler_expected |= !interrupted && self.awaits_handler();
+        if !interrupted && self.awaits_handler() {
+            self.handler.expect(Access::Status);
+        }
         activity
     }
 
     /// Waits a moment for the next access of the handler of an interrupt, and answers it. True if it came.
-    ///
-    /// Its accesses are certain, and without their answers the guest does nothing of what it was interrupted
-    /// for. Were the next requests carried out meanwhile, guest and device would wait for each other in turn.
     fn answer_handler(&mut self) -> bool {
-        if !self.handler_expected || !self.awaits_handler() {
+        let Some(access) = self.handler.next().filter(|_| self.awaits_handler()) else {
             return false;
-        }
+        };
         let began = Instant::now();
         let came = loop {
             if self.watch(HANDLER_LOOKS) {
                 break true;
             }
             if began.elapsed() >= HANDLER_LIMIT {
-                self.handler_expected = false;
                 break false;
             }
         };
-        self.waited += began.elapsed();
+        self.handler.waited(access, came, began.elapsed());
         came
     }
 
     /// The time spent waiting for interrupt handlers.
     pub fn waited(&self) -> Duration {
-        self.waited
+        self.handler.total()
     }
 
     /// Looks for a trap as often as `times`, and answers the first. True if there was one.
@@ -294,7 +290,7 @@ impl<H: Hypervisor> GuestDevices<H> {
                 };
                 trap.answer(owner.read(offset, width));
                 if is_at(Register::InterruptStatus, offset, width) {
-                    self.handler_expected = true;
+                    self.handler.expect(Access::Acknowledgement);
                 }
             }
             TrapRequest::Write {
