@@ -91,10 +91,12 @@ fn write_guest(f: &mut Formatter<'_>, guest: &GuestReport) -> fmt::Result {
     let each = |count: u64, unit: f64| count as f64 / unit / requests as f64;
     writeln!(
         f,
-        "\nguest {name} ({domid}), a request: {:.3} sleeps, {:.3} system calls, {:.1} µs of processor time, {:.1} µs \
-         of them looking for work",
+        "\nguest {name} ({domid}), a request: {:.3} sleeps, {:.3} changes of task, {:.3} system calls, {:.3} of them yields, \
+         {:.1} µs of processor time, {:.1} µs of them looking for work",
         each(server.sleeps, 1.0),
+        each(server.task_switches, 1.0),
         each(server.syscalls, 1.0),
+        each(server.yields, 1.0),
         each(server.cpu_ns, 1e3),
         each(server.polled_ns, 1e3),
     )?;
@@ -153,6 +155,8 @@ mod tests {
             polled_ns: 20_000,
             cpu_ns: 1_000_000,
             syscalls: 70,
+            yields: 4,
+            task_switches: 30,
         });
         report
     }
@@ -164,7 +168,7 @@ mod tests {
             "0.250",
             "2.000",
             "5.0 / - / -",
-            "0.500 sleeps, 3.500 system calls, 50.0 µs of processor time, 1.0 µs",
+            "0.500 sleeps, 1.500 changes of task, 3.500 system calls, 0.200 of them yields, 50.0 µs of processor time, 1.0 µs",
             "virtio_disk/51712 traps: QueueNotify 5",
             "virtio_disk/51712 latency: half within 2 µs, 90 % not within 8 s",
             "virtio_disk/51712 µs: 2: 8, more: 2",

@@ -36,6 +36,7 @@ pub struct EventLoop<H> {
     /// Steps since the last one that found something to do.
     idle_steps: u32,
     sleeps: u64,
+    yields: u64,
 }
 
 /// What serving has cost.
@@ -50,6 +51,10 @@ pub struct EventLoopReport {
     pub cpu_ns: u64,
     /// System calls, without most of those for setting up.
     pub syscalls: u64,
+    /// How often the processor was offered to others while there was something to wait or to look for.
+    pub yields: u64,
+    /// How often the kernel had another task run in place of the worker.
+    pub task_switches: u64,
 }
 
 impl<H: Hypervisor> EventLoop<H> {
@@ -72,6 +77,7 @@ impl<H: Hypervisor> EventLoop<H> {
             budget: Budget::new(cpu_percent, Instant::now(), cpu_time()),
             idle_steps: 0,
             sleeps: 0,
+            yields: 0,
         })
     }
 
@@ -201,7 +207,7 @@ impl<H: Hypervisor> EventLoop<H> {
                     continue;
                 }
                 // A kernel thread that carries out our transfers may wait for this processor.
-                Activity::Waiting => yield_now(),
+                Activity::Waiting => self.give_way(),
                 Activity::Idle => {
                     if self.polling.is_on() && self.devices.watch(IDLE_LOOKS) {
                         self.found_work();
@@ -218,7 +224,7 @@ impl<H: Hypervisor> EventLoop<H> {
                     return self.sleep(timeout);
                 }
                 // Others may have work, whatever we hope for.
-                yield_now();
+                self.give_way();
             }
             self.idle_steps = self.idle_steps.wrapping_add(1);
         }
@@ -238,6 +244,12 @@ impl<H: Hypervisor> EventLoop<H> {
         syscalls::count();
         poll(&mut [], Some(&moment))?;
         Ok(true)
+    }
+
+    fn give_way(&mut self) {
+        self.yields += 1;
+        syscalls::count();
+        std::thread::yield_now();
     }
 
     fn found_work(&mut self) {
@@ -279,13 +291,19 @@ impl<H: Hypervisor> EventLoop<H> {
             polled_ns: nanoseconds(self.polling.looked() + self.devices.waited()),
             cpu_ns: nanoseconds(cpu_time()),
             syscalls: syscalls::made(),
+            yields: self.yields,
+            task_switches: task_switches(),
         }
     }
 }
 
-fn yield_now() {
-    syscalls::count();
-    std::thread::yield_now();
+/// How often the kernel has had another task run in place of this process.
+fn task_switches() -> u64 {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else {
+        return 0;
+    };
+    let switches = usage.voluntary_context_switches() + usage.involuntary_context_switches();
+    switches.try_into().unwrap_or(0)
 }
 
 /// The processor time that this process has used.
