@@ -94,6 +94,12 @@ tuning! {
     STEPS_PER_LOOK: u32 = 32;
     /// The shortest time for which a worker looks for work before it sleeps, if it looks at all.
     SHORTEST_POLL: Duration = Duration::from_micros(20);
+    /// The time from which on a yield of the processor says that others want it.
+    LONG_YIELD: Duration = Duration::from_millis(2);
+    /// For how long a worker sleeps then in place of looking; twice as long each time that it finds the same.
+    SHORTEST_CONTENTION: Duration = Duration::from_millis(20);
+    /// The longest of these times.
+    LONGEST_CONTENTION: Duration = Duration::from_millis(640);
     /// The longest rest of a guest that has had its share without a look at what else is readable.
     LONGEST_THROTTLE: Duration = Duration::from_millis(50);
     /// The shortest sleep when something is to be tried again: what cannot be tried now costs next to nothing.

@@ -1,6 +1,7 @@
 //! The worker: one process for one guest, which does all that guest-written memory has a say in.
 
 mod budget;
+mod contention;
 pub mod event_loop;
 pub mod polling;
 pub mod sandbox;

@@ -1,6 +1,7 @@
 //! The loop that serves a guest: looks for work while that pays, and sleeps when it does not.
 
 use crate::worker::budget::Budget;
+use crate::worker::contention::Contention;
 use crate::worker::polling::Polling;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -33,6 +34,7 @@ pub struct EventLoop<H> {
     events: Events,
     polling: Polling,
     budget: Budget,
+    contention: Contention,
     /// Steps since the last one that found something to do.
     idle_steps: u32,
     sleeps: u64,
@@ -75,6 +77,7 @@ impl<H: Hypervisor> EventLoop<H> {
             events: Events::with_capacity(16),
             polling: Polling::new(limit, Instant::now()),
             budget: Budget::new(cpu_percent, Instant::now(), cpu_time()),
+            contention: Contention::default(),
             idle_steps: 0,
             sleeps: 0,
             yields: 0,
@@ -197,12 +200,19 @@ impl<H: Hypervisor> EventLoop<H> {
             if step.is_multiple_of(STEPS_PER_CHECK) && self.has_throttled()? {
                 break;
             }
-            match self.devices.step() {
+            let activity = self.devices.step();
+            match activity {
                 Activity::Working => {
                     self.found_work();
                     worked += 1;
                     if worked.is_multiple_of(STEPS_PER_CHECK) && began.elapsed() >= BUSY_LIMIT {
                         break;
+                    }
+                    continue;
+                }
+                _ if self.contention.holds() => {
+                    if self.devices.prepare_sleep()? < Activity::Working {
+                        return self.sleep(timeout);
                     }
                     continue;
                 }
@@ -225,6 +235,9 @@ impl<H: Hypervisor> EventLoop<H> {
                 }
                 // Others may have work, whatever we hope for.
                 self.give_way();
+                if activity == Activity::Idle {
+                    self.contention.gave_way(now, Instant::now());
+                }
             }
             self.idle_steps = self.idle_steps.wrapping_add(1);
         }
@@ -261,11 +274,14 @@ impl<H: Hypervisor> EventLoop<H> {
 
     fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let asleep = Instant::now();
-        self.polling.stopped(asleep);
+        if !self.contention.holds() {
+            self.polling.stopped(asleep);
+        }
         let again = self.devices.try_again_at();
         let again = again.map(|at| at.saturating_duration_since(asleep).max(SHORTEST_SLEEP));
         self.wait(again.into_iter().chain(timeout).min())?;
         let awake = Instant::now();
+        self.contention.passed(awake);
         self.polling.slept(awake - asleep);
         self.idle_steps = 0;
         self.sleeps += 1;
