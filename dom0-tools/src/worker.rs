@@ -5,6 +5,9 @@ mod contention;
 pub mod event_loop;
 pub mod polling;
 pub mod sandbox;
+// System calls that no library has.
+#[allow(unsafe_code)]
+mod slice;
 mod trace_pipe;
 
 use crate::devices::{self, Arriving, Building, Built, Control, NewDevice, Resources};
@@ -90,6 +93,11 @@ fn start(channel: &WorkerEnd) -> Result<Option<(EventLoop<XenGuest>, GuestState,
     };
     let [privcmd, evtchn, gntdev, state] = <[OwnedFd; 4]>::try_from(fds)
         .map_err(|fds| anyhow!("{} descriptors instead of 4", fds.len()))?;
+    if let Err(error) = slice::shorten() {
+        tracing::info!(
+            "it has no short time slice ({error}): what else dom0 computes holds the guest up"
+        );
+    }
     let rings = crate::worker::sandbox::enter(domid, || RingStock::new(MAX_DEVICES))
         .context("going into the sandbox")?;
     // The next supervisor ends the workers that it finds by their user, which this one has had since the
