@@ -1,6 +1,6 @@
 """Makes a table and a JSON file of what the board's crowd and busy printed.
 
-Reads the console from standard input: lines `crowd LOAD GUESTS DISK PATTERN`, then what a while of it took (milliseconds of
+Reads the console from standard input: lines `crowd LOAD GUESTS DISK PATTERN`, then what it took (milliseconds of
 processor time of dom0 and of the guests, milliseconds, transfers, changes of task in dom0, changes of task that workers asked for
 and that they did not), then what each guest measured: transfers a second, and at depth 1 the microseconds within which
 99 of 100 ended, after a slash. PATTERN is `FIRST/OTHERS` where the first guest does another thing than the others. A line

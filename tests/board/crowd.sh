@@ -46,21 +46,21 @@ sample() {
 }
 
 # measure LOAD COUNT DISK PATTERN SECONDS [OTHER_PATTERN]: has guests g1 to gCOUNT transfer at the same time, g2 and so on by
-# OTHER_PATTERN, and prints `crowd LOAD COUNT DISK PATTERN`, what a second and a half less of it took, and what each guest says.
+# OTHER_PATTERN, and prints `crowd LOAD COUNT DISK PATTERN`, what that took, and what each guest says.
 measure() {
     local load=$1 count=$2 disk=$3 pattern=$4 seconds=$5 other=${6:-$4} number before after said=() i
     [ "$disk" = xvda ] || counters >/tmp/counted
     for ((number = 1; number <= count; number++)); do said[number]=$(count_said "g$number" "^bench $disk "); done
+    read -r -a before <<<"$(sample "$count")"
     for ((number = 1; number <= count; number++)); do
         echo "$disk $([ $number = 1 ] && echo "$pattern" || echo "$other") $seconds" >"${CONSOLE_OF[number]}"
     done
-    sleep 1
-    before=($(sample "$count"))
-    sleep "$((seconds - 1))"
-    after=($(sample "$count"))
+    # Nothing looks meanwhile: that would take dom0's processor from what is measured. They warm up for 0.2 s.
+    sleep "$((seconds + 1))"
     for ((number = 1; number <= count; number++)); do
         wait_for 60 "g$number to have measured $disk" has_measured "$number" "$disk" "${said[number]}"
     done
+    read -r -a after <<<"$(sample "$count")"
     echo "  crowd $load $count $disk $pattern${6:+/$6}$(for i in "${!before[@]}"; do echo -n " $((after[i] - before[i]))"; done)" \
         "$(for ((number = 1; number <= count; number++)); do console "g$number" | awk -v disk="$disk" '$1 == "bench" && $2 == disk { line = $4 (NF > 5 ? "/" $6 : "") } END { print line }'; done | tr '\n' ' ')"
     [ "$disk" = xvda ] || echo "  crowd-counts $load $count $disk $pattern${6:+/$6} $(counters | paste -d' ' /tmp/counted - | awk '{ print $1, $4 - $2 }' | tr '\n' ' ')"
