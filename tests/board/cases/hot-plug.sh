@@ -12,15 +12,20 @@ printf '#!/bin/sh\nexec chroot /net-tools /usr/sbin/ip "$@"\n' >/usr/local/bin/i
 chmod +x /usr/local/bin/ip
 bridge br8 10.9.0.2/24
 no_interface() { ! ls /sys/class/net | grep -q '^vioa'; }
-attach() { note "$(xen-virtioctl attach $name "$@" | head -n 1)"; }
+# attach …: when the guest has seen that the slot of what was taken away before is empty. It looks now and then.
+attach() {
+    [ -z "$taken" ] || said $name "sees its slot empty $taken" >/dev/null
+    note "$(xen-virtioctl attach $name "$@" | head -n 1)"
+}
 # takes N: takes the device away that the guest has given back for the N-th time.
 takes() {
     said $name "gave back $1" >/dev/null
     xen-virtioctl detach $name "$2" | grep -q 'taken away' || fail "$2 is not taken away"
+    taken=$1
 }
 for grants in true false; do
     [ $grants = true ] || whole || continue
-    name=h$grants
+    name=h$grants taken=''
     guest $name hot-plug "$(by_file $name <<DEVICES
 [[device]]
 type = 'empty'
