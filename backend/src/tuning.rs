@@ -20,7 +20,7 @@ tuning! {
     TRAPS_PER_STEP: usize = 64;
     /// The longest wait for an access of an interrupt handler: what a guest that does not come costs in vain.
     HANDLER_LIMIT: Duration = Duration::from_micros(200);
-    /// Handlers of a guest that are not waited for, after many that did not come in that time, before one is.
+    /// Of a guest whose handlers have not come in that time again and again one of so many accesses is waited for.
     MOST_HANDLERS_PASSED: u32 = 64;
     /// Looks for a trap of a handler between looks at the clock.
     HANDLER_LOOKS: u32 = 64;

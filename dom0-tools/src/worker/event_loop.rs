@@ -55,7 +55,7 @@ pub struct EventLoopReport {
     pub syscalls: u64,
     /// How often the processor was offered to others while there was something to wait or to look for.
     pub yields: u64,
-    /// How often the kernel had another task run in place of the worker.
+    /// Changes of task from the worker to another, its sleeps among them.
     pub task_switches: u64,
 }
 
@@ -234,9 +234,11 @@ impl<H: Hypervisor> EventLoop<H> {
                     return self.sleep(timeout);
                 }
                 // Others may have work, whatever we hope for.
+                // What it did before it would have slept is none of the others' time.
+                let before = Instant::now();
                 self.give_way();
                 if activity == Activity::Idle {
-                    self.contention.gave_way(now, Instant::now());
+                    self.contention.gave_way(before, Instant::now());
                 }
             }
             self.idle_steps = self.idle_steps.wrapping_add(1);
@@ -313,7 +315,7 @@ impl<H: Hypervisor> EventLoop<H> {
     }
 }
 
-/// How often the kernel has had another task run in place of this process.
+/// Changes of task from this process to another, its sleeps among them.
 fn task_switches() -> u64 {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else {
         return 0;

@@ -19,7 +19,7 @@ pub(super) enum Access {
 struct Patience {
     /// Waits in a row that were in vain.
     misses: u32,
-    /// As many handlers are not waited for, then one is.
+    /// As many from now on, the last of them is waited for.
     pass: u32,
 }
 
