@@ -95,7 +95,7 @@ tuning! {
     /// The shortest time for which a worker looks for work before it sleeps, if it looks at all.
     SHORTEST_POLL: Duration = Duration::from_micros(20);
     /// The time from which on a yield of the processor says that others want it.
-    LONG_YIELD: Duration = Duration::from_millis(8);
+    LONG_YIELD: Duration = Duration::from_millis(4);
     /// For how long a worker sleeps then in place of looking; twice as long each time that it finds the same.
     SHORTEST_CONTENTION: Duration = Duration::from_millis(20);
     /// The longest of these times.
