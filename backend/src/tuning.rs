@@ -21,7 +21,7 @@ tuning! {
     /// The longest wait for an access of an interrupt handler: what a guest that does not come costs in vain.
     HANDLER_LIMIT: Duration = Duration::from_micros(200);
     /// Of a guest whose handlers have not come in that time again and again one of so many accesses is waited for.
-    MOST_HANDLERS_PASSED: u32 = 64;
+    ACCESSES_PER_WAIT: u32 = 64;
     /// Looks for a trap of a handler between looks at the clock.
     HANDLER_LOOKS: u32 = 64;
     /// Looks for a trap between steps that find nothing: traps hold the guest up, and rings do not.

@@ -233,8 +233,7 @@ impl<H: Hypervisor> EventLoop<H> {
                 if !self.polling.goes_on(now) && self.devices.prepare_sleep()? < Activity::Working {
                     return self.sleep(timeout);
                 }
-                // Others may have work, whatever we hope for.
-                // What it did before it would have slept is none of the others' time.
+                // Others may have work, whatever we hope for. What was done since `now` is none of their time.
                 let before = Instant::now();
                 self.give_way();
                 if activity == Activity::Idle {

@@ -201,14 +201,17 @@ impl<H: Hypervisor> GuestDevices<H> {
             }
             activity = Activity::Working;
         }
+        activity.max(self.have_each(MmioDevice::step))
+    }
+
+    /// Has each device do `act`. A handler is expected if a driver is interrupted by it.
+    fn have_each(&mut self, act: impl Fn(&mut MmioDevice) -> Activity) -> Activity {
         let interrupted = self.awaits_handler();
-        for device in devices(&mut self.slots) {
-            activity = activity.max(device.step());
-        }
+        let activity = devices(&mut self.slots).map(act).max();
         if !interrupted && self.awaits_handler() {
             self.handler.expect(Access::Status);
         }
-        activity
+        activity.unwrap_or(Activity::Idle)
     }
 
     /// Waits a moment for the next access of the handler of an interrupt, and answers it. True if it came.
@@ -262,13 +265,11 @@ impl<H: Hypervisor> GuestDevices<H> {
     pub fn prepare_sleep(&mut self) -> io::Result<Activity> {
         // From here on a trap is an event again; one that came before is found by the step.
         self.hypervisor.clear_events()?;
-        let mut activity = self.step();
-        if activity < Activity::Working {
-            for device in devices(&mut self.slots) {
-                activity = activity.max(device.prepare_sleep());
-            }
+        let activity = self.step();
+        if activity == Activity::Working {
+            return Ok(activity);
         }
-        Ok(activity)
+        Ok(activity.max(self.have_each(MmioDevice::prepare_sleep)))
     }
 
     /// When [`GuestDevices::step`] is to be called though no event tells of it: dom0 lacks what a device waits for.

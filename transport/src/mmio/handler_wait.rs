@@ -5,7 +5,7 @@
 //! another one's vCPU may take long to come, and who waits for it has dom0's processor to itself.
 
 use std::time::Duration;
-use xen_virtio_backend::tuning::MOST_HANDLERS_PASSED;
+use xen_virtio_backend::tuning::ACCESSES_PER_WAIT;
 
 /// What comes next of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Patience {
             *self = Self::default();
             return;
         }
-        self.misses = (self.misses + 1).min(MOST_HANDLERS_PASSED.ilog2());
+        self.misses = (self.misses + 1).min(ACCESSES_PER_WAIT.ilog2());
         self.pass = 1 << self.misses;
     }
 
@@ -113,7 +113,7 @@ mod tests {
         let waited = waits(&mut HandlerWait::default(), 300, false);
         assert_eq!(waited[..5], [0, 2, 6, 14, 30]);
         let most = waited.windows(2).map(|pair| pair[1] - pair[0]).max();
-        assert_eq!(most, Some(MOST_HANDLERS_PASSED));
+        assert_eq!(most, Some(ACCESSES_PER_WAIT));
     }
 
     #[test]
