@@ -65,6 +65,10 @@ fn checks() -> Checks {
         num: "num", dom: "dom", addr: "addr", arr: "arr", err: "err");
     layout!(c, "struct privcmd_mmap_resource", memory::PrivcmdMmapResource,
         dom: "dom", kind: "type", id: "id", idx: "idx", num: "num", addr: "addr");
+    layout!(c, "struct privcmd_hypercall", transport::PrivcmdHypercall, op: "op", arg: "arg");
+    layout!(c, "struct xen_domctl", transport::Domctl,
+        cmd: "cmd", interface_version: "interface_version", domain: "domain", argument: "u");
+    c.equal("__HYPERVISOR_domctl", transport::HYPERVISOR_DOMCTL);
     layout!(c, "struct privcmd_dm_op", transport::PrivcmdDmOp, dom: "dom", num: "num", ubufs: "ubufs");
     layout!(c, "struct privcmd_dm_op_buf", transport::PrivcmdDmOpBuf, uptr: "uptr", size: "size");
     layout!(c, "struct ioctl_evtchn_bind_interdomain", transport::EvtchnBindInterdomain,
@@ -166,6 +170,10 @@ fn checks() -> Checks {
             "IOCTL_PRIVCMD_MMAP_RESOURCE",
             memory::IOCTL_PRIVCMD_MMAP_RESOURCE,
         ),
+        (
+            "IOCTL_PRIVCMD_HYPERCALL",
+            transport::IOCTL_PRIVCMD_HYPERCALL,
+        ),
         ("IOCTL_PRIVCMD_DM_OP", transport::IOCTL_PRIVCMD_DM_OP),
         (
             "IOCTL_EVTCHN_BIND_INTERDOMAIN",
@@ -191,6 +199,11 @@ fn checks() -> Checks {
         (
             "XEN_DMOP_set_ioreq_server_state",
             transport::XEN_DMOP_SET_IOREQ_SERVER_STATE,
+        ),
+        ("XEN_DOMCTL_pausedomain", transport::XEN_DOMCTL_PAUSEDOMAIN),
+        (
+            "XEN_DOMCTL_unpausedomain",
+            transport::XEN_DOMCTL_UNPAUSEDOMAIN,
         ),
         ("XEN_DMOP_set_irq_level", transport::XEN_DMOP_SET_IRQ_LEVEL),
         ("XEN_DMOP_nr_vcpus", transport::XEN_DMOP_NR_VCPUS),
@@ -239,6 +252,7 @@ const HEADERS: &str = "
     #include <xen/event_channel.h>
     #include <xen/grant_table.h>
     #include <xen/memory.h>
+    #include <xen/domctl.h>
     #include <xen/hvm/dm_op.h>
     #include <xen/hvm/ioreq.h>
     #include <xen/hvm/hvm_op.h>

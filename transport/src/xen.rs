@@ -5,9 +5,12 @@ pub mod abi;
 #[allow(unsafe_code)]
 mod dm_op;
 #[allow(unsafe_code)]
+mod domctl;
+#[allow(unsafe_code)]
 mod evtchn;
 #[allow(unsafe_code)]
 mod ioreq;
 
+pub use domctl::DomainControl;
 pub use evtchn::EventChannels;
 pub use ioreq::{XenError, XenGuest, ioreq_servers_exist};

@@ -1,5 +1,5 @@
-//! The structures of `xen/hvm/dm_op.h`, `xen/hvm/ioreq.h`, and Linux's `xen/evtchn.h` and the device-model
-//! part of `xen/privcmd.h`.
+//! The structures of `xen/hvm/dm_op.h`, `xen/hvm/ioreq.h`, the head of those of `xen/domctl.h`, and Linux's `xen/evtchn.h`
+//! and the hypercalls of `xen/privcmd.h`.
 //!
 //! The `abi` test of the `tests` package checks every layout against the C headers.
 
@@ -103,6 +103,30 @@ pub struct PrivcmdDmOp {
     pub ubufs: *const PrivcmdDmOpBuf,
 }
 
+/// `__HYPERVISOR_domctl` of `xen/xen.h`.
+pub const HYPERVISOR_DOMCTL: u64 = 36;
+pub const XEN_DOMCTL_PAUSEDOMAIN: u32 = 3;
+pub const XEN_DOMCTL_UNPAUSEDOMAIN: u32 = 4;
+
+/// `struct xen_domctl`, of an operation that has no argument.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Domctl {
+    pub cmd: u32,
+    pub interface_version: u32,
+    pub domain: domid_t,
+    pub pad: [u16; 3],
+    /// As long as the longest argument.
+    pub argument: [u64; 16],
+}
+
+/// `struct privcmd_hypercall`.
+#[repr(C)]
+pub struct PrivcmdHypercall {
+    pub op: u64,
+    pub arg: [u64; 5],
+}
+
 /// `struct ioctl_evtchn_bind_interdomain`.
 #[repr(C)]
 pub struct EvtchnBindInterdomain {
@@ -122,12 +146,14 @@ pub struct EvtchnRestrictDomid {
     pub domid: domid_t,
 }
 
+pub const IOCTL_PRIVCMD_HYPERCALL: ioctl_num_type = ioc_none::<PrivcmdHypercall>(b'P', 0);
 pub const IOCTL_PRIVCMD_DM_OP: ioctl_num_type = ioc_none::<PrivcmdDmOp>(b'P', 5);
 pub const IOCTL_EVTCHN_BIND_INTERDOMAIN: ioctl_num_type =
     ioc_none::<EvtchnBindInterdomain>(b'E', 1);
 pub const IOCTL_EVTCHN_NOTIFY: ioctl_num_type = ioc_none::<EvtchnPort>(b'E', 4);
 pub const IOCTL_EVTCHN_RESTRICT_DOMID: ioctl_num_type = ioc_none::<EvtchnRestrictDomid>(b'E', 6);
 
+nix::ioctl_write_ptr_bad!(privcmd_hypercall, IOCTL_PRIVCMD_HYPERCALL, PrivcmdHypercall);
 nix::ioctl_write_ptr_bad!(privcmd_dm_op, IOCTL_PRIVCMD_DM_OP, PrivcmdDmOp);
 nix::ioctl_write_ptr_bad!(
     evtchn_bind_interdomain,
