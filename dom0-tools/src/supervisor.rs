@@ -34,7 +34,7 @@ use crate::devices::{net, vsock};
 use crate::program;
 use crate::toolstack::guest_file::{self, GuestFiles};
 use crate::toolstack::xenstore::XenStore;
-use crate::toolstack::{Identity, Toolstack, ToolstackError, XenToolstack};
+use crate::toolstack::{Identity, Toolstack, ToolstackError, XenDomains, XenToolstack};
 use crate::worker::sandbox;
 use anyhow::{Context, Result};
 use back_ends::BackEnds;
@@ -84,7 +84,7 @@ pub fn run(config: Config, control_socket: &Path) -> Result<()> {
     let store = XenStore::connect()?;
     let files = StateFiles::new(Path::new(state_files::DIRECTORY))?;
     let guest_files = GuestFiles::new(Path::new(guest_file::DIRECTORY));
-    let toolstack = Box::new(XenToolstack::new(store, guest_files));
+    let toolstack = Box::new(XenToolstack::new(store, guest_files, Box::new(XenDomains)));
     let launcher = Box::new(XenLauncher);
     let descriptors =
         DescriptorStore::of_systemd().context("what systemd has kept for this service")?;
@@ -205,11 +205,24 @@ impl Supervisor {
             tolerate(self.take_over(domid))?;
         }
         self.follow_toolstack()?;
+        // An earlier service has ended between the last device's being served and that.
+        tolerate(self.let_run_served())?;
         // Programs of devices that were taken from their guest meanwhile, and connections to back-ends.
         for (domid, guest) in &self.guests {
             program::end_others(guest.identity(), guest.keys());
             if let Err(error) = self.descriptors.end_others(*domid, guest.keys()) {
                 tracing::warn!("systemd keeps connections of devices that are gone: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the guests run that are held, and have their devices.
+    fn let_run_served(&mut self) -> Result<(), ToolstackError> {
+        for guest in self.toolstack.held()? {
+            let known = self.guests.get(&guest.domid);
+            if !known.is_some_and(Guest::is_held) {
+                self.toolstack.let_run(&guest)?;
             }
         }
         Ok(())

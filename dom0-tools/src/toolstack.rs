@@ -5,11 +5,13 @@
 
 mod attached;
 pub mod guest_file;
+mod holds;
 pub mod libxl;
 mod xen;
 pub mod xenstore;
 
 use guest_file::FileDevice;
+pub use holds::{Pause, XenDomains};
 use libxl::{Entry, EntryError, EntryKey, MAX_DEVICES};
 use std::error::Error;
 use std::os::fd::BorrowedFd;
@@ -129,6 +131,15 @@ pub trait Toolstack {
 
     /// A guest is gone. Another one may have its domid already.
     fn guest_went(&mut self, guest: &Identity) -> Result<(), ToolstackError>;
+
+    /// Keeps a guest from running until [`Toolstack::let_run`], also over this service's end. Xen may refuse that, which is logged.
+    fn hold(&mut self, guest: &Identity) -> Result<(), ToolstackError>;
+
+    /// Lets a guest run that is held; of any other this does nothing.
+    fn let_run(&mut self, guest: &Identity) -> Result<(), ToolstackError>;
+
+    /// The guests that were held by an earlier service, and live.
+    fn held(&mut self) -> Result<Vec<Identity>, ToolstackError>;
 
     /// Forgets what is left of guests that are gone, which nobody has seen go.
     fn sweep(&mut self) -> Result<(), ToolstackError>;

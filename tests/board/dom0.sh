@@ -103,12 +103,10 @@ by_file() {
     # Before Xen 4.19 this is what brings shared interrupts.
     [ "$XEN_VERSION" = 4.17 ] && echo "vuart = 'sbsa_uart'" || echo "nr_spis = 16"
 }
-# create_by_file NAME: creates such a guest, and lets it run when its devices are there.
+# create_by_file NAME: creates such a guest, which the service lets run when its devices are there.
 create_by_file() {
-    command xl create -q -p "/tmp/$1.cfg" || fail "xl create $1" || return
-    # A guest that runs without a device of its device tree panics.
-    xen-virtioctl wait --timeout 10 "$1" >/dev/null || fail "the devices of $1 are not served: xen-virtioctl list" || return
-    command xl unpause "$1"
+    command xl create -q "/tmp/$1.cfg" || fail "xl create $1" || return
+    xen-virtioctl wait --timeout 10 "$1" >/dev/null || fail "the devices of $1 are not served: xen-virtioctl list"
 }
 
 # Whether the last of the disks that came with the board's own is that of back-ends, and not another one's tools.

@@ -38,6 +38,9 @@ pub struct GuestReport {
     pub restarts: u64,
     /// Why there is none, or why it does not answer.
     pub error: Option<String>,
+    /// It is kept from running until its devices are served.
+    #[serde(default)]
+    pub held: bool,
     /// What the worker says of itself.
     pub server: Option<EventLoopReport>,
     pub devices: Vec<EntryReport>,
@@ -219,6 +222,13 @@ impl fmt::Display for Report {
         for guest in &self.guests {
             if let Some(error) = &guest.error {
                 writeln!(notes, "guest {} ({}): {error}", guest.name, guest.domid)?;
+            }
+            if guest.held {
+                writeln!(
+                    notes,
+                    "guest {} ({}): it is paused until its devices are served",
+                    guest.name, guest.domid
+                )?;
             }
             if guest.restarts > 0 {
                 writeln!(

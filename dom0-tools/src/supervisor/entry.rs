@@ -207,6 +207,19 @@ impl DeviceEntry {
         is_news
     }
 
+    /// Whether the guest is kept from running until it is served: an access to what nobody has claimed ends a guest's kernel, and
+    /// its toolstack does not wait.
+    pub(super) fn holds_guest(&self, form: EntryForm) -> bool {
+        let may_be_served = match form {
+            EntryForm::File => !matches!(self.status, Status::Lost(_)),
+            // What cannot be served may be another back-end's.
+            EntryForm::Virtio => !matches!(self.status, Status::Failed(_) | Status::Lost(_)),
+            // libxl waits for its disks, and whoever attaches a device has a guest that runs.
+            EntryForm::Disk | EntryForm::Attached => false,
+        };
+        may_be_served && !self.served
+    }
+
     /// Whether the guest has had it, and waits for it to be opened again, which the end of an earlier worker would not change.
     pub(super) fn is_missed(&self) -> bool {
         self.served && !self.is_held && matches!(self.status, Status::Failed(_) | Status::Busy(_))

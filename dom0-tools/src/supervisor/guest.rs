@@ -336,6 +336,11 @@ impl Guest {
         }
     }
 
+    /// Whether it is kept from running.
+    pub(super) fn is_held(&self) -> bool {
+        self.lifecycle.is_held()
+    }
+
     /// Whether the guest is as well served as it can be, also without this supervisor.
     pub(super) fn is_settled(&self) -> bool {
         match &self.worker {
@@ -500,6 +505,7 @@ impl Guest {
             closing: self.lifecycle.closing.report().collect(),
             worker: self.worker.as_ref().map(WorkerProcess::pid),
             error,
+            held: self.is_held(),
             server: self.server.take(),
         }
     }

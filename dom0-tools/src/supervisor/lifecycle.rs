@@ -107,6 +107,10 @@ pub(super) enum Effect {
     Kill {
         why: &'static str,
     },
+    /// Keep the guest from running.
+    Hold,
+    /// Let it run again.
+    LetRun,
     /// Tell the toolstack that a device is served.
     TellReady {
         key: EntryKey,
@@ -164,6 +168,8 @@ pub(super) struct Lifecycle {
     served_earlier: bool,
     /// It has devices, or has had them: without a worker its accesses would wait for ever.
     served: bool,
+    /// It is kept from running, for want of a device that nobody else waits for.
+    held: bool,
     worker: Worker,
     restarts: Restarts,
     /// When a worker is to be started again, or a device to be opened again.
@@ -182,6 +188,7 @@ impl Lifecycle {
         Self {
             served_earlier,
             served: served_earlier,
+            held: false,
             worker: Worker::None,
             restarts: Restarts::new(now),
             again_at: None,
@@ -194,6 +201,10 @@ impl Lifecycle {
     /// Whether all of its entries are to be taken over at once: its accesses must not be answered before.
     pub(super) fn is_to_be_taken_over(&self) -> bool {
         self.served_earlier && self.entries.is_empty() && self.again_at.is_none()
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held
     }
 
     pub(super) fn again_at(&self) -> Option<Instant> {
@@ -228,6 +239,20 @@ impl Lifecycle {
 
     /// What follows from `event` at `now`.
     pub(super) fn on(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+        let mut effects = self.follow(event, now);
+        let mut entries = self.entries.iter();
+        let holds = entries.any(|(key, known)| known.holds_guest(key.form));
+        match (self.held, holds) {
+            // Before anything that takes its time.
+            (false, true) => effects.insert(0, Effect::Hold),
+            (true, false) => effects.push(Effect::LetRun),
+            _ => {}
+        }
+        self.held = holds;
+        effects
+    }
+
+    fn follow(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
             Event::Appeared { key, served } => {
                 self.entries.insert(key, DeviceEntry::new(key, served, now));

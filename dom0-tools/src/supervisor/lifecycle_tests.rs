@@ -19,6 +19,16 @@ const RNG: EntryKey = EntryKey {
     devid: 0,
 };
 
+const VIRTIO: EntryKey = EntryKey {
+    form: EntryForm::Virtio,
+    devid: 0,
+};
+
+const ATTACHED: EntryKey = EntryKey {
+    form: EntryForm::Attached,
+    devid: 0,
+};
+
 const IT_ENDED: &str = "it ended";
 
 fn new(key: EntryKey) -> Event {
@@ -177,6 +187,11 @@ fn serving() -> Vec<Event> {
 }
 
 /// Two devices are served.
+/// A worker has been handed the guest's one device, of a file.
+fn held() -> Vec<Event> {
+    vec![new(RNG), opened(RNG), Event::Settled, Event::Started]
+}
+
 fn serving_two() -> Vec<Event> {
     let second = vec![new(B), opened(B), Event::Settled, attached(B)];
     [serving(), second].concat()
@@ -253,6 +268,73 @@ fn rows() -> Vec<Row> {
             vec![Effect::LogServing, hand(A), hand(B), Effect::Serve],
         ),
         ("nothing is there", this(vec![]), Event::Settled, vec![]),
+        // A guest whose toolstack does not wait for its devices.
+        (
+            "it is held",
+            this(vec![]),
+            new(RNG),
+            vec![Effect::Hold, open(RNG)],
+        ),
+        (
+            "it is held once",
+            this(vec![new(RNG)]),
+            new(VIRTIO),
+            vec![open(VIRTIO)],
+        ),
+        (
+            "until all that it has is served",
+            and(held(), &[new(VIRTIO), opened(VIRTIO), Event::Settled]),
+            attached(RNG),
+            vec![ready(RNG), claimed(RNG)],
+        ),
+        (
+            "it is let run",
+            this(held()),
+            attached(RNG),
+            vec![ready(RNG), claimed(RNG), Effect::LetRun],
+        ),
+        (
+            "it is let run when it has no such device any more",
+            this(vec![new(RNG)]),
+            gone(RNG),
+            vec![end_use(RNG), release(RNG), Effect::LetRun],
+        ),
+        (
+            "it waits for a worker that follows",
+            and(held(), &[broken()]),
+            died(),
+            vec![lost()],
+        ),
+        (
+            "what it has had it runs without",
+            and(held(), &[attached(RNG), broken(), died(), Event::Again]),
+            missing(RNG),
+            vec![log(RNG, "is missing")],
+        ),
+        (
+            "its own file's device is waited for however long that takes",
+            this(vec![new(RNG)]),
+            missing(RNG),
+            vec![log(RNG, "is missing"), end_use(RNG)],
+        ),
+        (
+            "what its toolstack has given it may be another back-end's",
+            this(vec![new(VIRTIO)]),
+            missing(VIRTIO),
+            vec![log(VIRTIO, "is missing"), end_use(VIRTIO), Effect::LetRun],
+        ),
+        (
+            "a back-end of ours that is not there yet is waited for",
+            this(vec![new(VIRTIO)]),
+            locked(VIRTIO),
+            vec![log_waiting(VIRTIO, "is locked")],
+        ),
+        (
+            "what is attached goes to a guest that runs",
+            this(serving()),
+            new(ATTACHED),
+            vec![open(ATTACHED)],
+        ),
         // What cannot be opened.
         (
             "it cannot be opened",

@@ -3,6 +3,7 @@
 
 mod back_ends;
 mod consoles;
+mod holds;
 mod slots;
 mod sockets;
 mod traces;
@@ -121,6 +122,7 @@ impl Dom0 {
             Box::new(XenToolstack::new(
                 connection,
                 GuestFiles::new(&directory.path().join("guests")),
+                Box::new(store.clone()),
             )),
             StateFiles::new(directory.path()).unwrap(),
             Box::new(workers.clone()),

@@ -269,7 +269,7 @@ fn trusted_name(store: &mut XenStore, domid: u16) -> Result<Option<String>, XenS
 }
 
 /// Tells the guests apart that have a domid one after the other.
-fn mark(guest: &Identity) -> &str {
+pub(super) fn mark(guest: &Identity) -> &str {
     guest.vm.as_deref().unwrap_or("none")
 }
 

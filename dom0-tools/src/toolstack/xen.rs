@@ -2,6 +2,7 @@
 
 use super::attached;
 use super::guest_file::{self, FileDevice, GuestFileError, GuestFiles};
+use super::holds::{self, Pause};
 use super::libxl::{self, Entry, EntryError, EntryForm, EntryKey, XenbusState, entry_path};
 use super::xenstore::{XenStore, XenStoreError};
 use super::{AttachError, EntryState, Identity, Toolstack, ToolstackError, ToolstackEvent};
@@ -17,16 +18,18 @@ const RELEASE: &str = "release";
 pub struct XenToolstack {
     store: XenStore,
     files: GuestFiles,
+    domains: Box<dyn Pause>,
     /// Of files that cannot be used.
     log_limit: LogLimit,
 }
 
 impl XenToolstack {
-    /// The toolstack that speaks through `store`, and that of guests which `files` describe.
-    pub fn new(store: XenStore, files: GuestFiles) -> Self {
+    /// The toolstack that speaks through `store`, and that of guests which `files` describe; `domains` keeps guests from running.
+    pub fn new(store: XenStore, files: GuestFiles, domains: Box<dyn Pause>) -> Self {
         Self {
             store,
             files,
+            domains,
             log_limit: LogLimit::default(),
         }
     }
@@ -127,10 +130,35 @@ impl Toolstack for XenToolstack {
     }
 
     fn guest_went(&mut self, guest: &Identity) -> Result<(), ToolstackError> {
+        holds::forget(&mut self.store, guest)?;
         Ok(guest_file::forget(&mut self.store, guest)?)
     }
 
+    fn hold(&mut self, guest: &Identity) -> Result<(), ToolstackError> {
+        Ok(holds::hold(&mut self.store, &*self.domains, guest)?)
+    }
+
+    fn let_run(&mut self, guest: &Identity) -> Result<(), ToolstackError> {
+        Ok(holds::release(&mut self.store, &*self.domains, guest)?)
+    }
+
+    fn held(&mut self) -> Result<Vec<Identity>, ToolstackError> {
+        let mut held = Vec::new();
+        for domid in holds::held(&mut self.store)? {
+            if let Some(guest) = self.living(domid)?
+                && holds::is_held(&mut self.store, &guest)?
+            {
+                held.push(guest);
+            }
+        }
+        Ok(held)
+    }
+
     fn sweep(&mut self) -> Result<(), ToolstackError> {
+        for domid in holds::held(&mut self.store)? {
+            let guest = self.living(domid)?;
+            holds::keep_only(&mut self.store, domid, guest.as_ref())?;
+        }
         for domid in guest_file::written(&mut self.store)? {
             let guest = match domid.parse() {
                 Ok(domid) => self.living(domid)?,
@@ -200,7 +228,7 @@ mod tests {
         sim.introduce(1, "ivi", "a");
         sim.introduce_owner(2, "dom0less-2", "a");
         let files = GuestFiles::new(Path::new("/there/is/none"));
-        let mut toolstack = XenToolstack::new(store, files);
+        let mut toolstack = XenToolstack::new(store, files, Box::new(sim.clone()));
         let given = [1, 2, 3].map(|domid| toolstack.has_given_uuid(domid).unwrap());
         assert_eq!(given, [true, false, false]);
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 use xen_virtio_dom0_tools::toolstack::guest_file::GuestFiles;
 use xen_virtio_dom0_tools::toolstack::libxl::{self, EntryForm, EntryKey};
 use xen_virtio_dom0_tools::toolstack::xenstore::XenStore;
-use xen_virtio_dom0_tools::toolstack::{Toolstack, XenToolstack};
+use xen_virtio_dom0_tools::toolstack::{Toolstack, XenDomains, XenToolstack};
 // For what the linker wants to find in it.
 use xen_virtio_fuzz as _;
 
@@ -51,7 +51,11 @@ fuzz_target!(|input: &[u8]| {
         .shutdown(std::net::Shutdown::Write)
         .expect("a socket");
     let store = XenStore::over(File::from(OwnedFd::from(ours)));
-    let mut toolstack = XenToolstack::new(store, GuestFiles::new(Path::new("/nonexistent")));
+    let mut toolstack = XenToolstack::new(
+        store,
+        GuestFiles::new(Path::new("/nonexistent")),
+        Box::new(XenDomains),
+    );
     let form = if first & 2 == 0 {
         EntryForm::Disk
     } else {

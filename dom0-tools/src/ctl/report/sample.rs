@@ -29,6 +29,7 @@ pub(crate) fn report(device: impl Into<Option<DeviceReport>>) -> Report {
         name: "ivi".to_owned(),
         worker: Some(77),
         restarts: 0,
+        held: false,
         error: None,
         server: None,
         devices: vec![entry],

@@ -52,6 +52,14 @@ impl Guest {
                 }
                 self.reap()
             }
+            Effect::Hold => {
+                context.toolstack.hold(&self.identity)?;
+                None
+            }
+            Effect::LetRun => {
+                context.toolstack.let_run(&self.identity)?;
+                None
+            }
             Effect::TellReady { key } => {
                 context.toolstack.tell_ready(domid, key)?;
                 None

@@ -1,9 +1,11 @@
-//! A xenstored in this process, for tests: nodes and watches, over the real protocol.
+//! A xenstored in this process, for tests: nodes and watches, over the real protocol; and domains that may be paused.
 
 use super::wire::{Kind, Message};
 use super::{XenStore, strings};
+use crate::toolstack::Pause;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +20,7 @@ pub(crate) struct SimStore {
 }
 
 struct State {
-    connection: File,
+    connection: Option<File>,
     nodes: BTreeMap<String, String>,
     watches: Vec<(String, String)>,
     domains: BTreeSet<u16>,
@@ -26,6 +28,8 @@ struct State {
     owners: BTreeMap<String, u16>,
     /// Paths below which every request is refused.
     refused: Vec<String>,
+    /// How often each domain is paused.
+    paused: BTreeMap<u16, u32>,
 }
 
 fn absolute(path: &str) -> String {
@@ -44,26 +48,35 @@ fn is_below(path: &str, place: &str) -> bool {
 impl SimStore {
     /// An empty store, and a connection to it.
     pub(crate) fn new() -> (Self, XenStore) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let connection = File::from(OwnedFd::from(ours));
         let store = Self {
             state: Arc::new(Mutex::new(State {
-                connection: connection.try_clone().unwrap(),
+                connection: None,
                 nodes: BTreeMap::new(),
                 watches: Vec::new(),
                 domains: BTreeSet::new(),
                 owners: BTreeMap::new(),
                 refused: Vec::new(),
+                paused: BTreeMap::new(),
             })),
         };
-        let serving = store.clone();
+        let connection = store.connect();
+        (store, connection)
+    }
+
+    /// Another connection, in place of the one before.
+    pub(crate) fn connect(&self) -> XenStore {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut reader = File::from(OwnedFd::from(ours));
+        let mut state = self.state();
+        state.connection = Some(reader.try_clone().unwrap());
+        state.watches.clear();
+        let serving = self.clone();
         std::thread::spawn(move || {
-            let mut reader = connection;
             while let Ok(request) = Message::read(&mut reader) {
                 serving.state().answer(&request);
             }
         });
-        (store, XenStore::over(File::from(OwnedFd::from(theirs))))
+        XenStore::over(File::from(OwnedFd::from(theirs)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -88,6 +101,11 @@ impl SimStore {
         self.state().refused.push(absolute(path));
     }
 
+    /// How often domain `domid` is paused.
+    pub(crate) fn paused(&self, domid: u16) -> u32 {
+        self.state().paused.get(&domid).copied().unwrap_or(0)
+    }
+
     /// A domain, which has `uuid`.
     pub(crate) fn introduce(&self, domid: u16, name: &str, uuid: &str) {
         self.state().domains.insert(domid);
@@ -110,6 +128,20 @@ impl SimStore {
         let mut state = self.state();
         state.domains.remove(&domid);
         state.fire("@releaseDomain");
+    }
+}
+
+impl Pause for SimStore {
+    fn pause(&self, domid: u16) -> io::Result<()> {
+        *self.state().paused.entry(domid).or_default() += 1;
+        Ok(())
+    }
+
+    fn unpause(&self, domid: u16) -> io::Result<()> {
+        let mut state = self.state();
+        let count = state.paused.entry(domid).or_default();
+        *count = count.checked_sub(1).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(())
     }
 }
 
@@ -149,7 +181,7 @@ impl State {
             payload,
         };
         // Whoever listened is gone.
-        let _ = message.write(&mut self.connection);
+        let _ = self.connection.as_mut().map(|to| message.write(to));
     }
 
     fn answer(&mut self, message: &Message) {
