@@ -95,11 +95,13 @@ tuning! {
     /// The shortest time for which a worker looks for work before it sleeps, if it looks at all.
     SHORTEST_POLL: Duration = Duration::from_micros(20);
     /// The time from which on a yield of the processor says that others want it.
-    LONG_YIELD: Duration = Duration::from_millis(4);
-    /// For how long a worker sleeps then in place of looking; twice as long each time that it finds the same.
-    SHORTEST_CONTENTION: Duration = Duration::from_millis(20);
-    /// The longest of these times.
-    LONGEST_CONTENTION: Duration = Duration::from_millis(640);
+    LONG_YIELD: Duration = Duration::from_millis(2);
+    /// For how long a worker then looks for work, and sleeps in place of looking, to see what is better.
+    CONTENTION_TRIAL: Duration = Duration::from_millis(80);
+    /// For how long it keeps to that.
+    CONTENTION_KEPT: Duration = Duration::from_millis(1280);
+    /// How much more requests looking must bring than sleeping.
+    WORTH_LOOKING: f64 = 1.125;
     /// The longest rest of a guest that has had its share without a look at what else is readable.
     LONGEST_THROTTLE: Duration = Duration::from_millis(50);
     /// The shortest sleep when something is to be tried again: what cannot be tried now costs next to nothing.

@@ -1,47 +1,84 @@
-//! Whether others want the processor on which a worker looks for work.
+//! Whether a worker that shares its processor looks for work, or sleeps in place of looking.
 //!
-//! A worker that looks gives way now and then. If that takes long, somebody else computes there. From then on it sleeps in place
-//! of looking, and the kernel lets it run as soon as there is work: who sleeps has not had its share yet, and
-//! who looks has to wait for its turn. Some time later it tries again.
+//! A worker that looks gives way now and then. If that takes long, others want the processor. Beside a computation it pays to sleep:
+//! the kernel lets a worker run as soon as there is work, for it has not had its share yet, and who looks has to wait for
+//! its turn. Among other workers it may not: each of them gives way soon, and a sleep costs two changes of task. So both are
+//! tried, and what has carried out more requests is kept for a while.
 
 use std::time::{Duration, Instant};
-use xen_virtio_backend::tuning::{LONG_YIELD, LONGEST_CONTENTION, SHORTEST_CONTENTION};
+use xen_virtio_backend::tuning::{CONTENTION_KEPT, CONTENTION_TRIAL, LONG_YIELD, WORTH_LOOKING};
 
-/// What giving way has shown.
+/// What a worker does, and how that goes.
 #[derive(Debug, Default)]
-pub(crate) struct Contention {
-    /// Until when the worker sleeps in place of looking.
-    until: Option<Instant>,
-    /// For how long it did so the last time, and when that ended.
-    last: Option<(Duration, Instant)>,
+pub(crate) enum Contention {
+    /// It looks, and nobody was seen to want the processor.
+    #[default]
+    None,
+    /// It looks, and what comes of that is measured.
+    TryLooking(Sample),
+    /// It sleeps, and what comes of that is measured beside the requests a second that looking brought.
+    TrySleeping { sample: Sample, looking: f64 },
+    /// What was better, until then.
+    Kept { sleeps: bool, until: Instant },
+}
+
+/// When a trial began, and how many requests had been carried out by then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    began: Instant,
+    requests: u64,
+}
+
+impl Sample {
+    /// Requests a second, once the trial is over.
+    fn rate(&self, now: Instant, requests: u64) -> Option<f64> {
+        let time = now.saturating_duration_since(self.began);
+        #[allow(clippy::cast_precision_loss)]
+        let count = requests.saturating_sub(self.requests) as f64;
+        (time >= CONTENTION_TRIAL).then(|| count / time.as_secs_f64())
+    }
 }
 
 impl Contention {
-    /// Whether the processor is to be left to others.
-    pub(crate) fn holds(&self) -> bool {
-        self.until.is_some()
-    }
-
-    /// The worker gave way at `before`, and went on at `after`.
-    pub(crate) fn gave_way(&mut self, before: Instant, after: Instant) {
-        if after.saturating_duration_since(before) < LONG_YIELD {
-            return;
+    /// Whether the worker is to sleep in place of looking.
+    pub(crate) fn sleeps(&self) -> bool {
+        match self {
+            Self::None | Self::TryLooking(_) => false,
+            Self::TrySleeping { .. } => true,
+            Self::Kept { sleeps, .. } => *sleeps,
         }
-        let spell = match self.last {
-            // Soon after the last time: whoever it was is still there.
-            Some((spell, ended)) if before < ended + LONGEST_CONTENTION => {
-                (2 * spell).min(LONGEST_CONTENTION)
-            }
-            _ => SHORTEST_CONTENTION,
-        };
-        let until = after + spell;
-        self.until = Some(until);
-        self.last = Some((spell, until));
     }
 
-    /// The time is `now`: it may be over.
-    pub(crate) fn passed(&mut self, now: Instant) {
-        self.until = self.until.filter(|until| now < *until);
+    /// A yield took so long, and was over at `now`; `requests` were carried out in all.
+    pub(crate) fn gave_way(&mut self, took: Duration, now: Instant, requests: u64) {
+        if matches!(self, Self::None) && took >= LONG_YIELD {
+            let began = now;
+            *self = Self::TryLooking(Sample { began, requests });
+        }
+    }
+
+    /// The time is `now`, and `requests` were carried out in all.
+    pub(crate) fn passed(&mut self, now: Instant, requests: u64) {
+        match self {
+            Self::None => {}
+            Self::TryLooking(sample) => {
+                if let Some(looking) = sample.rate(now, requests) {
+                    let began = now;
+                    let sample = Sample { began, requests };
+                    *self = Self::TrySleeping { sample, looking };
+                }
+            }
+            Self::TrySleeping { sample, looking } => {
+                if let Some(sleeping) = sample.rate(now, requests) {
+                    // Where both come to the same, others have the processor.
+                    let sleeps = *looking <= sleeping * WORTH_LOOKING;
+                    let until = now + CONTENTION_KEPT;
+                    *self = Self::Kept { sleeps, until };
+                }
+            }
+            Self::Kept { until, .. } if now < *until => {}
+            Self::Kept { .. } => *self = Self::None,
+        }
     }
 }
 
@@ -51,45 +88,67 @@ mod tests {
 
     const AT_ONCE: Duration = Duration::from_micros(2);
 
-    #[test]
-    fn a_yield_that_takes_long_has_the_worker_sleep_for_a_while() {
+    /// What is kept after so many requests in the trial of looking, and so many in that of sleeping; and when.
+    fn kept(looking: u64, sleeping: u64) -> (Contention, Instant) {
         let mut contention = Contention::default();
         let start = Instant::now();
-        contention.gave_way(start, start + AT_ONCE);
-        assert!(!contention.holds());
-        let now = start + LONG_YIELD;
-        contention.gave_way(start, now);
-        assert!(contention.holds());
-        contention.passed(now + SHORTEST_CONTENTION - AT_ONCE);
-        assert!(contention.holds());
-        contention.passed(now + SHORTEST_CONTENTION);
-        assert!(!contention.holds());
+        contention.gave_way(LONG_YIELD, start, 1000);
+        assert!(!contention.sleeps());
+        let asleep = start + CONTENTION_TRIAL;
+        contention.passed(asleep - AT_ONCE, 1000);
+        assert!(!contention.sleeps());
+        contention.passed(asleep, 1000 + looking);
+        assert!(contention.sleeps());
+        let end = asleep + CONTENTION_TRIAL;
+        contention.passed(end - AT_ONCE, 1000 + looking);
+        assert!(matches!(contention, Contention::TrySleeping { .. }));
+        contention.passed(end, 1000 + looking + sleeping);
+        (contention, end)
     }
 
-    /// For how long the worker sleeps each time, of `count`, that others want the processor, when it has looked so long before.
-    fn spells(count: usize, pause: Duration) -> Vec<Duration> {
+    #[test]
+    fn what_has_brought_more_is_kept_for_a_while() {
+        for (looking, sleeping, sleeps) in [
+            (0, 0, true),
+            (40, 40, true),
+            (40, 30, false),
+            (1, 0, false),
+            (30, 40, true),
+        ] {
+            let (mut contention, now) = kept(looking, sleeping);
+            assert_eq!(contention.sleeps(), sleeps, "{looking}, {sleeping}");
+            let later = now + CONTENTION_KEPT;
+            contention.gave_way(LONG_YIELD, later - AT_ONCE, 2000);
+            contention.passed(later - AT_ONCE, 2000);
+            assert_eq!(contention.sleeps(), sleeps, "{looking}, {sleeping}");
+            contention.passed(later, 2000);
+            assert!(!contention.sleeps());
+        }
+    }
+
+    /// A trial may be over long before anybody looks, and a device that is taken away takes its count along.
+    #[test]
+    fn rates_count_and_not_requests() {
         let mut contention = Contention::default();
-        let mut now = Instant::now();
-        let mut spell = || {
-            let began = now + LONG_YIELD;
-            contention.gave_way(now, began);
-            let until = contention.until.take().unwrap();
-            now = until + pause;
-            until - began
-        };
-        (0..count).map(|_| spell()).collect()
+        let start = Instant::now();
+        contention.gave_way(LONG_YIELD, start, 0);
+        let asleep = start + 4 * CONTENTION_TRIAL;
+        contention.passed(asleep, 100);
+        contention.passed(asleep + CONTENTION_TRIAL, 150);
+        assert!(contention.sleeps());
+        let (mut contention, now) = kept(40, 0);
+        contention.passed(now + CONTENTION_KEPT, 0);
+        contention.gave_way(LONG_YIELD, now, 2000);
+        contention.passed(now + CONTENTION_TRIAL, 10);
+        assert!(contention.sleeps());
     }
 
     #[test]
-    fn the_more_often_in_a_row_the_longer() {
-        let spells = spells(20, Duration::ZERO);
-        assert_eq!(spells[..2], [SHORTEST_CONTENTION, 2 * SHORTEST_CONTENTION]);
-        assert_eq!(spells[19], LONGEST_CONTENTION);
-    }
-
-    #[test]
-    fn it_begins_anew_after_a_while_without() {
-        let spells = spells(20, LONGEST_CONTENTION);
-        assert_eq!(spells[19], SHORTEST_CONTENTION);
+    fn a_short_yield_says_nothing() {
+        let mut contention = Contention::default();
+        let now = Instant::now();
+        contention.gave_way(LONG_YIELD - AT_ONCE, now, 0);
+        contention.passed(now + CONTENTION_TRIAL, 0);
+        assert!(!contention.sleeps());
     }
 }

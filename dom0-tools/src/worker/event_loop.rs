@@ -201,24 +201,20 @@ impl<H: Hypervisor> EventLoop<H> {
                 break;
             }
             let activity = self.devices.step();
+            if activity == Activity::Working {
+                self.found_work();
+                worked += 1;
+                if worked.is_multiple_of(STEPS_PER_CHECK) && began.elapsed() >= BUSY_LIMIT {
+                    break;
+                }
+                continue;
+            }
+            let sleeps = self.contention.sleeps();
             match activity {
-                Activity::Working => {
-                    self.found_work();
-                    worked += 1;
-                    if worked.is_multiple_of(STEPS_PER_CHECK) && began.elapsed() >= BUSY_LIMIT {
-                        break;
-                    }
-                    continue;
-                }
-                _ if self.contention.holds() => {
-                    if self.devices.prepare_sleep()? < Activity::Working {
-                        return self.sleep(timeout);
-                    }
-                    continue;
-                }
+                _ if sleeps => {}
                 // A kernel thread that carries out our transfers may wait for this processor.
                 Activity::Waiting => self.give_way(),
-                Activity::Idle => {
+                _ => {
                     if self.polling.is_on() && self.devices.watch(IDLE_LOOKS) {
                         self.found_work();
                         continue;
@@ -230,14 +226,16 @@ impl<H: Hypervisor> EventLoop<H> {
                 if self.idle_steps == 0 {
                     self.polling.worked(now);
                 }
-                if !self.polling.goes_on(now) && self.devices.prepare_sleep()? < Activity::Working {
+                if (sleeps || !self.polling.goes_on(now))
+                    && self.devices.prepare_sleep()? < Activity::Working
+                {
                     return self.sleep(timeout);
                 }
-                // Others may have work, whatever we hope for. What was done since `now` is none of their time.
-                let before = Instant::now();
-                self.give_way();
-                if activity == Activity::Idle {
-                    self.contention.gave_way(before, Instant::now());
+                if now.saturating_duration_since(began) >= BUSY_LIMIT {
+                    break;
+                }
+                if !sleeps {
+                    self.offer_processor(activity);
                 }
             }
             self.idle_steps = self.idle_steps.wrapping_add(1);
@@ -266,6 +264,19 @@ impl<H: Hypervisor> EventLoop<H> {
         std::thread::yield_now();
     }
 
+    /// Others may have work, whatever is hoped for here.
+    fn offer_processor(&mut self, activity: Activity) {
+        let before = Instant::now();
+        self.give_way();
+        let after = Instant::now();
+        let requests = self.devices.requests();
+        // While the disk works, its kernel thread may be who took long.
+        if activity == Activity::Idle {
+            self.contention.gave_way(after - before, after, requests);
+        }
+        self.contention.passed(after, requests);
+    }
+
     fn found_work(&mut self) {
         if self.idle_steps >= STEPS_PER_LOOK {
             self.polling.stopped(Instant::now());
@@ -275,14 +286,14 @@ impl<H: Hypervisor> EventLoop<H> {
 
     fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let asleep = Instant::now();
-        if !self.contention.holds() {
+        if !self.contention.sleeps() {
             self.polling.stopped(asleep);
         }
         let again = self.devices.try_again_at();
         let again = again.map(|at| at.saturating_duration_since(asleep).max(SHORTEST_SLEEP));
         self.wait(again.into_iter().chain(timeout).min())?;
         let awake = Instant::now();
-        self.contention.passed(awake);
+        self.contention.passed(awake, self.devices.requests());
         self.polling.slept(awake - asleep);
         self.idle_steps = 0;
         self.sleeps += 1;

@@ -193,6 +193,11 @@ impl MmioDevice {
         self.host.trace()
     }
 
+    /// Requests that the device has carried out, those that failed among them.
+    pub fn requests(&self) -> u64 {
+        self.host.device().counters().done
+    }
+
     pub fn report(&self) -> DeviceReport {
         let (state, device) = (self.host.state(), self.host.device());
         let access = self.host.access().counters();

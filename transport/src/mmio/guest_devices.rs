@@ -232,6 +232,12 @@ impl<H: Hypervisor> GuestDevices<H> {
         came
     }
 
+    /// Requests that the devices have carried out, those that failed among them.
+    pub fn requests(&self) -> u64 {
+        let devices = self.slots.iter().filter_map(|(_, owner)| owner.device());
+        devices.map(MmioDevice::requests).sum()
+    }
+
     /// The time spent waiting for interrupt handlers.
     pub fn waited(&self) -> Duration {
         self.handler.total()
