@@ -5,6 +5,7 @@ Reads the console from standard input: lines `bench LIMIT DISK PATTERN IOPS MB/s
 one that qemu-storage-daemon serves, `back-end DISK PATTERN IOPS MB/s [P99]` and `back-end memory NAME KIB...`.
 """
 
+import bars
 import json
 import pathlib
 import statistics
@@ -87,36 +88,8 @@ def back_end_table(back_end):
     print(f"\nResident: {sizes}")
 
 
-COLOURS = {"grants": "#2f6f9f", "frames": "#8fb8d8"}
-ROW, LEFT, SCALE = 34, 190, 260
-
-
-def picture(rows):
-    most = max(ratio for row in rows for ratio in row["ratio"].values())
-    width, height = LEFT + SCALE * max(most, 1.2) + 60, ROW * len(rows) + 64
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
-        f'viewBox="0 0 {width:.0f} {height}" font-family="sans-serif" font-size="12">',
-        f'<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{LEFT}" y="16">speed relative to xen-blkback, same disk, same boot</text>',
-    ]
-    for index, (name, colour) in enumerate(COLOURS.items()):
-        x = LEFT + 90 * index
-        parts.append(f'<rect x="{x}" y="24" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 16}" y="34">{name}</text>')
-    for index, row in enumerate(rows):
-        y = 48 + ROW * index
-        polling = "" if row["limit_us"] else ", no polling"
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 17}" text-anchor="end">{row["pattern"]}{polling}</text>')
-        for line, (name, colour) in enumerate(COLOURS.items()):
-            ratio = row["ratio"][name]
-            top = y + 1 + 13 * line
-            parts.append(f'<rect x="{LEFT}" y="{top}" width="{SCALE * ratio:.0f}" height="12" fill="{colour}"/>')
-            parts.append(f'<text x="{LEFT + SCALE * ratio + 4:.0f}" y="{top + 10}" font-size="10">{ratio:.2f}</text>')
-    x = LEFT + SCALE
-    parts.append(f'<line x1="{x}" y1="42" x2="{x}" y2="{height - 14}" stroke="#c03030" stroke-dasharray="4 3"/>')
-    parts.append(f'<text x="{x}" y="{height - 3}" text-anchor="middle" font-size="10">xen-blkback</text>')
-    return "\n".join(parts + ["</svg>"]) + "\n"
+def label(row):
+    return row["pattern"] + ("" if row["limit_us"] else ", no polling")
 
 
 def main():
@@ -128,7 +101,7 @@ def main():
     back_end_table(back_end)
     directory = pathlib.Path(sys.argv[1])
     (directory / "bench.json").write_text(json.dumps({"rows": rows, "counts": counts, "back_end": back_end}, indent=1) + "\n")
-    (directory / "bench.svg").write_text(picture(rows))
+    (directory / "bench.svg").write_text(bars.picture((label(row), row["ratio"]) for row in rows))
     print(f"\nwritten: {directory}/bench.json, {directory}/bench.svg")
 
 

@@ -1,4 +1,4 @@
-"""Makes a table and a JSON file of what the board's crowd and busy printed.
+"""Makes tables, a JSON file and a picture of what the board's crowd and busy printed.
 
 Reads the console from standard input: lines `crowd LOAD GUESTS DISK PATTERN`, then what it took (milliseconds of
 processor time of dom0 and of the guests, milliseconds, transfers, changes of task in dom0, changes of task that workers asked for
@@ -7,6 +7,7 @@ and that they did not), then what each guest measured: transfers a second, and a
 `crowd-counts LOAD GUESTS DISK PATTERN NAME VALUE...` has what the service counted meanwhile, of all guests.
 """
 
+import bars
 import json
 import pathlib
 import statistics
@@ -99,6 +100,13 @@ def table(rows):
                 print(f"| {row['load']} | {row['guests']} | {row['pattern']} | {name} | {cells} |")
 
 
+def label(row):
+    guests = "1 guest" if row["guests"] == 1 else f"{row['guests']} guests"
+    pattern = row["pattern"].replace("-randread", " reads").replace("-randwrite", " writes").replace("-read", " reads")
+    beside = {"quiet": "", "loop": ", busy loop", "tasks": ", short tasks"}[row["load"]]
+    return f"{guests}, {pattern}{beside}"
+
+
 def main():
     rows = summary(read(sys.stdin))
     if not rows:
@@ -106,7 +114,9 @@ def main():
     table(rows)
     file = pathlib.Path(sys.argv[1])
     file.write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"\nwritten: {file}")
+    drawn = file.with_suffix(".svg")
+    drawn.write_text(bars.picture((label(row), row["ratio"]) for row in rows))
+    print(f"\nwritten: {file}, {drawn}")
 
 
 main()
