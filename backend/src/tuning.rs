@@ -94,8 +94,10 @@ tuning! {
     STEPS_PER_LOOK: u32 = 32;
     /// The shortest time for which a worker looks for work before it sleeps, if it looks at all.
     SHORTEST_POLL: Duration = Duration::from_micros(20);
-    /// The time from which on a yield of the processor says that others want it.
+    /// The time from which on a yield of the processor is long.
     LONG_YIELD: Duration = Duration::from_millis(2);
+    /// A time of which half is long yields says that others want the processor.
+    CONTENTION_WINDOW: Duration = Duration::from_millis(40);
     /// For how long a worker then looks for work, and sleeps in place of looking, to see what is better.
     CONTENTION_TRIAL: Duration = Duration::from_millis(80);
     /// For how long it keeps to that.

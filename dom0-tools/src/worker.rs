@@ -4,6 +4,7 @@ mod budget;
 mod contention;
 pub mod event_loop;
 pub mod polling;
+mod priority;
 pub mod sandbox;
 // System calls that no library has.
 #[allow(unsafe_code)]
@@ -96,6 +97,11 @@ fn start(channel: &WorkerEnd) -> Result<Option<(EventLoop<XenGuest>, GuestState,
     if let Err(error) = slice::shorten() {
         tracing::info!(
             "it has no short time slice ({error}): what else dom0 computes holds the guest up"
+        );
+    }
+    if let Err(error) = priority::allow() {
+        tracing::info!(
+            "it may not raise its priority ({error}; LimitNICE=-5 in the service's unit): what else dom0 computes holds the guest up"
         );
     }
     let rings = crate::worker::sandbox::enter(domid, || RingStock::new(MAX_DEVICES))

@@ -121,6 +121,8 @@ pub fn become_program(becoming: &Becoming) -> Result<Infallible> {
     setgid(gid)?;
     setuid(uid)?;
     setrlimit(Resource::RLIMIT_NPROC, MAX_PROCESSES, MAX_PROCESSES)?;
+    // That is for workers.
+    setrlimit(Resource::RLIMIT_NICE, 0, 0)?;
     prctl::set_no_new_privs()?;
     // A keeper that is killed takes it along; one that was killed before this line is not there.
     set_parent_process_death_signal(Some(Signal::KILL))?;

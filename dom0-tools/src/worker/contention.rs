@@ -1,19 +1,21 @@
 //! Whether a worker that shares its processor looks for work, or sleeps in place of looking.
 //!
-//! A worker that looks gives way now and then. If that takes long, others want the processor. Beside a computation it pays to sleep:
+//! A worker that looks gives way now and then. If most of its time goes by so, others want the processor. Beside a computation it pays to sleep:
 //! the kernel lets a worker run as soon as there is work, for it has not had its share yet, and who looks has to wait for
 //! its turn. Among other workers it may not: each of them gives way soon, and a sleep costs two changes of task. So both are
 //! tried, and what has carried out more requests is kept for a while.
 
 use std::time::{Duration, Instant};
-use xen_virtio_backend::tuning::{CONTENTION_KEPT, CONTENTION_TRIAL, LONG_YIELD, WORTH_LOOKING};
+use xen_virtio_backend::tuning::{
+    CONTENTION_KEPT, CONTENTION_TRIAL, CONTENTION_WINDOW, LONG_YIELD, WORTH_LOOKING,
+};
 
 /// What a worker does, and how that goes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) enum Contention {
-    /// It looks, and nobody was seen to want the processor.
-    #[default]
-    None,
+    /// It looks. Since then yields that took long have taken so long in all: a few do without anybody else in dom0, when Xen has
+    /// another domain run.
+    None { since: Instant, yielded: Duration },
     /// It looks, and what comes of that is measured.
     TryLooking(Sample),
     /// It sleeps, and what comes of that is measured beside the requests a second that looking brought.
@@ -40,10 +42,18 @@ impl Sample {
 }
 
 impl Contention {
+    pub(crate) fn new(now: Instant) -> Self {
+        let yielded = Duration::ZERO;
+        Self::None {
+            since: now,
+            yielded,
+        }
+    }
+
     /// Whether the worker is to sleep in place of looking.
     pub(crate) fn sleeps(&self) -> bool {
         match self {
-            Self::None | Self::TryLooking(_) => false,
+            Self::None { .. } | Self::TryLooking(_) => false,
             Self::TrySleeping { .. } => true,
             Self::Kept { sleeps, .. } => *sleeps,
         }
@@ -51,16 +61,27 @@ impl Contention {
 
     /// A yield took so long, and was over at `now`; `requests` were carried out in all.
     pub(crate) fn gave_way(&mut self, took: Duration, now: Instant, requests: u64) {
-        if matches!(self, Self::None) && took >= LONG_YIELD {
-            let began = now;
-            *self = Self::TryLooking(Sample { began, requests });
+        if let Self::None { yielded, .. } = self
+            && took >= LONG_YIELD
+        {
+            *yielded += took;
         }
+        self.passed(now, requests);
     }
 
     /// The time is `now`, and `requests` were carried out in all.
     pub(crate) fn passed(&mut self, now: Instant, requests: u64) {
         match self {
-            Self::None => {}
+            Self::None { since, yielded } => {
+                let time = now.saturating_duration_since(*since);
+                if time >= CONTENTION_WINDOW {
+                    let began = now;
+                    *self = match 2 * *yielded >= time {
+                        true => Self::TryLooking(Sample { began, requests }),
+                        false => Self::new(now),
+                    };
+                }
+            }
             Self::TryLooking(sample) => {
                 if let Some(looking) = sample.rate(now, requests) {
                     let began = now;
@@ -77,7 +98,7 @@ impl Contention {
                 }
             }
             Self::Kept { until, .. } if now < *until => {}
-            Self::Kept { .. } => *self = Self::None,
+            Self::Kept { .. } => *self = Self::new(now),
         }
     }
 }
@@ -88,11 +109,19 @@ mod tests {
 
     const AT_ONCE: Duration = Duration::from_micros(2);
 
+    /// One that has found that others want the processor, as soon as it could; and when.
+    fn contended(requests: u64) -> (Contention, Instant) {
+        let start = Instant::now();
+        let mut contention = Contention::new(start);
+        let now = start + CONTENTION_WINDOW;
+        contention.gave_way(CONTENTION_WINDOW / 2, now, requests);
+        assert!(matches!(contention, Contention::TryLooking(_)));
+        (contention, now)
+    }
+
     /// What is kept after so many requests in the trial of looking, and so many in that of sleeping; and when.
     fn kept(looking: u64, sleeping: u64) -> (Contention, Instant) {
-        let mut contention = Contention::default();
-        let start = Instant::now();
-        contention.gave_way(LONG_YIELD, start, 1000);
+        let (mut contention, start) = contended(1000);
         assert!(!contention.sleeps());
         let asleep = start + CONTENTION_TRIAL;
         contention.passed(asleep - AT_ONCE, 1000);
@@ -119,7 +148,6 @@ mod tests {
             assert_eq!(contention.sleeps(), sleeps, "{looking}, {sleeping}");
             let later = now + CONTENTION_KEPT;
             contention.gave_way(LONG_YIELD, later - AT_ONCE, 2000);
-            contention.passed(later - AT_ONCE, 2000);
             assert_eq!(contention.sleeps(), sleeps, "{looking}, {sleeping}");
             contention.passed(later, 2000);
             assert!(!contention.sleeps());
@@ -129,26 +157,33 @@ mod tests {
     /// A trial may be over long before anybody looks, and a device that is taken away takes its count along.
     #[test]
     fn rates_count_and_not_requests() {
-        let mut contention = Contention::default();
-        let start = Instant::now();
-        contention.gave_way(LONG_YIELD, start, 0);
+        let (mut contention, start) = contended(2000);
         let asleep = start + 4 * CONTENTION_TRIAL;
-        contention.passed(asleep, 100);
-        contention.passed(asleep + CONTENTION_TRIAL, 150);
+        contention.passed(asleep, 2100);
+        contention.passed(asleep + CONTENTION_TRIAL, 2150);
         assert!(contention.sleeps());
-        let (mut contention, now) = kept(40, 0);
-        contention.passed(now + CONTENTION_KEPT, 0);
-        contention.gave_way(LONG_YIELD, now, 2000);
+        let (mut contention, now) = contended(2000);
         contention.passed(now + CONTENTION_TRIAL, 10);
         assert!(contention.sleeps());
     }
 
+    /// Whether a worker that yields for these times, one after the other, finds that others want the processor.
+    fn finds_others(yields: impl IntoIterator<Item = Duration>) -> bool {
+        let mut now = Instant::now();
+        let mut contention = Contention::new(now);
+        yields.into_iter().any(|took| {
+            now += took;
+            contention.gave_way(took, now, 0);
+            matches!(contention, Contention::TryLooking(_))
+        })
+    }
+
     #[test]
-    fn a_short_yield_says_nothing() {
-        let mut contention = Contention::default();
-        let now = Instant::now();
-        contention.gave_way(LONG_YIELD - AT_ONCE, now, 0);
-        contention.passed(now + CONTENTION_TRIAL, 0);
-        assert!(!contention.sleeps());
+    fn a_worker_that_yields_most_of_its_time_for_long_shares_its_processor() {
+        assert!(finds_others([LONG_YIELD; 100]));
+        assert!(!finds_others([LONG_YIELD - AT_ONCE; 1000]));
+        // Now and then Xen has another domain run.
+        let seldom = [LONG_YIELD, LONG_YIELD / 2, LONG_YIELD / 2, LONG_YIELD / 2];
+        assert!(!finds_others(seldom.into_iter().cycle().take(1000)));
     }
 }

@@ -3,6 +3,7 @@
 use crate::worker::budget::Budget;
 use crate::worker::contention::Contention;
 use crate::worker::polling::Polling;
+use crate::worker::priority;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -35,6 +36,8 @@ pub struct EventLoop<H> {
     polling: Polling,
     budget: Budget,
     contention: Contention,
+    /// Its priority is that of a worker which sleeps in place of looking.
+    is_raised: bool,
     /// Steps since the last one that found something to do.
     idle_steps: u32,
     sleeps: u64,
@@ -77,7 +80,8 @@ impl<H: Hypervisor> EventLoop<H> {
             events: Events::with_capacity(16),
             polling: Polling::new(limit, Instant::now()),
             budget: Budget::new(cpu_percent, Instant::now(), cpu_time()),
-            contention: Contention::default(),
+            contention: Contention::new(Instant::now()),
+            is_raised: false,
             idle_steps: 0,
             sleeps: 0,
             yields: 0,
@@ -209,7 +213,7 @@ impl<H: Hypervisor> EventLoop<H> {
                 }
                 continue;
             }
-            let sleeps = self.contention.sleeps();
+            let sleeps = self.sleeps_in_place_of_looking();
             match activity {
                 _ if sleeps => {}
                 // A kernel thread that carries out our transfers may wait for this processor.
@@ -264,6 +268,16 @@ impl<H: Hypervisor> EventLoop<H> {
         std::thread::yield_now();
     }
 
+    fn sleeps_in_place_of_looking(&mut self) -> bool {
+        let sleeps = self.contention.sleeps();
+        if sleeps != self.is_raised {
+            self.is_raised = sleeps;
+            syscalls::count();
+            priority::set(sleeps);
+        }
+        sleeps
+    }
+
     /// Others may have work, whatever is hoped for here.
     fn offer_processor(&mut self, activity: Activity) {
         let before = Instant::now();
@@ -271,10 +285,11 @@ impl<H: Hypervisor> EventLoop<H> {
         let after = Instant::now();
         let requests = self.devices.requests();
         // While the disk works, its kernel thread may be who took long.
-        if activity == Activity::Idle {
-            self.contention.gave_way(after - before, after, requests);
-        }
-        self.contention.passed(after, requests);
+        let took = match activity {
+            Activity::Idle => after - before,
+            _ => Duration::ZERO,
+        };
+        self.contention.gave_way(took, after, requests);
     }
 
     fn found_work(&mut self) {

@@ -176,6 +176,9 @@ fn filter() -> Result<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         always.into_iter().map(|call| (call, Vec::new())).collect();
     rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
+    // Of its own user there is itself alone.
+    let process = [libc::PRIO_PROCESS.into()];
+    rules.insert(libc::SYS_setpriority, one_of(0, &process)?);
     // To abort by, so that its death says why.
     let own = [std::process::id().into()];
     rules.insert(libc::SYS_tgkill, one_of(0, &own)?);
